@@ -111,6 +111,7 @@ def export(config: ExportConfig) -> Iterator[str]:
 
 def import_(config: ImportConfig) -> Iterator[str]:
     """Yield a line with the number of new labels."""
+    from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import import_labels
     from rlhf.labeling.store import LabelFile
 
@@ -124,10 +125,16 @@ def import_(config: ImportConfig) -> Iterator[str]:
                 f"output: labels of the modes {', '.join(sorted(modes))} cannot be in one file"
             )
         known = {row["label_id"] for row in file.rows}
-        new = {row["label_id"]: row for row in rows if row["label_id"] not in known}
+        # The id of a label that replaced an undone one is not the same in every format.
+        labeled = {(row["annotator"], row["item_id"]) for row in live_labels(file.rows)}
+        new = {
+            row["label_id"]: row
+            for row in rows
+            if row["label_id"] not in known and (row["annotator"], row["item_id"]) not in labeled
+        }
         for row in new.values():
             file.append(row)
-    problems["label that the file has already"] += len(rows) - len(new)
+    problems["already in the file"] += len(rows) - len(new)
     yield f"{count_text(len(new), 'label')} appended to {config.output}{_reasons_text(+problems)}"
 
 

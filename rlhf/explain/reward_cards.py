@@ -24,6 +24,10 @@ _SCORE_NOTE = (
     "Green tokens raise the score, red tokens lower it. Point at a token to see its values. Each "
     "card has its own scale."
 )
+_FIRST_COLOR_NOTE = (
+    " Integrated gradients color the tokens first, because gradient × input can miss decisive "
+    "tokens."
+)
 _MAX_CHARACTERS = 300
 """Maximum number of characters of a text of a training pair."""
 
@@ -42,9 +46,7 @@ def pair_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
         _pair_card_html(number, pair, methods, names)
         for number, pair in enumerate(reward.pairs, start=1)
     ]
-    return html_with_shading_selector(
-        [names[m] for m in methods], names[methods[-1]], _MARGIN_NOTE, cards
-    )
+    return _shaded_cards_html(methods, names, _MARGIN_NOTE, cards)
 
 
 def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
@@ -65,9 +67,16 @@ def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
             f'<small>{esc(title)}</small>{prompt}</header><div class="columns"><div>{body}'
             f"{_strongest_html(text, methods[-1])}</div></div></article>"
         )
-    return html_with_shading_selector(
-        [names[m] for m in methods], names[methods[-1]], _SCORE_NOTE, cards
-    )
+    return _shaded_cards_html(methods, names, _SCORE_NOTE, cards)
+
+
+def _shaded_cards_html(
+    methods: Sequence[str], names: Mapping[str, str], note: str, cards: Sequence[str]
+) -> str:
+    """Return cards that the last method colors first, with the reason if there is a choice."""
+    if len(methods) > 1 and methods[-1] == "integrated_gradients":
+        note += _FIRST_COLOR_NOTE
+    return html_with_shading_selector([names[m] for m in methods], names[methods[-1]], note, cards)
 
 
 def _pair_card_html(

@@ -114,8 +114,8 @@ def find_source(path: str) -> ModelSource:
 def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
     """Return the folder of the model, and its run directory or None."""
     if not root.is_dir():
-        siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-        hint = did_you_mean(root.name, siblings)
+        siblings = root.parent.iterdir() if root.parent.is_dir() else ()
+        hint = did_you_mean(root.name, [path.name for path in siblings if path.is_dir()])
         raise UserError(
             f"{root} is not a folder{hint}: give a run directory, a checkpoint or a model folder"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 import threading
@@ -215,6 +216,10 @@ class LabelingSession:
                 if any(saved.get(key) != value for key, value in given.items()):
                     raise ConflictingLabel("the item has a different label; undo it first")
                 return submission.label_id
+            if (
+                item.item_id in self._labels_not_undone_by_item()
+            ):  # imported labels can have other ids
+                raise ConflictingLabel("the item has a different label; undo it first")
             if submission.label_id != self._task(item).label_id:
                 raise ConflictingLabel("the label belongs to an older state of the item")
             row = self._base_row(submission.label_id, item.item_id) | {"prompt": item.prompt}
@@ -251,14 +256,18 @@ class LabelingSession:
 
     def _task(self, item: LabelItem) -> Task:
         """Return the task of an item. The id of its next label does not change at a restart."""
-        attempts = sum(row.get("undoes") is not None for row in self._rows_of_item(item.item_id))
-        label_id = label_id_of(self.annotator, item.item_id, attempt=attempts)
+        # The number of undone labels is not enough: an imported label that was undone can have the
+        # id of a later attempt, because its earlier attempts are not in this file.
+        undone = undone_ids(self._own_rows())
+        label_id = next(
+            label_id
+            for attempt in itertools.count()
+            if (label_id := label_id_of(self.annotator, item.item_id, attempt=attempt))
+            not in undone
+        )
         order = list(range(len(item.replies)))
         random.Random(f"{self.settings.seed}/{self.annotator}/{item.item_id}").shuffle(order)
         return Task(label_id, item, tuple(order))
-
-    def _rows_of_item(self, item_id: str) -> list[dict[str, Any]]:
-        return [row for row in self._own_rows() if row["item_id"] == item_id]
 
     def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
         return new_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)

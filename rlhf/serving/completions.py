@@ -76,11 +76,12 @@ class CompletionRoutes:
         body, model = read_body(ChatBody, await request.body()), self.model
         self._check_server_limits_and_options(body, 1)
         ids = await self._call_in_encoding_thread(lambda: model.encode_messages(body.messages))
-        requested = body.max_completion_tokens or body.max_tokens
+        option = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        max_new_tokens = model.max_new_tokens([ids], getattr(body, option), option=option)
         generation = model.start_generation(
             [ids],
             body,
-            max_new_tokens=model.max_new_tokens([ids], requested),
+            max_new_tokens=max_new_tokens,
             num_alternatives=body.top_logprobs,
         )
         json_format = ChatCompletionJson(

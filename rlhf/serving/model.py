@@ -121,12 +121,19 @@ class ServedModel:
                 code="context_length_exceeded",
             )
 
-    def max_new_tokens(self, prompts: Sequence[Sequence[int]], requested: int | None) -> int:
+    def max_new_tokens(
+        self,
+        prompts: Sequence[Sequence[int]],
+        requested: int | None,
+        *,
+        option: str = "max_tokens",
+    ) -> int:
         """Return the maximum number of tokens of the completions of prompts.
 
         Args:
             prompts: Token ids of the prompts.
             requested: The number in the request; None means as many as possible.
+            option: Name of the number in the request.
 
         Raises:
             ApiError: The prompt with its completion would be too long.
@@ -135,9 +142,9 @@ class ServedModel:
         if requested is not None and requested > room:
             raise ApiError(
                 400,
-                f"max_tokens: {requested} tokens after a prompt of {self.max_tokens - room} tokens "
+                f"{option}: {requested} tokens after a prompt of {self.max_tokens - room} tokens "
                 f"exceed the limit of {self.max_tokens} tokens",
-                param="max_tokens",
+                param=option,
                 code="context_length_exceeded",
             )
         return room if requested is None else requested

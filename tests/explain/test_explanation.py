@@ -61,6 +61,12 @@ def test_the_page_shows_each_part(explanation):
         assert text in page
 
 
+def test_the_page_says_why_integrated_gradients_color_it_first(explanation):
+    page = explanation.to_html()
+    assert "<option selected>integrated gradients</option>" in page
+    assert "because gradient × input can miss decisive tokens" in page
+
+
 def test_tokens_of_the_page_are_the_texts_and_their_values(explanation):
     page = explanation.to_html()
     card = page.split('<article class="case tokens"')[2]  # the first pair of PAIRS

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
+from rlhf.export.source import find_source
 from rlhf.runs.inputs import fingerprint
 from tests.export.conftest import LORA, export, short
 from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
@@ -89,6 +90,13 @@ def test_an_unknown_home_directory_is_part_of_a_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"~nobody.* is not a folder"):
         export(Path("~nobody-has-this-name/model"), tmp_path / "x")
+
+
+def test_a_file_is_not_suggested_as_the_source(tmp_path: Path):
+    (tmp_path / "final").mkdir()
+    (tmp_path / "finel").write_text("a file")
+    with pytest.raises(UserError, match=r"finel is not a folder; did you mean 'final'\?"):
+        find_source(str(tmp_path / "finel"))
 
 
 @pytest.mark.parametrize("change", ["added", "added link", "edited card", "without a list"])

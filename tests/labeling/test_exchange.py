@@ -279,6 +279,43 @@ def test_the_annotator_of_a_dataset_of_labels_can_be_changed(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("form", ENDINGS)
+def test_replies_of_several_messages_stay_separate(tmp_path: Path, capsys, form: str):
+    def reply(name: str) -> list[dict[str, str]]:
+        contents = {"assistant": f"call {name}", "tool": name}
+        turns = [{"role": role, "content": text} for role, text in contents.items()]
+        return [*turns, {"role": "assistant", "content": f"done {name}"}]
+
+    rows = [{"prompt": "q", "replies": [reply("x"), reply("y")]}]
+    session = open_session(tmp_path, rows=rows, mode="rankings")
+    session.submit(submit_to(session.next_task(), {"ranks": [1, 2]}))
+    session._file.close()
+    source, output = str(tmp_path / "labels.jsonl"), str(tmp_path / "imported.jsonl")
+    path = str(tmp_path / form) + ENDINGS[form].removeprefix("labels")
+    assert main(["labels", "export", source, "--path", path, "--format", form]) == 0
+    assert main(["labels", "import", path, "--format", form, "--output", output]) == 0
+    assert lines(Path(output))[0]["replies"] == [reply("x"), reply("y")]
+    assert lines(Path(output))[0]["item_id"] == lines(Path(source))[0]["item_id"]
+
+
+def test_a_label_is_imported_once_from_two_formats(tmp_path: Path, capsys):
+    """The label replaced an undone one, so only the dataset contains the id of the second one."""
+    session = open_session(tmp_path, rows=pair_rows(1))
+    task = session.next_task()
+    session.submit(submit_to(task, {"choice": "tie"}))
+    session.undo(task.label_id)
+    session.submit(submit_to(session.next_task(), {"choice": "tie"}))
+    session._file.close()
+    output = str(tmp_path / "imported.jsonl")
+    for form in ("datasets", "argilla", "label-studio"):
+        path = str(tmp_path / form) + ENDINGS[form].removeprefix("labels")
+        source = str(tmp_path / "labels.jsonl")
+        assert main(["labels", "export", source, "--path", path, "--format", form]) == 0
+        assert main(["labels", "import", path, "--format", form, "--output", output]) == 0
+    assert "0 labels appended" in capsys.readouterr().out.splitlines()[-1]
+    assert len(lines(Path(output))) == 1
+
+
 def test_messages_of_a_dataset_have_no_nulls(tmp_path: Path):
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
     called = [{"role": "assistant", "content": "", "tool_calls": calls}]

@@ -252,6 +252,27 @@ def test_a_session_continues_after_a_restart(tmp_path: Path):
     assert len(lines(tmp_path / "labels.jsonl")) == 1
 
 
+def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path):
+    """An exported file has no undone labels, but its labels keep the ids of later attempts."""
+    session = open_session(tmp_path, rows=pair_rows(1))
+    task = session.next_task()
+    session.submit(submission(task, {"choice": "tie"}))
+    session.undo(task.label_id)
+    session.submit(submission(session.next_task(), {"choice": "tie"}))
+    session._file.close()
+    write_jsonl(tmp_path / "kept.jsonl", live_labels(lines(tmp_path / "labels.jsonl")))
+    kept = open_session(tmp_path, rows=pair_rows(1), file="kept.jsonl")
+    with pytest.raises(ConflictingLabel, match="different label"):  # the first attempt is not live
+        kept.submit(submission(task, {"choice": "first"}))
+    kept.undo(str(kept.progress().last))
+    kept.submit(submission(kept.next_task(), {"choice": "first"}))
+    kept.undo(str(kept.progress().last))
+    kept.submit(submission(kept.next_task(), {"choice": "second"}))
+    rows = lines(tmp_path / "kept.jsonl")
+    assert len({row["label_id"] for row in rows}) == len(rows) == 5
+    assert len(live_labels(rows)) == 1
+
+
 def test_a_file_has_one_mode_and_one_writer(tmp_path: Path):
     session = open_session(tmp_path)
     session.submit(submission(session.next_task(), None))

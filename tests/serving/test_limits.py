@@ -83,6 +83,7 @@ CHAT_REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "'tool_calls'"),
     ({"top_logprobs": 2}, "no effect without logprobs"),
     ({"max_tokens": 2, "max_completion_tokens": 2}, "not both"),
+    ({"max_completion_tokens": 10**6}, "max_completion_tokens: 1000000 tokens after"),
     ({"tools": [{"type": "function"}]}, "tools is not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
     ({"echo": True}, "unknown option 'echo'"),

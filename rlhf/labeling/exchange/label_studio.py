@@ -92,12 +92,14 @@ def _task_data(row: Row) -> dict[str, Any]:
     fields = plain_messages_by_name(row)
     if row["mode"] != "rankings":
         return dict(fields)
-    replies = [
-        {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
-        for name, messages in fields.items()
-        if name != "prompt"
-    ]
+    replies = [_ranked_reply(name, fields[name]) for name in fields if name != "prompt"]
     return {"prompt": fields["prompt"], "replies": replies}
+
+
+def _ranked_reply(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return the entry of a list. It shows a text, so several messages are kept beside it."""
+    entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
+    return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
 
 
 def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
@@ -209,7 +211,7 @@ def _label(
         )
     if isinstance(replies := field("replies"), list):
         ranks = _ranks(value("ranking", "ranker"), replies, names.get("ranking", "ranking"))
-        bodies = [reply["body"] for reply in replies]
+        bodies = [reply.get("messages") or reply["body"] for reply in replies]
         known = bool(ranks) or common["skipped"]
         return ForeignLabel("rankings", **common, replies=bodies, ranks=ranks) if known else None
     if (rating := value("rating", "rating")) is not None or field("completion") is not None:
