@@ -94,7 +94,10 @@ _CALCULATION_BEFORE_BOX = re.compile(
 _CALCULATION_AFTER_BOX = re.compile(
     r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
     r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d|"
-    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)"
+    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)|"
+    r"[ $]*(?:squared|cubed|factorial|plus|minus|times|multiplied|divided|"
+    r"and (?:a|one) (?:half|third|quarter))\b",
+    re.I,
 )
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
@@ -175,7 +178,8 @@ def answer_segment_and_is_boxed(reply: str) -> tuple[str, bool]:
             segment += glued[0]
     if len(segment) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
         segment = segment[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
-    return without_markdown(segment), bool(before or after) or starts_with_box(reply)
+    segment = units.with_powers_before_units(without_markdown(segment))
+    return segment, bool(before or after) or starts_with_box(reply)
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
