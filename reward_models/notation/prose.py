@@ -128,6 +128,7 @@ _VALUE_CHANGE_AFTER_NUMBER = re.compile(
 _MARKDOWN_REPLACEMENTS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
+    (re.compile(r"[✓✔✅☑🎉]\ufe0f?"), " "),
     (re.compile(r"`"), ""),
     (re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])"), " "),
     (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\-]|\.\d)"), " "),
@@ -136,6 +137,11 @@ _MARKDOWN_REPLACEMENTS = [
     (re.compile(r"(?<![\w)\]}\\$_])(?<!\w\.)__?(?=[^\s_{}^])"), " "),
     (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
 ]
+_WORDS_BEFORE_SIGN = word_set(
+    "is are was were be being equals equal gives give makes make get gets to of by at from so thus "
+    "therefore hence then have has becomes yields"
+)
+"""Words after which a spaced dash is a sign."""
 _OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _QUOTE_CHARACTERS = "'\"“”‘’′″"
@@ -449,9 +455,21 @@ def _check_text_before_run(text: str, tokens: list[Token], first: int, run: str)
         raise NotUnderstood("several candidates")
     if previous is not None:
         _check_previous_number(before[previous.end :], previous, tokens[first])
+    if _is_dash_after_word(tokens, first):
+        raise NotUnderstood("a dash that may be a sign")
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
     if glued and tokens[first - 1].kind in ("word", "number"):
         raise NotUnderstood("a number that is part of a name")
+
+
+def _is_dash_after_word(tokens: list[Token], first: int) -> bool:
+    """Return whether the run begins with a spaced dash after a word, as in ``Answer - 8``."""
+    if first == 0 or first + 1 >= len(tokens) or not tokens[first].is_op("-"):
+        return False
+    word = tokens[first - 1]
+    is_word = word.kind == "word" and len(word.text) > 1 and not word.math
+    is_spaced = tokens[first].spaced and tokens[first + 1].spaced
+    return is_word and is_spaced and word.text.lower() not in _WORDS_BEFORE_SIGN
 
 
 def _has_sign_word(tokens: list[Token], first: int) -> bool:

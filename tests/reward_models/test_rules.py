@@ -102,6 +102,19 @@ def test_words_after_a_number_are_its_unit_or_change_it(kind, answer, reply, rig
     assert score({"kind": kind, "answer": answer}, reply) == [right]
 
 
+def test_a_dash_after_a_word_is_no_sign():
+    replies = ["Answer – 8", "Total - 8", "It is - 8", "x = - 8", "Answer: -8"]
+    assert score({"kind": "number", "answer": "-8"}, *replies) == [0, 0, 1, 1, 1]
+    assert score({"kind": "math", "answer": "-8"}, *replies) == [0, 0, 1, 1, 1]
+    assert score({"kind": "number", "answer": "8"}, *replies) == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["number", "math"])
+def test_check_marks_are_no_symbols(kind):
+    spec = {"kind": kind, "answer": "8"}
+    assert score(spec, "8 ✓", "✅ 8", "3+5=8 ✔\ufe0f", "8 ✗", "9 ✓") == [1, 1, 1, 0, 0]
+
+
 def test_a_time_of_day_is_no_number():
     assert score({"kind": "number", "answer": "12 noon"}, "12") == [None]
 
@@ -189,6 +202,10 @@ def test_hostile_replies_are_wrong_and_the_next_one_is_scored():
 
 
 def test_exact_match():
+    spec = {"kind": "exact_match", "answer": "Paris"}
+    assert score(spec, "<think>Rome?</think>\n\nParis", "Rome?\n</think>\nParis") == [1, 1]
+    assert score(spec, "<think>Paris</think>Rome", "<think>Paris", "Paris</think>") == [0, 0, 0]
+    assert score({**spec, "answer": "</think>"}, "</think>") == [1]
     assert score({"kind": "exact_match", "answer": "Paris"}, " paris\n", "Paris.") == [1, 0]
     assert score({"kind": "exact_match", "answer": "Paris", "ignore_case": False}, "paris") == [0]
 
