@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from rlhf.common.text import after_thinking
+from rlhf.common.fences import without_reasoning
 from rlhf.envs.core import check_choice
 from rlhf.envs.wrappers import TextWrapper
 
@@ -20,8 +20,9 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 class ParseAction(TextWrapper):
     """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
-    Reasoning in `<think>` is not searched. A reply without an action in the form `form` is passed
-    to the environment unchanged. The environment usually treats such a reply as an invalid action.
+    Reasoning in `<think>` is not searched. Tags in a fenced program or between quotation marks are
+    part of the action. A reply without an action in the form `form` is passed to the environment
+    unchanged. The environment usually treats such a reply as an invalid action.
     `info["parsed"]` is True if an action was extracted.
 
     Args:
@@ -38,7 +39,7 @@ class ParseAction(TextWrapper):
         self._parse = PARSERS[form]
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
-        parsed = self._parse(after_thinking(action))
+        parsed = self._parse(without_reasoning(action))
         result = self.env.step(action if parsed is None else parsed)
         text, reward, terminated, truncated, info = result
         return text, reward, terminated, truncated, {**info, "parsed": parsed is not None}

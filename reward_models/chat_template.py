@@ -18,9 +18,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf.common.fences import first_reasoning_tag
 from rlhf.errors import UserError, first_line
 from rlhf.reward_models.core import Conversation, Unscorable
-from rlhf.reward_models.fences import first_reasoning_tag
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

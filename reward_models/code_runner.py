@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.fences import code_of_reply
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -24,7 +25,6 @@ from rlhf.reward_models.core import (
     Unscorable,
     last_reply,
 )
-from rlhf.reward_models.fences import code_of_reply
 from rlhf.reward_models.program_tests import joined_tests
 from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
 from rlhf.reward_models.targets import ReferenceAnswerSource

@@ -19,6 +19,7 @@ from rlhf.reward_models.notation.prose import (
     final_statement,
 )
 from rlhf.reward_models.notation.quantity import leading_unit_words
+from rlhf.reward_models.notation.units import with_powers_before_units
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 
@@ -50,7 +51,7 @@ def answer_verdict_and_reason(
         failure = "wrong"
         with _cpu_time_limit(seconds):
             equals = algebra.same_answer(
-                right, parse_reply_answer(reply, allow_words=right.kind == "text")
+                right, parse_reply_answer(reply, allow_words=_consists_of_words(right))
             )
     except NotUnderstood as reason:
         return failure, str(reason)
@@ -68,7 +69,8 @@ def parse_reference_answer(text: str) -> Node:
     Raises:
         NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute the value.
     """
-    tree = parse_answer(answer_and_text_around_box(text)[0].strip())
+    answer = answer_and_text_around_box(text)[0].strip()
+    tree = parse_answer(with_powers_before_units(answer))
     try:
         algebra.check_reference_has_value(tree)
     except (NotUnderstood, _TimeLimitExceeded):
@@ -76,6 +78,12 @@ def parse_reference_answer(text: str) -> Node:
     except Exception as error:
         raise NotUnderstood(f"{type(error).__name__}: {error}") from error
     return tree
+
+
+def _consists_of_words(answer: Node) -> bool:
+    """Return whether an answer consists of words, or is one letter as in multiple choice."""
+    is_letter = answer.kind in ("symbol", "constant") and len(str(answer.data)) == 1
+    return answer.kind == "text" or is_letter
 
 
 def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:

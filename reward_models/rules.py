@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import regex as timed  # re has no timeout, so a reply could block it forever
 
+from rlhf.common.fences import without_reasoning
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
@@ -40,16 +41,18 @@ def exact_match(
 ) -> Reward:
     """Build a reward of 1.0 if the reply equals a reference answer, else 0.0.
 
-    Surrounding white space is ignored. If ``ignore_case`` is set, case is also ignored.
+    Surrounding white space is ignored, and so is reasoning in ``<think>`` before the answer. If
+    ``ignore_case`` is set, case is also ignored.
     """
     target = ReferenceAnswerSource(answer, answers)
 
     def score_last_reply(conversation: Conversation) -> float:
-        reply, *right = (
+        reply = last_reply(conversation)
+        whole, answer, *right = (
             text.strip().casefold() if ignore_case else text.strip()
-            for text in (last_reply(conversation), *target.reference_answers(conversation))
+            for text in (reply, without_reasoning(reply), *target.reference_answers(conversation))
         )
-        return float(reply in right)
+        return float(whole in right or answer in right)
 
     return PerConversationReward(score_last_reply, name="exact_match", outcomes=(0.0, 1.0))
 

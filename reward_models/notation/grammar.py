@@ -294,7 +294,7 @@ class _MathReader(TokenReader):
             elif self.take_op("%"):
                 node = Node("percent", (node,))
             elif self.take_degree():
-                node = Node("degree", (node,))
+                node = self._degrees(node)
             elif scale := units.SCALES.get(self.peek().text.lower()):
                 self.take()
                 node = Node("multiply", (node, Node("number", data=Fraction(scale))))
@@ -302,6 +302,16 @@ class _MathReader(TokenReader):
                 node = self._subscript(node)
             else:
                 return node
+
+    def _degrees(self, node: Node) -> Node:
+        """Return an angle, or a temperature if a scale ends the value, as in ``5^\\circ C``."""
+        token, after = self.peek(), self.peek(1)
+        ends = after.kind in ("end", "punctuation") or after.is_op(",", ";", ")", "}")
+        scale = units.temperature_scale(token.text) if token.kind == "word" and ends else None
+        if scale is None:
+            return Node("degree", (node,))
+        self.take()
+        return Node("unit", (node,), scale)
 
     def _subscript(self, node: Node) -> Node:
         digits = self.peek(-1).text
@@ -607,7 +617,9 @@ class _MathReader(TokenReader):
         if token is self.peek() and self._is_power_of_letters():
             return False
         long = len(word) > 1
-        is_known = token is self.peek() and self.is_known_unit()
+        is_known = token is self.peek() and (
+            self.is_known_unit() or (word in ("square", "cubic") and self.is_known_unit(1))
+        )
         return (is_known and token.prose) or (long and (token.prose or not token.math or is_known))
 
     def _is_power_of_letters(self) -> bool:

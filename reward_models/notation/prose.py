@@ -94,7 +94,10 @@ _CALCULATION_BEFORE_BOX = re.compile(
 _CALCULATION_AFTER_BOX = re.compile(
     r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
     r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d|"
-    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)"
+    r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)|"
+    r"[ $]*(?:squared|cubed|factorial|plus|minus|times|multiplied|divided|"
+    r"and (?:a|one) (?:half|third|quarter))\b",
+    re.I,
 )
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
@@ -125,6 +128,7 @@ _VALUE_CHANGE_AFTER_NUMBER = re.compile(
 _MARKDOWN_REPLACEMENTS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
+    (re.compile(r"[✓✔✅☑🎉]\ufe0f?"), " "),
     (re.compile(r"`"), ""),
     (re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])"), " "),
     (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\-]|\.\d)"), " "),
@@ -133,6 +137,11 @@ _MARKDOWN_REPLACEMENTS = [
     (re.compile(r"(?<![\w)\]}\\$_])(?<!\w\.)__?(?=[^\s_{}^])"), " "),
     (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
 ]
+_WORDS_BEFORE_SIGN = word_set(
+    "is are was were be being equals equal gives give makes make get gets to of by at from so thus "
+    "therefore hence then have has becomes yields"
+)
+"""Words after which a spaced dash is a sign."""
 _OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _QUOTE_CHARACTERS = "'\"“”‘’′″"
@@ -175,7 +184,8 @@ def answer_segment_and_is_boxed(reply: str) -> tuple[str, bool]:
             segment += glued[0]
     if len(segment) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
         segment = segment[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
-    return without_markdown(segment), bool(before or after) or starts_with_box(reply)
+    segment = units.with_powers_before_units(without_markdown(segment))
+    return segment, bool(before or after) or starts_with_box(reply)
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
@@ -445,9 +455,21 @@ def _check_text_before_run(text: str, tokens: list[Token], first: int, run: str)
         raise NotUnderstood("several candidates")
     if previous is not None:
         _reject_part_or_alternative_number(before[previous.end :], previous, tokens[first])
+    if _is_dash_after_word(tokens, first):
+        raise NotUnderstood("a dash that may be a sign")
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
     if glued and tokens[first - 1].kind in ("word", "number"):
         raise NotUnderstood("a number that is part of a name")
+
+
+def _is_dash_after_word(tokens: list[Token], first: int) -> bool:
+    """Return whether the run begins with a spaced dash after a word, as in ``Answer - 8``."""
+    if first == 0 or first + 1 >= len(tokens) or not tokens[first].is_op("-"):
+        return False
+    word = tokens[first - 1]
+    is_word = word.kind == "word" and len(word.text) > 1 and not word.math
+    is_spaced = tokens[first].spaced and tokens[first + 1].spaced
+    return is_word and is_spaced and word.text.lower() not in _WORDS_BEFORE_SIGN
 
 
 def _has_sign_word(tokens: list[Token], first: int) -> bool:

@@ -93,7 +93,8 @@ def parse_reference_quantity(reference: str) -> Quantity:
     Raises:
         NotUnderstood: The answer does not consist of one number.
     """
-    return parse_quantity(answer_and_text_around_box(reference)[0], is_reference=True)
+    answer = answer_and_text_around_box(reference)[0]
+    return parse_quantity(units.with_powers_before_units(answer), is_reference=True)
 
 
 def parse_final_quantity(reply: str) -> Quantity:
@@ -102,10 +103,12 @@ def parse_final_quantity(reply: str) -> Quantity:
     Raises:
         NotUnderstood: There is no number, or it is ambiguous.
     """
-    segment, _ = answer_segment_and_is_boxed(reply)
+    segment, boxed = answer_segment_and_is_boxed(reply)
     try:
         return parse_quantity(segment)
     except NotUnderstood:
+        if boxed and "!" in segment:  # outside of a box, it can end a sentence
+            raise
         statement = final_statement(segment, numbers_only=True)
     text = f"{statement.text} {leading_unit_words(statement.words)}"
     return parse_quantity(text, equations_complete=statement.equations_complete)
@@ -118,7 +121,12 @@ def leading_unit_words(words: str) -> str:
     for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
         known = units.known_unit(word) or word in ("%", "°")
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
-        if not (known or scaled) or (len(word) == 1 and word.isalpha()):
+        is_scale = bool(selected) and units.canonical_unit([selected[-1], word]) in (
+            "degC",
+            "degF",
+        )
+        is_letter = len(word) == 1 and word.isalpha() and not is_scale
+        if not (known or scaled or is_scale) or is_letter:
             break
         if word.lower() == "per" and not (
             selected or words.lower().lstrip().startswith("per cent")
@@ -371,18 +379,26 @@ class _QuantityReader(TokenReader):
         if self.take_op("%"):
             return units.PERCENT
         if self.take_degree():
-            is_scale = self.peek().kind == "word" and self.peek().text in ("C", "F")
-            return f"deg{self.take().text}" if is_scale else "deg"
+            return self._temperature_scale() or "deg"
         if currency := self.take_currency():
             return currency
         start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
         unit = units.canonical_unit(words)
+        if unit == "deg":
+            return self._temperature_scale() or unit
         if unit.startswith("/"):  # "5 per day" has no unit before the slash
             self.position = start
             return ""
         return unit
+
+    def _temperature_scale(self) -> str | None:
+        """Take a temperature scale after a degree sign, such as C; None if there is none."""
+        token = self.peek()
+        scale = units.temperature_scale(token.text) if token.kind == "word" else None
+        self.position += scale is not None
+        return scale
 
     def _unit_word(self, words: list[str]) -> str | None:
         """Parse the next word, slash or power of a unit after its first ``words``; None if none."""

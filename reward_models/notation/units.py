@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rlhf.reward_models.notation.lexer import word_set
 
 PERCENT = "%"
@@ -15,6 +17,8 @@ _UNIT_SPELLINGS = {
     "$": "dollar dollars usd",
     "€": "euro euros eur",
     "£": "pound_sterling gbp",
+    "¥": "yen",
+    "₹": "rupee rupees inr",
     "cent": "cent cents",
     "mm": "mm millimeter millimeters millimetre millimetres",
     "cm": "cm centimeter centimeters centimetre centimetres",
@@ -53,6 +57,8 @@ _UNIT_SPELLINGS = {
     "V": "V volt volts",
     "Hz": "Hz hertz",
     "K": "K kelvin",
+    "degC": "celsius centigrade",
+    "degF": "fahrenheit",
     "unit": "unit units",
 }
 _UNIT_BY_WORD = {
@@ -86,9 +92,34 @@ NOT_UNITS = word_set(
     "mln mil grand gross thou kilo mega giga millionth millionths billionth billionths eleven "
     "twelve twenty thirty forty fifty sixty seventy eighty ninety zero likely seem seems look "
     "looks sound sounds appear appears feel feels too must has have had guess guessed let suppose "
-    "assume assuming imagine "
+    "assume assuming imagine noon midnight "
 )
 """Words that are never units, because they change the value or begin another clause."""
+
+
+_DEGREES = ("degree", "degrees")
+_TEMPERATURE_SCALES = {"C": "degC", "F": "degF"}
+_POWER_AFTER_UNIT = re.compile(
+    rf"(?<![^\W\d_])({'|'.join(sorted(_UNIT_BY_WORD, key=len, reverse=True))})"
+    r"([ -]+)(?:(squared)|cubed)\b",
+    re.I,
+)
+
+
+def with_powers_before_units(text: str) -> str:
+    """Return the text with ``square meters`` in place of ``meters squared``, and so on.
+
+    Only powers of known units are changed: ``5 squared`` is a power of the number.
+    """
+    return _POWER_AFTER_UNIT.sub(
+        lambda match: f"{'square' if match[3] else 'cubic'} {match[1]}", text
+    )
+
+
+def temperature_scale(word: str) -> str | None:
+    """Return the unit of a temperature scale after a degree sign, None for any other word."""
+    unit = _TEMPERATURE_SCALES.get(word) or known_unit(word)
+    return unit if unit in _TEMPERATURE_SCALES.values() else None
 
 
 def known_unit(word: str) -> str | None:
@@ -111,6 +142,8 @@ def canonical_unit(names: list[str]) -> str:
     """
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
+    if len(names) == 2 and names[0].lower() in _DEGREES and (scale := temperature_scale(names[1])):
+        return scale
     exponents = _exponents_of_factors(names)
     if exponents:
         return _spelled_product(exponents)

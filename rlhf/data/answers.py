@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +21,8 @@ def reference_answer(value: Any) -> Answer | None:
     """Return the answer in a cell, or None if it contains none.
 
     - number: its shortest text, such as "42" for 42.0
-    - text: the part after the last `####`, or the whole text if it contains no `####`
+    - text: the part after the last `####`, or the whole text if it contains no `####`; the JSON of
+      a list of texts, as in CSV cells, is read as this list
     - list: the list of the answers in its items, without repetitions
     - object: the answer in the first of the keys `target`, `ground_truth`, `value` and `text` that
       the object has
@@ -29,6 +32,8 @@ def reference_answer(value: Any) -> Answer | None:
     if isinstance(value, (int, float)):
         return _number_text(value)
     if isinstance(value, str):
+        if texts := _json_texts(value):
+            return reference_answer(texts)
         final = value.rpartition(FINAL_ANSWER_MARKER)[2].strip()
         return final or None
     if isinstance(value, Mapping):
@@ -40,6 +45,20 @@ def reference_answer(value: Any) -> Answer | None:
         distinct = list(dict.fromkeys(texts))
         return distinct if len(texts) == len(members) and distinct else None
     return None
+
+
+def _json_texts(value: str) -> list[str] | None:
+    """Return the texts in the JSON of a list of texts; None for any other text.
+
+    A list of numbers can be an interval or a vector, so it is not converted.
+    """
+    if not re.match(r"\s*\[\s*\"", value):
+        return None
+    try:
+        texts = json.loads(value)
+    except ValueError:
+        return None
+    return texts if all(isinstance(text, str) for text in texts) else None
 
 
 def boxed_answer(text: str) -> str | None:

@@ -178,6 +178,13 @@ def pairs_with_nearly_equal_replies(rows: Sequence[Row]) -> Finding:
     return _finding("near ties", rows, ties, "fault", what)
 
 
+def reversed_scores(rows: Sequence[Row]) -> Finding:
+    """Find pairs with a margin below 0, whose rejected reply has the higher score."""
+    wrong = [index for index, row in enumerate(rows) if row.get("margin", 0.0) < 0]
+    what = "have a rejected reply with a higher score than the chosen reply"
+    return _finding("reversed scores", rows, wrong, "fault", what)
+
+
 def length_bias(rows: Sequence[Row]) -> Finding:
     """Measure the fraction of pairs in which the longer reply is chosen.
 

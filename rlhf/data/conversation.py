@@ -15,6 +15,7 @@ from rlhf.data.messages import (
     ROLES,
     Notes,
     RowDropped,
+    add_reasoning,
     decode_if_json,
     is_message,
     parse_messages,
@@ -374,7 +375,9 @@ def _read_prompt_and_reply_cell(
     if field == "completion" and isinstance(reasoning, str) and not reasoning_of(reply[-1]):
         cells.pop("reasoning")
         if reasoning.strip():
-            reply = [*reply[:-1], {**reply[-1], "reasoning_content": reasoning}]
+            last = dict(reply[-1])
+            add_reasoning(last, reasoning, notes)
+            reply = [*reply[:-1], last]
     return prompt, reply
 
 

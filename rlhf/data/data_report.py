@@ -97,6 +97,8 @@ def make_data_report(
     ]
     if "chosen" in rows[0]:
         findings += [checks.contradictory_pairs(rows), checks.pairs_with_nearly_equal_replies(rows)]
+        if any("margin" in row for row in rows):
+            findings.append(checks.reversed_scores(rows))
         findings += [checks.length_bias(rows), checks.suspicious_pair_labels(rows, seed=seed)]
     if "label" in rows[0]:
         findings += [checks.contradictory_labels(rows), checks.label_balance(rows)]

@@ -11,6 +11,7 @@ from rlhf.common.conversation import Conversation
 from rlhf.common.files import is_utf8_encodable
 from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
+from rlhf.data.columns import FACT_FIELDS
 from rlhf.data.conversation import (
     Cells,
     check_some_reply_has_weight,
@@ -267,9 +268,13 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "turns" in cells:
         return {"prompt": _prompt_from_turns(cells["turns"], notes)}
     messages = read_messages(cells.pop("messages", cells.get("text")), notes)
+    facts: dict[str, Any] = {}
     while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+        *messages, reply = messages
+        facts |= {field: reply[field] for field in FACT_FIELDS if field in reply}
         notes.add("reply after the prompt")
+    for field, value in facts.items():
+        cells.setdefault(field, value)
     return {"prompt": checked_prompt(messages)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
+    "ipython": "tool",
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
@@ -61,6 +64,10 @@ _READ_KEYS = {
 }
 
 _CALL_KEYS = {"id", "type", "index", "function", "name", *ARGUMENT_KEYS}
+
+
+DIFFERING_REASONING = "reasoning that differs from other reasoning of its message"
+_THINK_BLOCK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
 class RowDropped(Exception):
@@ -151,7 +158,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     content = item.get("content", item.get("value"))
     text, reasoning, calls = _text_reasoning_and_calls(content, notes)
     message: Message = {"role": role, "content": text}
-    if isinstance(raw_role, str) and raw_role.lower() == "function_call":
+    if isinstance(raw_role, str) and raw_role.lower() in ("function_call", "tool_call"):
         message |= {"content": "", "tool_calls": _parse_tool_calls(decode_if_json(content), notes)}
     _add_reply_keys(item, message, reasoning, calls, notes)
     for key in ("name", "tool_call_id"):
@@ -183,7 +190,7 @@ def _add_reply_keys(
         raise RowDropped("reasoning is not text")
     thoughts = [thought for thought in (reasoning, *values) if thought.strip()]
     if len({thought.strip() for thought in thoughts}) > 1:
-        notes.add("reasoning that differs from other reasoning of its message")
+        notes.add(DIFFERING_REASONING)
     reasoning = thoughts[0] if thoughts else ""
     calls = calls + (
         _parse_tool_calls(item["tool_calls"], notes) if is_filled(item.get("tool_calls")) else []
@@ -196,7 +203,7 @@ def _add_reply_keys(
         notes.update(f"{what} of a {message['role']} message" for what in ignored if ignored[what])
         return
     if reasoning:
-        message["reasoning_content"] = reasoning
+        add_reasoning(message, reasoning, notes)
     if calls:
         message["tool_calls"] = [*message.get("tool_calls", []), *calls]
     if weights:
@@ -204,6 +211,21 @@ def _add_reply_keys(
             raise RowDropped("a message's weight is neither 0 nor 1")
         if any(weight == 0 for weight in weights):
             message["weight"] = 0  # 1 is the default
+
+
+def add_reasoning(message: Message, reasoning: str, notes: Notes) -> None:
+    """Add reasoning to an assistant message, in place.
+
+    If the content begins with a ``<think>`` block, the block is removed, because a template would
+    write a second block. Reasoning in the block that differs from ``reasoning`` is noted.
+    """
+    message["reasoning_content"] = reasoning
+    content = message["content"]
+    block = _THINK_BLOCK.match(content) if isinstance(content, str) else None
+    if block:
+        message["content"] = content[block.end() :]
+        if block[1].strip() not in ("", reasoning.strip()):
+            notes.add(DIFFERING_REASONING)
 
 
 def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:

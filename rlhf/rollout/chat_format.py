@@ -400,6 +400,15 @@ class ChatFormat:
         head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
+    @functools.cached_property
+    def turn_opening(self) -> str:
+        """Text with which the template opens the assistant's turn after a user turn, or ""."""
+        try:
+            before, opened = self.render([PROBE_USER]), self.render([PROBE_USER], prompt=True)
+        except TemplateRefused:
+            return ""
+        return opened[len(before) :] if opened.startswith(before) else ""
+
     def _find_multi_turn_problem_and_note(self, system: bool) -> tuple[str | None, str | None]:
         """Check whether rollouts can have several turns with this template.
 

@@ -48,7 +48,9 @@ class ReplyPosition:
     prompt: str
     """The prompt from which the reply would be sampled."""
     unclosed: bool = False
-    """Whether the template writes no closing token after this reply."""
+    """Whether the closing token is appended, because the template writes none after this reply."""
+    added: str = ""
+    """Token that ends the reply in place of the closing token if a tool result follows."""
 
 
 Encoded = tuple[list[int], list[bool]]
@@ -289,6 +291,7 @@ class _RenderedConversation:
             start = len(THINK_TAGS_AT_END.sub("", prompt))
             if not self.whole.startswith(prompt[:start]):
                 return None
+        start += self._length_of_opening_at(start)
         final = index == len(self.messages) - 1
         text = self.whole if final else self.format.render(self.messages[: index + 1])
         closing = self.format.closing
@@ -307,7 +310,32 @@ class _RenderedConversation:
         if unclosed and closing.opens_next and not final:
             after = self._special_length_at(self.whole, end)
             end, unclosed = (end + after, False) if after else (end, True)
-        return ReplyPosition(start, end, prompt, unclosed)
+        added = self._token_before_tool_result(end) if unclosed and final else ""
+        return ReplyPosition(start, end, prompt, unclosed and not added, added)
+
+    def _length_of_opening_at(self, start: int) -> int:
+        """Return the length of the assistant's header after the prompt of a reply, or 0.
+
+        Some templates omit the header from a prompt that ends with a tool result, but write it if a
+        reply follows. The model does not sample the header, so it is not trained on.
+        """
+        opening = THINK_TAGS_AT_END.sub("", self.format.turn_opening)
+        is_in_prompt = self.whole.endswith(opening, 0, start)
+        return len(opening) if self.whole.startswith(opening, start) and not is_in_prompt else 0
+
+    def _token_before_tool_result(self, end: int) -> str:
+        """Return the special token between the last reply, which calls tools, and a tool result.
+
+        The result is "" if there is none, or if the last reply calls no tool.
+        """
+        if not self.format.closing.opens_next or not self.messages[-1].get("tool_calls"):
+            return ""
+        try:
+            text = self.format.render([*self.messages, {"role": "tool", "content": SENTINEL}])
+        except TemplateRefused:
+            return ""
+        follows = text.startswith(self.whole[:end])
+        return text[end : end + self._special_length_at(text, end)] if follows else ""
 
     def _end_of_unclosed_reply(self, text: str, start: int) -> int:
         """Return the end of the last reply in a template that writes no closing token."""
@@ -366,6 +394,6 @@ class _RenderedConversation:
         for reply in learned:
             if reply.start > cursor:
                 pieces.append((text[cursor : reply.start], False, False))
-            pieces.append((text[reply.start : reply.end], True, reply.unclosed))
+            pieces.append((text[reply.start : reply.end] + reply.added, True, reply.unclosed))
             cursor = reply.end
         return pieces

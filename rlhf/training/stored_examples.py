@@ -37,10 +37,10 @@ ROWS_PER_PROCESS = 10_000
 """A worker process is started for each of this number of rows, up to the configured number."""
 _SOURCE_FILES = (
     "common/conversation.py",
+    "common/fences.py",
     "common/guards.py",
     "reward_models/chat_template.py",
     "reward_models/core.py",
-    "reward_models/fences.py",
     "rollout/chat_format.py",
     "rollout/demonstrations.py",
     "rollout/plain_text.py",

@@ -81,6 +81,14 @@ PLANTED = pair("Is it?", "Yes", "No")
         ([PLANTED, pair("is  IT?", "yes", "no")] * 3, "duplicates", (301, 302, 303, 304, 305)),
         ([PLANTED, pair("Is it?", "No", "Yes")], "contradictory pairs", (300, 301)),
         ([pair("Is it?", "Yes", "yes ")], "near ties", (300,)),
+        (
+            [
+                {**pair("Is it?", "Yes", "No"), "margin": -2.0},
+                {**pair("Or not?", "Yes", "No"), "margin": 2.0},
+            ],
+            "reversed scores",
+            (300,),
+        ),
         ([pair("Is it?", "x " * 99, "No")] * 4, "over-long rows", (300, 301, 302, 303)),
         ([pair("Elsewhere?", "Yes", "No")], "shared prompts", (300,)),
     ],

@@ -208,6 +208,28 @@ def test_prompt_answer_is_on_the_last_user_message(read, row, answer):
     assert bare(read([row], "prompt")) == [{"prompt": [user("Q", answer=answer)]}]
 
 
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"prompt": "q", "reward_model": {"ground_truth": '["34", "035"]'}}, ["34", "035"]),
+        ({"prompt": "q", "answer": "[1, 2]"}, "[1, 2]"),  # an interval
+        ({"prompt": "q", "answer": '["a"'}, '["a"'),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "It is 5.", "answer": 5},
+                ]
+            },
+            "5",
+        ),
+    ],
+)
+def test_answers_in_other_places_and_types(read, row, answer):
+    (loaded,) = read([row], "prompt").rows
+    assert loaded["prompt"][-1]["answer"] == answer
+
+
 def test_svamp_story_reaches_the_prompt(read):
     row = {"Body": "Ann has 3 pens.", "Question": "How many pens?", "Answer": 3.0, "Type": "x"}
     expected = user("How many pens?\n\nAnn has 3 pens.", answer="3")
@@ -261,3 +283,49 @@ def test_a_tree_without_a_reply_is_named(read):
     message = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "Q"}
     with pytest.raises(UserError, match="no row contains one of this kind"):
         read([message], "sft")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {
+                    "role": "assistant",
+                    "content": "<think>\n1+1\n</think>\n\n2",
+                    "reasoning_content": "1+1",
+                },
+            ]
+        },
+        {"prompt": "q", "completion": "<think>1+1</think>2", "thinking": "1+1"},
+        {"prompt": "q", "completion": "<think></think>2", "thinking": "1+1"},
+    ],
+)
+def test_reasoning_that_is_given_twice_is_kept_once(read, row):
+    loaded = read([row], "sft")
+    (reply,) = loaded.rows[0]["completion"]
+    assert reply == {"role": "assistant", "content": "2", "reasoning_content": "1+1"}
+    assert not loaded.ignored
+
+
+def test_reasoning_that_differs_from_the_block_in_the_content_is_noted(read):
+    row = {"prompt": "q", "completion": "<think>other</think>2", "reasoning": "1+1"}
+    loaded = read([row], "sft")
+    (reply,) = loaded.rows[0]["completion"]
+    assert (reply["content"], reply["reasoning_content"]) == ("2", "1+1")
+    assert loaded.ignored == {"reasoning that differs from other reasoning of its message": 1}
+
+
+def test_roles_of_tool_calls_of_other_toolkits(read):
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'},
+        {"role": "ipython", "content": "r"},
+        {"role": "assistant", "content": "done"},
+    ]
+    (row,) = read([{"messages": messages}], "sft").rows
+    call, result, _ = row["completion"]
+    assert call["role"] == "assistant"
+    assert call["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert result == {"role": "tool", "content": "r"}

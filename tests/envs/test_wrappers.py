@@ -129,6 +129,8 @@ class Recorder(gym.Env):
         ("boxed", r"<think>\boxed{a}</think>\boxed {b}", "b"),
         ("boxed", r"\fbox{\frac{1}{2}}", r"\frac{1}{2}"),
         ("last_line", "<think>a</think>b", "b"),
+        ("answer", '<answer>print("</think>")</answer>', 'print("</think>")'),
+        ("last_line", "<think>a</think>\nsay '<think>'", "say '<think>'"),
         ("tool", '{"name": "go", "parameters": {"where": "left"}}', "go left"),
         ("tool", r'{"name": "go", "arguments": "{\"where\": \"left\"}"}', "go left"),
         ("tool", '{"name": "go", "arguments": "left"}', None),

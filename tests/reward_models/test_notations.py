@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf.common.fences import code_of_reply
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
-from rlhf.reward_models.fences import code_of_reply
 from rlhf.reward_models.math_check import answer_verdict_and_reason, parse_reference_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity, parse_quantity

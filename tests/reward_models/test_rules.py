@@ -73,6 +73,59 @@ def test_number_compares_values_not_spelling():
     }
 
 
+@pytest.mark.parametrize("kind", ["number", "math"])
+@pytest.mark.parametrize(
+    ("answer", "reply", "right"),
+    [
+        ("5 m^2", "5 meters squared", 1),
+        ("5 meters squared", "The area is 5 square meters.", 1),
+        ("5 meters squared", r"\boxed{5\text{ m}^2}", 1),
+        ("5 cm^3", "5 centimeters cubed", 1),
+        ("5", "5 meters squared", 1),
+        ("25", "5 meters squared", 0),
+        ("5 m", "5 meters squared", 0),
+        ("25", "5 squared", 0),
+        ("5 m/s^2", "5 meters per second squared", 1),
+        ("5 m/s", "5 meters per second squared", 0),
+        (r"100^\circ C", "100 degrees Celsius", 1),
+        (r"100^\circ\text{C}", r"100^\circ\text{F}", 0),
+        (r"100^\circ\text{C}", "100", 1),
+        ("100 degrees", "100 degrees Celsius", 0),
+        ("14", r"\boxed{14!}", 0),
+        ("14", r"The answer is \boxed{14}!", 1),
+        ("5", r"\boxed{5} squared", 0),
+        ("5", r"\boxed{5} minus 2", 0),
+        ("5", r"\boxed{5} meters squared", 1),
+    ],
+)
+def test_words_after_a_number_are_its_unit_or_change_it(kind, answer, reply, right):
+    assert score({"kind": kind, "answer": answer}, reply) == [right]
+
+
+def test_a_dash_after_a_word_is_no_sign():
+    replies = ["Answer – 8", "Total - 8", "It is - 8", "x = - 8", "Answer: -8"]
+    assert score({"kind": "number", "answer": "-8"}, *replies) == [0, 0, 1, 1, 1]
+    assert score({"kind": "math", "answer": "-8"}, *replies) == [0, 0, 1, 1, 1]
+    assert score({"kind": "number", "answer": "8"}, *replies) == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["number", "math"])
+def test_check_marks_are_no_symbols(kind):
+    spec = {"kind": kind, "answer": "8"}
+    assert score(spec, "8 ✓", "✅ 8", "3+5=8 ✔\ufe0f", "8 ✗", "9 ✓") == [1, 1, 1, 0, 0]
+
+
+def test_a_time_of_day_is_no_number():
+    assert score({"kind": "number", "answer": "12 noon"}, "12") == [None]
+
+
+def test_the_letter_of_a_choice_may_follow_the_answer_is():
+    replies = ["The answer is A.", "Answer: a", "The answer is (A)."]
+    assert score({"kind": "math", "answer": "A"}, *replies) == [1, 1, 1]
+    wrong = ["The answer is B.", "The answer is A or B.", "The answer is not A.", "A and B"]
+    assert score({"kind": "math", "answer": "A"}, *wrong) == [0, 0, 0, 0]
+
+
 def test_answers_from_a_file(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text('{"prompt": "q", "answer": 5}\n{"prompt": "other", "answer": 6}\n')
@@ -149,6 +202,10 @@ def test_hostile_replies_are_wrong_and_the_next_one_is_scored():
 
 
 def test_exact_match():
+    spec = {"kind": "exact_match", "answer": "Paris"}
+    assert score(spec, "<think>Rome?</think>\n\nParis", "Rome?\n</think>\nParis") == [1, 1]
+    assert score(spec, "<think>Paris</think>Rome", "<think>Paris", "Paris</think>") == [0, 0, 0]
+    assert score({**spec, "answer": "</think>"}, "</think>") == [1]
     assert score({"kind": "exact_match", "answer": "Paris"}, " paris\n", "Paris.") == [1, 0]
     assert score({"kind": "exact_match", "answer": "Paris", "ignore_case": False}, "paris") == [0]
 

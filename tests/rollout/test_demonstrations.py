@@ -90,6 +90,21 @@ def test_tool_turns_are_the_templates_own(order):
     assert tokenizer.decode(ids) == whole.removesuffix("\n")
 
 
+def test_a_header_that_prompts_after_tool_results_omit_is_not_learned():
+    tokenizer = chatml(
+        "{% for m in messages %}{% if m.role == 'tool' %}={{ m.content }}\n{% else %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|im_start|>assistant\n"
+        "{% endif %}"
+    )
+    talk = [assistant("call()"), {"role": "tool", "content": "r"}, assistant("done")]
+    found = learned(tokenizer, *encode_example(ChatFormat(tokenizer), [user("u")], talk))
+    assert found == (
+        "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n[call()<|im_end|>]\n"
+        "=r\n<|im_start|>assistant\n[done<|im_end|>]"
+    )
+
+
 def test_what_a_template_cannot_say_is_dropped_or_counted():
     tokenizer = chatml()
     chat_format = ChatFormat(tokenizer)

@@ -16,7 +16,16 @@ from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import with_tools
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.demonstrations import encode_example
-from tests.rollout.golden import FAMILIES, conversation, stand_in, stored, without_date
+from tests.rollout.golden import (
+    FAMILIES,
+    TOOL,
+    assistant,
+    conversation,
+    stand_in,
+    stored,
+    user,
+    without_date,
+)
 
 STORED = stored()
 CASES = [(family, name) for family in FAMILIES for name in STORED[family]["conversations"]]
@@ -146,3 +155,15 @@ def test_thinking_can_be_switched_off_and_stays_off(tmp_path):
         set_chat_options(tokenizer, kwargs={"enable_thinkin": False})
     with pytest.raises(ValueError, match="the data determine this variable"):
         set_chat_options(tokenizer, kwargs={"tools": []})
+
+
+def test_a_final_tool_call_of_glm_ends_with_the_header_of_the_tool_result():
+    tokenizer = family_tokenizer("GLM-4.5")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    prompt, reply = with_tools([user("u")], [TOOL]), assistant("", tool_calls=[call])
+    (found,) = learned_in(tokenizer, *encode_example(ChatFormat(tokenizer), prompt, [reply]))
+    assert found.endswith("</tool_call><|observation|>")
+    (found,) = learned_in(
+        tokenizer, *encode_example(ChatFormat(tokenizer), prompt, [assistant("a")])
+    )
+    assert found.endswith("a<|user|>")

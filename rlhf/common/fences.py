@@ -102,7 +102,7 @@ def code_of_reply(reply: str) -> str:
     last Python block. If there is none, it is the last block without a language, and if there is no
     such block, the whole text. An interactive session (``>>> ``) is not a program.
     """
-    text = _without_reasoning(reply)
+    text = without_reasoning(reply)
     if tagged := _ANSWER.search(text):
         text = tagged.group(1)
     blocks = [block for block in fenced_blocks(text) if not _SESSION.match(block.code)]
@@ -111,7 +111,7 @@ def code_of_reply(reply: str) -> str:
     return candidates[-1].code if candidates else text
 
 
-def _without_reasoning(reply: str) -> str:
+def without_reasoning(reply: str) -> str:
     """Return the text after the reasoning; the tags in a program are part of the program.
 
     Reasoning begins with ``<think>``, or at the start of the reply, and ends with ``</think>``.
