@@ -87,6 +87,23 @@ def test_prompts_which_have_no_reward_of_their_own_are_optimized_too(policy_fold
     assert found["rl"][0]["steps"] == [1, 2, 3]
 
 
+def test_repeated_prompts_are_one_unit(policy_folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    env = {"prompts": [{"path": str(path)}]}
+    tree = tree_of(policy_folder, tmp_path, env=env, rl=None)
+    tree["best_of_n"] = {"prompts": 12, "samples": 8}
+    path.write_text("".join(json.dumps({"prompt": f"Guest {i}."}) + "\n" for i in range(4)))
+    run = run_command("overoptimize", tree)
+    found = json.loads((run / "overoptimization.json").read_text())
+    (row, *_) = found["best_of_n"]
+    assert {cell["n"] for cell in row["gold"]} == {4}
+    assert row["fit"]["alpha"]["n"] == 4
+    assert found["start"] == pytest.approx(row["gold"][0]["mean"])
+    path.write_text("".join(json.dumps({"prompt": f"Guest {i}."}) + "\n" for i in range(2)))
+    with pytest.raises(UserError, match="12 start states have only 2 different prompts"):
+        run_command("overoptimize", {**tree, "output_dir": str(tmp_path / "few")})
+
+
 def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
     tree = tree_of(policy_folder, tmp_path)
     with pytest.raises(UserError, match="either proxies"):

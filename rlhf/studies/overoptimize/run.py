@@ -27,7 +27,7 @@ from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.records import read_summary_file
-from rlhf.evaluation.replies import sample_conversations, score_replies
+from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.models.loading import find_model_folder
 from rlhf.models.rewards import load_rewards, with_packing
 from rlhf.reports.overoptimization import RESULT_FILE
@@ -35,6 +35,7 @@ from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.runs.renamed import read_metrics, read_samples
+from rlhf.stats import unit_means
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
     best_of_n_result,
@@ -45,6 +46,8 @@ from rlhf.studies.overoptimize.results import (
 
 log = logging.getLogger(__name__)
 
+FEWEST_PROMPTS = 3
+"""Minimum number of different prompts of the best-of-n curve; the fit needs 3 clusters."""
 HELD_OUT_FRACTION = 0.1
 """Fraction of the prompts that are held out to measure the accuracy of the proxies."""
 
@@ -91,7 +94,7 @@ def run_overoptimize(
         find_model_folder(spec)
     gold = load_rewards(config.gold)
     proxies = study.train_proxies(config.proxies) if config.proxies else []
-    groups = sample_conversations(
+    sampled = sample_replies(
         config.model,
         study.env_without_reward,
         config.rollout,
@@ -99,15 +102,17 @@ def run_overoptimize(
         samples=config.best_of_n.samples,
         seed=config.seed,
     )
+    groups, prompts = sampled.groups, sampled.units
+    check_number_of_prompts(len(groups), len(set(prompts)))
     truth = score_replies(gold, groups, what="gold")
-    start = float(truth.mean())
+    start = float(unit_means(truth.mean(axis=1), prompts)[1].mean())
     log.info("gold score of the initial policy: %.4f", start)
     results: dict[str, Any] = {
         "gold": gold.name,
         "start": start,
         "algorithm": config.rl.algorithm if config.rl else None,
         "best_of_n": [
-            proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
+            proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth, prompts)
             for proxy, columns in _standardized_scores(config, proxies, groups)
             for how, by in combined_proxy_scores(columns, penalty=config.penalty).items()
         ],
@@ -127,6 +132,30 @@ def run_overoptimize(
     text = json.dumps(results, indent=1, allow_nan=False)
     write_text(run.directory / RESULT_FILE, text + "\n")
     return run.directory
+
+
+def check_number_of_prompts(start_states: int, prompts: int) -> None:
+    """Check that there are enough different prompts for intervals, and log repeated prompts.
+
+    Args:
+        start_states: Number of start states that were sampled.
+        prompts: Number of their different prompts.
+
+    Raises:
+        UserError: There are fewer different prompts than a fit needs.
+    """
+    if prompts < FEWEST_PROMPTS:
+        raise UserError(
+            f"best_of_n.prompts: the {start_states} start states have only {prompts} different "
+            f"prompts, but a fit needs {FEWEST_PROMPTS}"
+        )
+    if prompts < start_states:
+        log.info(
+            "best_of_n.prompts: the %d start states have %d different prompts, so n = %d",
+            start_states,
+            prompts,
+            prompts,
+        )
 
 
 def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
