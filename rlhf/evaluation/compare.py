@@ -293,7 +293,14 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     ]
     common = set.intersection(*({*(row.get("components") or {})} for row in rows))
     common &= set.union(*scored)
-    gold = sorted(name for name in common if name.startswith("gold"))
+    # A reward that a run is trained on is not a gold score, whatever its name.
+    targets = {
+        name
+        for run in runs
+        if "policies" not in run.config
+        for name in _reward_names(run, "rewards")
+    }
+    gold = sorted(name for name in common - targets if name.startswith("gold"))
     if gold:
         return gold[0]
     if not common or any(row.get("return") for row in rows):
@@ -336,7 +343,7 @@ def _method_score(
     else:
         labels = [unit for unit, unit_values in samples for _ in unit_values]
         unit = values.unit_names[setting]
-        estimate = metric_interval(metric, column, labels, values.limits[env])
+        estimate = metric_interval(metric, column, labels, values.limits[method, setting])
     return MethodScore(method, *setting, unit, estimate, len(column))
 
 
