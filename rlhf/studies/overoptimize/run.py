@@ -19,6 +19,7 @@ import numpy as np
 
 from rlhf import reward_models
 from rlhf.commands.command import CommandTable
+from rlhf.common.conversation import up_to_last_reply
 from rlhf.common.files import write_jsonl, write_text
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, PolicyTrainingSpec, ProxyGrid
@@ -369,24 +370,29 @@ def _proxy_reward_config(
 def _read_track(directory: Path, gold: Any, spec: PolicyTrainingSpec) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
-    The gold score is measured on the saved transcripts of the training episodes.
+    The gold score is measured on the saved transcripts of the training episodes. A step without an
+    update, because all scores of its groups are equal, logs no KL; it has that of the step before.
 
     Raises:
         UserError: The run logged no KL, or a transcript has no gold score.
     """
     metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
-    if "policy/kl" not in metrics[0]:
+    if not any("policy/kl" in row for row in metrics):
         raise UserError(
             f"rl.algorithm: {spec.algorithm} does not log policy/kl, which the study needs"
         )
     samples = [row for row in read_samples(directory) if row["split"] == "train"]
-    scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]
+    conversations = [up_to_last_reply(row["messages"]) for row in samples]
+    scores = score_replies(gold, [conversations], what="gold")[0]
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):
         by_step.setdefault(row["step"], []).append(float(value))
+    kl = [0.0]
+    for row in metrics:
+        kl.append(row.get("policy/kl", kl[-1]))
     return TrainingTrack(
         steps=[row["step"] for row in metrics],
-        kl=[row["policy/kl"] for row in metrics],
+        kl=kl[1:],
         proxy=[row["reward/mean"] for row in metrics],
         gold=[float(np.mean(by_step[row["step"]])) for row in metrics],
     )
