@@ -15,6 +15,7 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -265,7 +266,7 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     Raises:
         UserError: `strict` is set, every return is 0, and no reward has scores in all runs.
     """
-    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
+    rows = _compared_episodes(runs)
     if any(row.get("return") for row in rows):
         return "return"
     metric = headline_metric(runs) or "return"
@@ -277,6 +278,14 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     return metric
 
 
+def _compared_episodes(runs: Sequence[RunRecord]) -> list[Mapping[str, Any]]:
+    """Return the episodes of the evaluations that are compared.
+
+    An evaluation that another one replaces is omitted: it may have other rewards.
+    """
+    return [row for item in method_evaluations(runs) for row in item.evaluation.episodes]
+
+
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     """Return the name of the main metric of a report, or None if no episodes were evaluated.
 
@@ -284,7 +293,7 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     "return". If every return is 0, as for a prompt dataset, it is "score", the weighted sum of
     several training rewards, or the first training reward if there is no "score".
     """
-    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
+    rows = _compared_episodes(runs)
     if not rows:
         return None
     scored = [

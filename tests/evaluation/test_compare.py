@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from scipy.stats import t
 
 from rlhf.errors import UserError
-from rlhf.evaluation.compare import compare
+from rlhf.evaluation.compare import compare, headline_metric
+from rlhf.evaluation.records import read_runs
 from rlhf.evaluation.significance import compare_means
+from rlhf.reports.results import compare_by_each_metric
 from tests.helpers.runs import write_run
 
 
@@ -520,3 +523,22 @@ def test_the_possible_scores_of_one_evaluation_are_not_those_of_another(tmp_path
         assert (row.estimate.low, row.estimate.high) == pytest.approx((0.1466, 0.8534), abs=1e-4)
         (difference,) = result.differences
         assert difference.estimate.method != "adjusted Wald"
+
+
+def test_a_replaced_evaluation_does_not_decide_about_the_metric(tmp_path: Path):
+    """The evaluation at the end of `ppo` has another reward; the stage `evaluate` replaces it."""
+    write_prompt_run(tmp_path / "ppo", {"proxy": [1.0] * 6}, rewards=("proxy",))
+    stage = tmp_path / "evaluate"
+    for name, values in {"sft": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "ppo": [1.0] * 6}.items():
+        run = write_prompt_run(tmp_path / "parts" / name, {"gold": values})
+        (stage / "evaluation").mkdir(parents=True, exist_ok=True)
+        (run / "evaluation" / name).rename(stage / "evaluation" / name)
+    policies = [{"name": "sft"}, {"name": "ppo"}]
+    (stage / "config.yaml").write_text(json.dumps({"policies": policies}))
+    shutil.rmtree(tmp_path / "parts")
+    result = compare([tmp_path])
+    assert result.metric == headline_metric(read_runs(tmp_path)) == "gold"
+    (difference,) = result.differences
+    assert difference.estimate.value == pytest.approx(0.75)
+    comparisons = compare_by_each_metric(read_runs(tmp_path), "gold")
+    assert [comparison.metric for comparison in comparisons] == ["gold"]
