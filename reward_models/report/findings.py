@@ -24,7 +24,8 @@ def finding_sentences(report: Mapping[str, Any]) -> list[str]:
     """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):
-        return ["All pairs have the same prompt, so there is no estimate for other prompts."]
+        same = "All scored pairs have the same prompt, so there is no estimate for other prompts."
+        return [same, *_unscored_findings(data)]
     lines = []
     if report["scores"]["std"] == 0:
         lines.append("All scores are equal: the reward does not distinguish replies.")
@@ -49,9 +50,7 @@ def finding_sentences(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{data['contradictions']} pairs also occur with chosen and rejected exchanged."
         )
-    if data["unscored"]:
-        share = data["unscored"] / data["pairs"]
-        lines.append(f"{data['unscored']} pairs ({share:.1%}) could not be scored and are omitted.")
+    lines += _unscored_findings(data)
     if data["ties"] > 0.02 * data["pairs"]:
         lines.append(
             f"{data['ties']} pairs have equal scores for both replies: the score is too coarse."
@@ -59,6 +58,13 @@ def finding_sentences(report: Mapping[str, Any]) -> list[str]:
     if data["prompts"] < 100:
         lines.append(f"Only {data['prompts']} prompts: every interval is wide.")
     return lines or ["No problem was found."]
+
+
+def _unscored_findings(data: Mapping[str, Any]) -> list[str]:
+    if not data["unscored"]:
+        return []
+    share = data["unscored"] / data["pairs"]
+    return [f"{data['unscored']} pairs ({share:.1%}) could not be scored and are omitted."]
 
 
 def _baseline_findings(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:

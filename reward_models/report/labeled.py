@@ -162,8 +162,10 @@ def correctness_indicators(scores: np.ndarray, labels: np.ndarray) -> np.ndarray
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the F1 score, averaged over the C classes.
+    """Return the F1 score, averaged over the classes that occur.
 
+    A class occurs if a row has it as its label or as its prediction. Other classes have no F1
+    score; with a score of 0, right predictions of all rows would have an average below 1.
     ``scores`` are [N, C], and ``labels`` [N] are class indices.
     """
     # scikit-learn's f1_score is too slow for a jackknife, which calls this function 100 times.
@@ -171,7 +173,8 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
     totals = confusion.sum(0) + confusion.sum(1)
-    return float((2 * confusion.diagonal() / np.maximum(totals, 1)).mean())
+    occurs = totals > 0
+    return float((2 * confusion.diagonal()[occurs] / totals[occurs]).mean())
 
 
 def auc(logits: np.ndarray, labels: np.ndarray) -> float:

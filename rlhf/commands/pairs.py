@@ -6,7 +6,6 @@ well a reward model predicts the gold score, and by how much RL improves the gol
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,20 +73,13 @@ def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
         samples=config.samples,
         seed=config.seed,
     )
-    returns = {
-        json.dumps(played.scored_conversation): played.env_return
-        for group in groups
-        for played in group
-    }
-    gold = (
-        load_rewards(config.rewards)
-        if config.rewards
-        else lambda conversations: [returns[json.dumps(c)] for c in conversations]
-    )
+    # A return can depend on a hidden state, so it belongs to the episode and not to its text.
+    gold = load_rewards(config.rewards) if config.rewards else None
     rows = [
         {
             "prompt": group[0].opening,
             "replies": [played.scored_conversation[len(played.opening) :] for played in group],
+            "scores": [played.env_return for played in group],
         }
         for group in groups
     ]

@@ -36,6 +36,15 @@ def check_conversations(conversations: Iterable[Any], what: str) -> None:
             )
 
 
+def up_to_last_reply(conversation: Sequence[Message]) -> Conversation:
+    """Return the messages up to the last assistant message; all messages if there is none.
+
+    A truncated episode ends with an observation, which is no reply.
+    """
+    replies = [i for i, message in enumerate(conversation) if message["role"] == "assistant"]
+    return list(conversation[: replies[-1] + 1 if replies else None])
+
+
 def comparable_text(text: str) -> str:
     """Return a text without differences of case, white space and Unicode forms (NFKC)."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

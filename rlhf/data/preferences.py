@@ -66,7 +66,7 @@ class SimulatedAnnotator:
 
 def pairs_from_gold(
     rows: Sequence[Mapping[str, Any]],
-    gold: Gold,
+    gold: Gold | None,
     *,
     annotator: SimulatedAnnotator,
     pairs_per_prompt: int,
@@ -76,7 +76,9 @@ def pairs_from_gold(
 
     Args:
         rows: Rows with `prompt` (text or Conversation) and `replies` (at least two).
-        gold: The gold reward, which is called once with all conversations.
+        gold: The gold reward, which is called once with all conversations. If it is None, every row
+            has `scores`, the gold score of each reply. These scores may depend on a hidden state,
+            so that equal conversations of different rows can have different scores.
         annotator: The annotator that labels the pairs.
         pairs_per_prompt: Maximum number of random pairs of replies per row.
         seed: Seed of the pairs, of the order in which replies are shown, and of the labels.
@@ -94,12 +96,10 @@ def pairs_from_gold(
         raise UserError(f"pairs_per_prompt must be >= 1, got {pairs_per_prompt}")
     rng = random.Random(seed)
     sampled = [_prompt_and_replies(row, index) for index, row in enumerate(rows)]
-    scores = iter(
-        gold([prompt + r for prompt, replies in sampled for r in replies if isinstance(r, list)])
-    )
+    scores = _scores_by_reply(rows, sampled, gold)
     preferences, dropped = [], Counter()
-    for row, (prompt, replies) in zip(rows, sampled, strict=True):
-        scored = [(r, next(scores) if isinstance(r, list) else None) for r in replies]
+    for row, (prompt, replies), golds in zip(rows, sampled, scores, strict=True):
+        scored = list(zip(replies, golds, strict=True))
         pairs = list(itertools.combinations(scored, 2))
         for pair in rng.sample(pairs, min(pairs_per_prompt, len(pairs))):
             first, second = rng.sample(pair, 2)
@@ -111,6 +111,23 @@ def pairs_from_gold(
                 source = row.get("source", "gold")
                 preferences.append({"prompt": prompt, **labels, "source": source})
     return _loaded_from_rows(preferences, dropped)
+
+
+def _scores_by_reply(
+    rows: Sequence[Mapping[str, Any]],
+    sampled: Sequence[tuple[Conversation, list[Reply]]],
+    gold: Gold | None,
+) -> list[list[float | None]]:
+    """Return the gold score of each reply of each row; None for replies that cannot be used."""
+    if gold is None:
+        return [list(row["scores"]) for row in rows]
+    values = iter(
+        gold([prompt + r for prompt, replies in sampled for r in replies if isinstance(r, list)])
+    )
+    return [
+        [next(values) if isinstance(reply, list) else None for reply in replies]
+        for _, replies in sampled
+    ]
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> LoadedRows:

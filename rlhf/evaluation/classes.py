@@ -29,6 +29,7 @@ def classification_report(
     """Return the report on a policy as a classifier, with a baseline.
 
     The metrics are accuracy, macro-F1 and AUC. The baseline always predicts the most common class.
+    The independent units are the different texts.
 
     Args:
         policy: The model.
@@ -54,7 +55,7 @@ def classification_report(
     scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"most common class": np.tile(common, (len(rows), 1))}
-    return labeled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
+    return labeled_report(CLASS_MEASURES, scores, truth, baselines=baselines, groups=texts)
 
 
 def label_logprobs(

@@ -15,6 +15,7 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -265,7 +266,7 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     Raises:
         UserError: `strict` is set, every return is 0, and no reward has scores in all runs.
     """
-    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
+    rows = _compared_episodes(runs)
     if any(row.get("return") for row in rows):
         return "return"
     metric = headline_metric(runs) or "return"
@@ -277,6 +278,14 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
     return metric
 
 
+def _compared_episodes(runs: Sequence[RunRecord]) -> list[Mapping[str, Any]]:
+    """Return the episodes of the evaluations that are compared.
+
+    An evaluation that another one replaces is omitted: it may have other rewards.
+    """
+    return [row for item in method_evaluations(runs) for row in item.evaluation.episodes]
+
+
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     """Return the name of the main metric of a report, or None if no episodes were evaluated.
 
@@ -284,7 +293,7 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     "return". If every return is 0, as for a prompt dataset, it is "score", the weighted sum of
     several training rewards, or the first training reward if there is no "score".
     """
-    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
+    rows = _compared_episodes(runs)
     if not rows:
         return None
     scored = [
@@ -293,7 +302,14 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     ]
     common = set.intersection(*({*(row.get("components") or {})} for row in rows))
     common &= set.union(*scored)
-    gold = sorted(name for name in common if name.startswith("gold"))
+    # A reward that a run is trained on is not a gold score, whatever its name.
+    targets = {
+        name
+        for run in runs
+        if "policies" not in run.config
+        for name in _reward_names(run, "rewards")
+    }
+    gold = sorted(name for name in common - targets if name.startswith("gold"))
     if gold:
         return gold[0]
     if not common or any(row.get("return") for row in rows):
@@ -336,7 +352,7 @@ def _method_score(
     else:
         labels = [unit for unit, unit_values in samples for _ in unit_values]
         unit = values.unit_names[setting]
-        estimate = metric_interval(metric, column, labels, values.limits[env])
+        estimate = metric_interval(metric, column, labels, values.limits[method, setting])
     return MethodScore(method, *setting, unit, estimate, len(column))
 
 

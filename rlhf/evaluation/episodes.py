@@ -18,6 +18,7 @@ import numpy as np
 
 from rlhf.common.files import atomic_path, json_line
 from rlhf.common.score_names import GOLD, SCORE
+from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import (
     independent_unit_of,
@@ -33,6 +34,7 @@ from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment, step_environment
 from rlhf.rollout.seeds import evaluation_seed
+from rlhf.rollout.turns import opening_messages
 from rlhf.stats import Interval
 
 FILES = frozenset({"episodes.jsonl", "summary.json"})
@@ -95,16 +97,21 @@ def play_reference_episodes(
     starts: Sequence[EpisodeSeed],
     *,
     rewards: Sequence[Any],
+    spec: RolloutSpec | None = None,
     counts: Counter[str] | None = None,
     calls: EnvironmentCaller | None = None,
 ) -> list[dict[str, Any]]:
     """Play one episode for each start with the random or the expert policy of an environment.
+
+    The conversations begin like those of other policies, with the system message and the keys of a
+    prompt, such as its reference answer, because the rewards score them.
 
     Args:
         policy: "random" or "expert".
         make_env: Function that creates the environment.
         starts: Seeds of the episodes.
         rewards: Rewards whose components are added to the episodes.
+        spec: Sampling settings of the evaluation, which may have a system message.
         counts: Counter to which the numbers of missing scores by reason and of environment failures
             are added.
         calls: Error handling for environment code; by default a failure raises UserError.
@@ -120,10 +127,10 @@ def play_reference_episodes(
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     began = time.monotonic()
-    calls = calls or EnvironmentCaller()
+    calls, spec = calls or EnvironmentCaller(), spec or RolloutSpec()
     rollouts = []
     for start in starts:
-        rollout = _play_reference_episode(policy, env, start, calls)
+        rollout = _play_reference_episode(policy, env, start, spec, calls)
         if rollout is not None:
             rollouts.append(rollout)
             continue
@@ -141,7 +148,7 @@ def play_reference_episodes(
 
 
 def _play_reference_episode(
-    policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvironmentCaller
+    policy: str, env: gym.Env, start: EpisodeSeed, spec: RolloutSpec, calls: EnvironmentCaller
 ) -> Rollout | None:
     """Play one episode with a reference policy; return None if the environment failed."""
     # The environment's generator has the same seed, so the policy's generator needs another one.
@@ -153,17 +160,16 @@ def _play_reference_episode(
     observation, info = opening
     start_info = {**info, "observation": observation}
     rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
+    rollout.conversation = opening_messages(env, observation, info, spec)
     done = False
     while not done:
         turn = calls.run(start.seed, lambda: _take_reference_step(policy, env, rng))
         if turn is None:
             return None
         action, (reply, reward, terminated, truncated, info) = turn
-        rollout.conversation += [
-            {"role": "user", "content": observation},
-            {"role": "assistant", "content": action},
-        ]
-        observation = reply
+        rollout.conversation.append({"role": "assistant", "content": action})
+        if not terminated:
+            rollout.conversation.append({"role": "user", "content": reply})
         rollout.append([0], turn=len(rollout.tokens), logprobs=[0.0])
         rollout.env_rewards[-1] += reward
         rollout.costs[-1] += float(info.get("cost", 0.0))
@@ -224,7 +230,7 @@ def scored_episode_rows(
             "seed": rollout.seed,
             "sample": rollout.sample_index,
             "prompt_index": rollout.start_info.get("prompt_index"),
-            "prompt_id": _prompt_id(rollout),
+            "prompt_id": prompt_id_of(rollout),
             "return": rollout.env_return,
             "success": rollout.success,
             "cost": rollout.cost,
@@ -240,7 +246,7 @@ def scored_episode_rows(
     ]
 
 
-def _prompt_id(rollout: Rollout) -> str | None:
+def prompt_id_of(rollout: Rollout) -> str | None:
     """Return the id of the start state, see `start_entry_id`; None if there is no fixed list.
 
     The id is computed from the prompt without few-shot examples, so examples do not change it.

@@ -71,6 +71,27 @@ class MetricLimits:
     """Reward component -> its two possible scores, see `Reward.outcomes`; None if it is unknown
     which components have only two."""
 
+    @classmethod
+    def common_to(cls, several: Sequence[MetricLimits]) -> MetricLimits:
+        """Return the limits that hold in all evaluations of a list.
+
+        A limit that is not equal in all of them is unknown, such as the possible scores of a reward
+        whose evaluations used different rewards of one name.
+        """
+        first, *rest = several
+        outcomes = None
+        if all(limits.outcomes is not None for limits in several):
+            outcomes = {
+                name: values
+                for name, values in (first.outcomes or {}).items()
+                if all((limits.outcomes or {}).get(name) == values for limits in rest)
+            }
+        return cls(
+            first.returns if all(limits.returns == first.returns for limits in rest) else None,
+            first.turns if all(limits.turns == first.turns for limits in rest) else None,
+            outcomes,
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import load_and_log
 from rlhf.errors import UserError
+from rlhf.evaluation.episodes import prompt_id_of
 from rlhf.models.loading import load_model
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.batch import Rollout
@@ -71,20 +73,33 @@ def play_episode_groups(
     return list(groups.values())
 
 
-def sample_conversations(
+@dataclass(frozen=True)
+class SampledReplies:
+    """Conversations that a policy sampled from held-out start states."""
+
+    groups: list[list[Any]]
+    """The conversations of each start state."""
+    units: list[Hashable]
+    """Independent unit of each start state: its prompt, or its seed if start states are random."""
+
+
+def sample_replies(
     model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
-) -> list[list[Any]]:
+) -> SampledReplies:
     """Sample ``samples`` conversations from each of ``prompts`` held-out start states.
 
-    Returns:
-        The conversations of each start state.
+    If there are fewer different prompts, start states repeat prompts.
 
     Raises:
         UserError: See ``play_episode_groups``.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
     groups = play_episode_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
-    return [[episode.scored_conversation for episode in group] for group in groups]
+    first = [group[0] for group in groups]
+    return SampledReplies(
+        [[episode.scored_conversation for episode in group] for group in groups],
+        [prompt_id_of(episode) or episode.seed for episode in first],
+    )
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:

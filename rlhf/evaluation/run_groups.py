@@ -127,8 +127,8 @@ class MetricValuesByMethod:
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
     """Environment -> the two possible values of a binary metric, see `binary_values`."""
-    limits: Mapping[str, MetricLimits]
-    """Environment -> known limits of its metrics."""
+    limits: Mapping[tuple[str, Setting], MetricLimits]
+    """(method, setting) -> known limits of the metrics in its evaluations."""
     references: frozenset[str]
     """Methods that are not trained: reference policies, functions and models on servers."""
     unit_names: Mapping[Setting, UnitName]
@@ -145,7 +145,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
     values: dict[str, list[float]] = defaultdict(list)
-    limits: dict[str, MetricLimits] = {}
+    limits: dict[tuple[str, Setting], list[MetricLimits]] = defaultdict(list)
     names: dict[Setting, UnitName] = {}
     evaluations, left_out = _evaluations_and_omission_notes(runs)
     for item in evaluations:
@@ -160,8 +160,8 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
             seeds.setdefault(item.seed, {}).setdefault(unit, []).append(value)
             samples[item.method, setting, item.seed][row["seed"], row.get("sample", 0)] += 1
             values[setting[0]].append(value)
-            limits[setting[0]] = item.evaluation.limits
         setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
+        limits[item.method, setting].append(item.evaluation.limits)
         name = unit_name(item.evaluation.unit_of_each_episode)
         names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [
@@ -177,9 +177,16 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
-    ranges = {env: binary_values(metric, column, limits[env]) for env, column in values.items()}
+    by_env: dict[str, list[MetricLimits]] = defaultdict(list)
+    for (_, (env, _)), found in limits.items():
+        by_env[env] += found
+    ranges = {
+        env: binary_values(metric, column, MetricLimits.common_to(by_env[env]))
+        for env, column in values.items()
+    }
     references = frozenset(item.method for item in evaluations if item.has_untrained_policy)
-    return MetricValuesByMethod(methods, notes, ranges, limits, references, names)
+    common = {key: MetricLimits.common_to(found) for key, found in limits.items()}
+    return MetricValuesByMethod(methods, notes, ranges, common, references, names)
 
 
 def training_seed(run: RunRecord) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from rlhf.rollout.environments.calls import (
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.stats import Interval, ratio_interval
+from rlhf.stats.units import cluster_index
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +183,7 @@ def _add_metrics_without_episodes(
             for row in data.text
         ]
         losses = completion_losses(policy, text, max_length=config.max_length)
-        summary["metrics"] |= text_loss_metrics(losses)
+        summary["metrics"] |= text_loss_metrics(losses, [_example_key(row) for row in text])
         if losses.truncated:
             note = f"text: {losses.truncated} of {len(text)} examples were truncated to max_length "
             note += f"= {config.max_length} tokens"
@@ -230,6 +232,7 @@ def _play_episodes(
             make_env,
             starts,
             rewards=data.rewards,
+            spec=config.rollout,
             counts=counts,
             calls=EnvironmentCaller.from_spec(config.env),
         )
@@ -276,12 +279,19 @@ def _play_text_episodes(
     )
 
 
-def text_loss_metrics(losses: CompletionLosses) -> dict[str, Any]:
+def text_loss_metrics(
+    losses: CompletionLosses, units: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
     """Return the loss per token, the perplexity and the bits per byte, with intervals.
 
-    The independent units of the intervals are examples. Examples without completion tokens are
-    omitted. Bits per byte can be compared between models with different tokenizers, but losses per
-    token cannot.
+    The independent units of the intervals are the different examples. Examples without completion
+    tokens are omitted. Bits per byte can be compared between models with different tokenizers, but
+    losses per token cannot.
+
+    Args:
+        losses: Losses of the examples.
+        units: Independent unit of each example; copies of an example have the same unit. By
+            default, each example is a unit.
 
     Returns:
         ``text_loss`` (nats per token), ``text_perplexity`` and ``text_bits_per_byte``, each as a
@@ -296,8 +306,11 @@ def text_loss_metrics(losses: CompletionLosses) -> dict[str, Any]:
             f"text: none of the {len(losses.tokens)} examples has a completion token within "
             "max_length: increase max_length, or use shorter prompts"
         )
-    columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
-    nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
+    columns = np.array([losses.nats, losses.tokens, losses.bytes], dtype=float)
+    has_tokens = columns[1] > 0
+    _, index = cluster_index(list(range(columns.shape[1])) if units is None else units)
+    _, index = cluster_index(np.array(index)[has_tokens].tolist())
+    nats, tokens, size = (np.bincount(index, weights=row[has_tokens]) for row in columns)
     loss = _clipped_at_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):
         value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
@@ -306,6 +319,12 @@ def text_loss_metrics(losses: CompletionLosses) -> dict[str, Any]:
     if (size > 0).all():
         metrics["text_bits_per_byte"] = _clipped_at_zero(ratio_interval(nats / math.log(2), size))
     return {name: estimate.as_dict() for name, estimate in metrics.items()}
+
+
+def _example_key(row: Mapping[str, Any]) -> str:
+    """Return a key of an example that is equal for copies of the example."""
+    content = {key: row[key] for key in ("prompt", "completion", "text", "tools") if key in row}
+    return json.dumps(content, sort_keys=True, default=repr)
 
 
 def _clipped_at_zero(estimate: Interval) -> Interval:

@@ -31,6 +31,8 @@ LOWER_IS_BETTER = frozenset(
 """Metrics for which lower values are better."""
 _MAX_SUGGESTED_PAIRS = 10_000
 """If a suggested sample size would exceed about this number of pairs, it is not suggested."""
+_ROUNDING = 1e-9
+"""Largest rounding error of a difference of two outcomes, as a fraction of their span."""
 _FEWEST_RESAMPLED = 20
 """Minimum number of differences for which coverage is simulated by resampling them."""
 
@@ -223,7 +225,10 @@ def _difference_interval(
 ) -> Interval:
     """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
     if span:
-        estimate = delta_interval(deltas / span, kind="share", level=level).scaled(span)
+        # Differences of outcomes such as 0.5 and 0.6 are multiples of the span only up to rounding.
+        shares, whole = deltas / span, np.rint(deltas / span)
+        shares = np.where(np.abs(shares - whole) < _ROUNDING, whole, shares)
+        estimate = delta_interval(shares, kind="share", level=level).scaled(span)
     else:
         estimate = delta_interval(deltas, kind="count" if is_count else "mean", level=level)
     return shared.widened_interval(estimate, deltas, level) if shared else estimate

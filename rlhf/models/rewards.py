@@ -24,7 +24,7 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
 
 
 def check_component_names(
-    rewards: Reward | None, gold: Reward | None = None, *, has_env: bool
+    rewards: Reward | None, gold: Reward | None = None, *, has_env: bool, trains: bool = False
 ) -> None:
     """Check that no component of rewards has the name of another metric of the same episodes.
 
@@ -32,6 +32,8 @@ def check_component_names(
         rewards: The rewards that are trained on or evaluated, if there are any.
         gold: The rewards that are only measured, if there are any.
         has_env: Whether the episodes have an environment, which can report a cost.
+        trains: Whether `rewards` are trained on. None of them may then have the name of the gold
+            score, because their values would be reported as the gold score.
 
     Raises:
         UserError: A name is reserved, or two components have the same name.
@@ -43,6 +45,7 @@ def check_component_names(
     for leaf in leaves:
         # The sum of one reward without weight or clipping is the component itself.
         is_sum = sums.get(leaf.name) is not None and sums[leaf.name] is not leaf
+        is_sum |= trains and leaf.name == GOLD and gold is None
         if leaf.name in reserved or "pass@" in leaf.name or is_sum:
             raise UserError(
                 f"a reward is named {leaf.name!r}, which is the name of another metric: set "

@@ -44,7 +44,7 @@ def compare_by_each_metric(
     times are also omitted. If `every_pair` is set, trained methods are also compared with each
     other, see `compare_runs`.
     """
-    first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
+    first_rows = [item.evaluation.episodes[0] for item in method_evaluations(runs)]
     shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
     unused = {headline_metric, "normalized", "seconds", "turns", "tokens", "length_limited"}
     secondary = [metric for metric in sorted(shared - unused) if _has_several_values(runs, metric)]
@@ -295,7 +295,9 @@ def interval_from_mapping(value: Mapping[str, Any]) -> Interval:
 def _has_several_values(runs: Sequence[RunRecord], metric: str) -> bool:
     """Return whether a metric has at least two different values in the episodes of runs."""
     values = {
-        episode_value(row, metric) for run in runs for e in run.evaluations for row in e.episodes
+        episode_value(row, metric)
+        for item in method_evaluations(runs)
+        for row in item.evaluation.episodes
     }
     return len(values - {None}) > 1
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rlhf.algorithms.batch import TrainingBatch
+from rlhf.common.conversation import up_to_last_reply
 
 
 @dataclass
@@ -94,8 +95,7 @@ class Rollout:
 
         A truncated episode ends with an observation, which is no reply.
         """
-        replies = [i for i, message in enumerate(self.conversation) if _is_reply(message)]
-        return self.conversation[: replies[-1] + 1 if replies else None]
+        return up_to_last_reply(self.conversation)
 
     @property
     def opening(self) -> list[dict[str, Any]]:

@@ -41,6 +41,8 @@ def sample_completions(
     first = seed * size  # `size` consecutive seeds visit each prompt once
     starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(samples)]
     try:
-        return collector.collect(starts, temperature=temperature)
+        rollouts = collector.collect(starts, temperature=temperature)
     finally:
         collector.close()
+    # The environment visits the prompts in the order of a fixed shuffle.
+    return sorted(rollouts, key=lambda r: (r.start_info["prompt_index"], r.sample_index))

@@ -393,11 +393,14 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         return
     best = min(range(len(values)), key=values.__getitem__)
     if values[-1] > 1.05 * values[best]:
-        step = short_number(steps[best])
+        # The initial model, which is evaluated at step 0, is never saved as final/.
+        trained = [i for i, step in enumerate(steps) if step > 0]
+        kept = min(trained, key=values.__getitem__, default=best)
         yield (
             "eval/loss",
-            f"the held-out loss rose from {short_number(values[best])} at step {step} to "
-            f"{short_number(values[-1])}; final/ contains the model of step {step}.",
+            f"the held-out loss rose from {short_number(values[best])} at step "
+            f"{short_number(steps[best])} to {short_number(values[-1])}; final/ contains the model "
+            f"of step {short_number(steps[kept])}.",
         )
 
 

@@ -152,7 +152,7 @@ def sample_policy_replies(
     Returns:
         The conversations of each prompt.
     """
-    from rlhf.evaluation.replies import sample_conversations
+    from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
     prompt_rows = list({prompt_key(row): row for row in rows}.values())[: config.prompts]
@@ -160,14 +160,14 @@ def sample_policy_replies(
     path = directory / "prompts.jsonl"
     write_jsonl(path, prompts)
     env = EnvSpec(prompts=[DataSpec(str(path))])
-    return sample_conversations(
+    return sample_replies(
         config.policy,
         env,
         config.rollout,
         prompts=len(prompts),
         samples=config.samples,
         seed=config.seed,
-    )
+    ).groups
 
 
 def best_of_n_curve(

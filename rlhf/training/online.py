@@ -107,7 +107,8 @@ class OnlineTrainer(Trainer):
         self.algorithm = check_online_config(name, config)
         self.rewards = load_rewards(config.rewards) if config.rewards else None
         self.monitor_rewards = load_rewards(config.gold) if config.gold else None
-        check_component_names(self.rewards, self.monitor_rewards, has_env=config.env.id is not None)
+        has_env = config.env.id is not None
+        check_component_names(self.rewards, self.monitor_rewards, has_env=has_env, trains=True)
         self.data_counts: dict[str, Any] = {}
         prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
         sharded = prepare_for_sharding(config)

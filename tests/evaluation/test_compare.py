@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from scipy.stats import t
 
 from rlhf.errors import UserError
-from rlhf.evaluation.compare import compare
+from rlhf.evaluation.compare import compare, headline_metric
+from rlhf.evaluation.records import read_runs
 from rlhf.evaluation.significance import compare_means
+from rlhf.reports.results import compare_by_each_metric
 from tests.helpers.runs import write_run
 
 
@@ -474,3 +477,68 @@ def test_an_arm_on_other_episodes_is_noted_and_the_rest_is_compared(tmp_path: Pa
     assert sum("share no evaluation seed" in note for note in result.notes) == 2
     with pytest.raises(UserError, match="share no evaluation seed"):
         compare([tmp_path / "run" / "sft", tmp_path / "run" / "dpo"])
+
+
+def write_prompt_run(
+    directory: Path,
+    scores: dict[str, list[float]],
+    *,
+    rewards: tuple[str, ...] = (),
+    outcomes: dict[str, tuple[float, float]] | None = None,
+) -> Path:
+    """An evaluation on prompts, whose returns are 0; `rewards` were trained on."""
+    folder = directory / "evaluation" / directory.name
+    folder.mkdir(parents=True)
+    specs = [{"kind": "function", "path": "m:f", "name": name} for name in rewards]
+    (directory / "config.yaml").write_text(json.dumps({"seed": 0, "rewards": specs}))
+    summary = {"env": "prompts", "policy": directory.name, "outcomes": outcomes}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    common = {"env": "prompts", "policy": directory.name, "decoding": "greedy", "return": 0.0}
+    with (folder / "episodes.jsonl").open("w") as file:
+        for index, values in enumerate(zip(*scores.values(), strict=True)):
+            components = dict(zip(scores, values, strict=True))
+            row = {**common, "seed": index, "prompt_id": str(index), "components": components}
+            file.write(json.dumps(row) + "\n")
+    return directory
+
+
+def test_a_trained_reward_is_no_gold_score_because_of_its_name(tmp_path: Path):
+    names = ("gold_words", "brevity")
+    scores = {"gold_words": [1.0, 2.0], "brevity": [0.0, 1.0], "score": [1.0, 3.0]}
+    runs = [write_prompt_run(tmp_path / name, scores, rewards=names) for name in ("a", "b")]
+    assert compare(runs).metric == "score"
+    gold = {**scores, "gold": [0.0, 1.0]}
+    runs = [write_prompt_run(tmp_path / name, gold, rewards=names) for name in ("c", "d")]
+    assert compare(runs).metric == "gold"
+
+
+def test_the_possible_scores_of_one_evaluation_are_not_those_of_another(tmp_path: Path):
+    """The interval of a method does not depend on the order of the directories."""
+    binary = write_prompt_run(tmp_path / "a", {"v": [0.0, 1.0] * 3}, outcomes={"v": (0.0, 1.0)})
+    other = write_prompt_run(tmp_path / "b", {"v": [0.0] * 5 + [0.3]}, outcomes={})
+    for runs in ([binary, other], [other, binary]):
+        result = compare(runs, metric="v")
+        (row,) = [row for row in result.rows if row.method == "a"]
+        # exact mid-p interval of 3 of 6
+        assert (row.estimate.low, row.estimate.high) == pytest.approx((0.1466, 0.8534), abs=1e-4)
+        (difference,) = result.differences
+        assert difference.estimate.method != "adjusted Wald"
+
+
+def test_a_replaced_evaluation_does_not_decide_about_the_metric(tmp_path: Path):
+    """The evaluation at the end of `ppo` has another reward; the stage `evaluate` replaces it."""
+    write_prompt_run(tmp_path / "ppo", {"proxy": [1.0] * 6}, rewards=("proxy",))
+    stage = tmp_path / "evaluate"
+    for name, values in {"sft": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], "ppo": [1.0] * 6}.items():
+        run = write_prompt_run(tmp_path / "parts" / name, {"gold": values})
+        (stage / "evaluation").mkdir(parents=True, exist_ok=True)
+        (run / "evaluation" / name).rename(stage / "evaluation" / name)
+    policies = [{"name": "sft"}, {"name": "ppo"}]
+    (stage / "config.yaml").write_text(json.dumps({"policies": policies}))
+    shutil.rmtree(tmp_path / "parts")
+    result = compare([tmp_path])
+    assert result.metric == headline_metric(read_runs(tmp_path)) == "gold"
+    (difference,) = result.differences
+    assert difference.estimate.value == pytest.approx(0.75)
+    comparisons = compare_by_each_metric(read_runs(tmp_path), "gold")
+    assert [comparison.metric for comparison in comparisons] == ["gold"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rlhf.cli.table import configure, run_command
-from rlhf.config.rollout import EnvSpec
+from rlhf.config.data import DataSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
@@ -59,6 +60,35 @@ def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
     returns = [row["return"] for row in rows]
     error = np.std(returns) / len(returns) ** 0.5
     assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
+
+
+def test_rewards_score_reference_policies_like_models():
+    """The rewards see the system message, earlier turns and the reference answer."""
+    seen = []
+
+    def record(conversations):
+        seen.extend(conversations)
+        return [float(c[-2].get("answer") == c[-1]["content"]) for c in conversations]
+
+    starts, reward = evaluation_episode_seeds(1), as_reward(record)
+    bandit = make_env_factory(EnvSpec(id="text/PreferenceBandit-v0"))
+    play_reference_episodes("expert", bandit, starts, rewards=[reward])
+    assert [message["role"] for message in seen[-1]] == ["system", "user", "assistant"]
+    spec = RolloutSpec(system="Be brief.")
+    play_reference_episodes("expert", bandit, starts, rewards=[reward], spec=spec)
+    assert seen[-1][0] == {"role": "system", "content": "Be brief."}
+
+    talk = [*user("a"), *assistant("b"), {"role": "user", "content": "c", "answer": "Yes."}]
+    prompts = make_env_factory(EnvSpec(prompts=[DataSpec("unread")]), [talk])
+    rows = play_reference_episodes("random", prompts, starts, rewards=[reward])
+    assert seen[-1][:3] == talk
+    assert rows[0]["components"]["record"] == float(rows[0]["messages"][-1]["content"] == "Yes.")
+
+    (row,) = play_reference_episodes(
+        "random", make_env_factory(EnvSpec(id="text/GuessNumber-v0")), starts, rewards=[]
+    )
+    roles = [message["role"] for message in row["messages"]]
+    assert roles == ["system"] + ["user", "assistant"] * row["turns"]
 
 
 def test_an_environment_without_an_expert_says_so():
@@ -201,6 +231,18 @@ def test_a_perplexity_beyond_the_largest_float_is_unknown():
     losses = CompletionLosses([1000.0] * 6, [1] * 6, [1] * 6, truncated=0, emptied=0)
     assert text_loss_metrics(losses)["text_perplexity"]["mean"] is None
     assert text_loss_metrics(losses)["text_loss"]["mean"] == 1000
+
+
+def test_copies_of_a_text_are_one_unit_of_a_loss():
+    nats, tokens = [1.0, 2.0, 1.5, 3.0, 2.0], [2, 2, 2, 2, 2]
+    once = text_loss_metrics(CompletionLosses(nats, tokens, tokens, 0, 0))
+    thrice = CompletionLosses(nats * 3, tokens * 3, tokens * 3, 0, 0)
+    copies = text_loss_metrics(thrice, list("abcde") * 3)
+    for name in ("text_loss", "text_perplexity", "text_bits_per_byte"):
+        assert copies[name]["n"] == once[name]["n"] == 5
+        for key in ("mean", "low", "high"):
+            assert copies[name][key] == pytest.approx(once[name][key])
+    assert once["text_loss"]["mean"] == pytest.approx(9.5 / 10)
 
 
 def test_the_interval_of_a_loss_is_not_negative():

@@ -186,6 +186,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     scores = label_logprobs(policy, words, spec, max_length=100)
     accuracy = np.mean(scores.argmax(1) == np.arange(3))
     assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
+    assert summary["metrics"]["class_accuracy"]["n"] == 3  # ten copies of each text
     assert summary["classes"]["baselines"]["most common class"]["accuracy"][
         "mean"
     ] == pytest.approx(1 / 3)

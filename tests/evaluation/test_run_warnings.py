@@ -33,6 +33,10 @@ def test_quiet_run_has_no_warning():
     ("columns", "words"),
     [
         ({"eval/loss": [1.0, 0.8, 0.85]}, "held-out loss rose from 0.8 at step 1 to 0.85"),
+        (  # the initial model is the best, but it is never saved
+            {"eval/loss": [1.0, 3.0, 2.0, 2.5]},
+            "rose from 1 at step 0 to 2.5; final/ contains the model of step 2",
+        ),
         ({"policy/kl": [1.0, 150.0, 2.0]}, "policy/kl reached 150 (first above 100 at step 1)"),
         ({"policy/ratio_max": [1.0, 1.0, 30.0]}, "policy/ratio_max reached 30"),
         ({"rollout/length_limited": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),

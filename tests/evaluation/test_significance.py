@@ -141,3 +141,18 @@ def test_samples_in_another_order_are_identical() -> None:
     result = compare_means([first] * 6, [second] * 6, method="a", baseline="b", unit="prompts")
     assert (result.winner, result.p_value) == (None, 1.0)
     assert result.verdict == "a and b have equal values in every pair"
+
+
+def test_outcomes_that_are_not_whole_numbers_have_the_interval_of_a_share():
+    """A normalized return of 0 or 1 is a rescaled return, and so is its interval."""
+    first, second = [1.0] * 14 + [0.0] * 10, [1.0] * 4 + [0.0] * 20
+    names = {"method": "a", "baseline": "b", "unit": "episodes"}
+    plain = compare_means(first, second, **names).estimate
+    low, span = -3 / 7, 10 / 7  # of the outcomes 0 and 1, with a random policy at 0.3
+    rescaled = [[low + span * value for value in column] for column in (first, second)]
+    found = compare_means(*rescaled, metric="normalized", span=span, **names).estimate
+    assert found.method == plain.method == "adjusted Wald"
+    for name in ("value", "low", "high"):
+        assert getattr(found, name) == pytest.approx(span * getattr(plain, name))
+    constant = compare_means([0.6] * 30, [0.5] * 30, **names).estimate
+    assert constant.low <= constant.value <= constant.high

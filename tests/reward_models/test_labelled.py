@@ -21,6 +21,14 @@ def test_measures_by_hand():
     assert labeled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
 
 
+def test_a_class_that_does_not_occur_has_no_f1():
+    right = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [3.0, 0.0, 0.0]])
+    assert labeled.macro_f1(right, np.array([0, 1, 0])) == 1.0
+    # class 2 is predicted once: F1 of 2/3, 1 and 0
+    wrong = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]])
+    assert labeled.macro_f1(wrong, np.array([0, 1, 0])) == pytest.approx(5 / 9)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_measures_agree_with_sklearn(seed):
     rng = np.random.default_rng(seed)

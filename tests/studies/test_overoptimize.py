@@ -8,8 +8,10 @@ import pytest
 
 from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.common.numbers import centered_moving_average
+from rlhf.config.overoptimize import PolicyTrainingSpec
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
+from rlhf.reward_models import as_reward
 from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
@@ -19,7 +21,8 @@ from rlhf.studies.overoptimize.results import (
     rl_result,
     verdict_sentences,
 )
-from tests.helpers.training import unknown_entries
+from rlhf.studies.overoptimize.run import _read_track
+from tests.helpers.training import assistant, unknown_entries, user, write_rows
 
 NO_SAMPLES = {
     "proxy": "p",
@@ -85,6 +88,39 @@ def test_prompts_which_have_no_reward_of_their_own_are_optimized_too(policy_fold
     run = run_command("overoptimize", tree)
     found = json.loads((run / "overoptimization.json").read_text())
     assert found["rl"][0]["steps"] == [1, 2, 3]
+
+
+def test_repeated_prompts_are_one_unit(policy_folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    env = {"prompts": [{"path": str(path)}]}
+    tree = tree_of(policy_folder, tmp_path, env=env, rl=None)
+    tree["best_of_n"] = {"prompts": 12, "samples": 8}
+    path.write_text("".join(json.dumps({"prompt": f"Guest {i}."}) + "\n" for i in range(4)))
+    run = run_command("overoptimize", tree)
+    found = json.loads((run / "overoptimization.json").read_text())
+    (row, *_) = found["best_of_n"]
+    assert {cell["n"] for cell in row["gold"]} == {4}
+    assert row["fit"]["alpha"]["n"] == 4
+    assert found["start"] == pytest.approx(row["gold"][0]["mean"])
+    path.write_text("".join(json.dumps({"prompt": f"Guest {i}."}) + "\n" for i in range(2)))
+    with pytest.raises(UserError, match="12 start states have only 2 different prompts"):
+        run_command("overoptimize", {**tree, "output_dir": str(tmp_path / "few")})
+
+
+def test_a_track_scores_replies_and_keeps_steps_without_an_update(tmp_path):
+    """A truncated episode ends with an observation, and a skipped step logs no KL."""
+    kls = [{"policy/kl": 0.5}, {"train/skipped": 1.0}, {"policy/kl": 2.0}]
+    rows = [{"step": i + 1, "reward/mean": float(i), **kl} for i, kl in enumerate(kls)]
+    write_rows(tmp_path / "metrics.jsonl", rows)
+    talk = [*user("q"), *assistant("aaaa")]
+    samples = [
+        {"step": step, "split": "train", "seed": 0, "messages": [*talk, *end]}
+        for step, end in ((1, []), (2, user("longer observation")), (3, []))
+    ]
+    write_rows(tmp_path / "samples.jsonl", samples)
+    gold = as_reward(lambda talks: [float(len(talk[-1]["content"])) for talk in talks])
+    track = _read_track(tmp_path, gold, PolicyTrainingSpec())
+    assert track == TrainingTrack([1, 2, 3], [0.5, 0.5, 2.0], [0.0, 1.0, 2.0], [4.0, 4.0, 4.0])
 
 
 def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):

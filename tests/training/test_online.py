@@ -371,6 +371,7 @@ def test_gold_is_the_weighted_sum_of_its_rewards(tmp_path, echo_model):
         ({"rewards": [{"kind": "length", "name": "cost"}]}, "cost"),
         ({"rewards": [{"kind": "length", "name": "score", "weight": 2.0}]}, "score"),
         ({"rewards": [{"kind": "length"}], "gold": [{"kind": "length", "low": 5}]}, "length"),
+        ({"rewards": [{"kind": "length", "name": "gold"}]}, "gold"),
         (
             {"rewards": [{"kind": "length", "name": "gold"}], "gold": [{"kind": "repetition"}]},
             "gold",

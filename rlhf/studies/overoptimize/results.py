@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from rlhf.common.numbers import centered_moving_average
 from rlhf.reports.overoptimization import PROXY_NAMES
 from rlhf.reward_models.ensemble import ScoreCombination
-from rlhf.stats import Interval, interval
+from rlhf.stats import Interval, interval, unit_means
 from rlhf.studies.overoptimize.fits import (
     OveroptimizationFit,
     best_of_n_scores,
@@ -40,7 +40,12 @@ class TrainingTrack:
     """Mean gold score of the episodes."""
 
 
-def best_of_n_result(name: str, standardized_proxy: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+def best_of_n_result(
+    name: str,
+    standardized_proxy: np.ndarray,
+    gold: np.ndarray,
+    units: Sequence[Hashable] | None = None,
+) -> dict[str, Any]:
     """Return the proxy and gold scores of best-of-n for n = 1, 2, 4, ..., the fit and its advice.
 
     Args:
@@ -48,10 +53,14 @@ def best_of_n_result(name: str, standardized_proxy: np.ndarray, gold: np.ndarray
         standardized_proxy: Standardized proxy scores [members, prompts, samples]; the curves are
             averaged over the members.
         gold: Gold scores [prompts, samples].
+        units: Independent unit of each row of `gold`, [prompts]; rows of one prompt have the same
+            unit. By default, each row is a unit.
     """
     ns = powers_of_two_and_limit(gold.shape[1])
-    proxy_scores = best_of_n_scores(standardized_proxy, standardized_proxy, ns)
-    gold_scores = best_of_n_scores(standardized_proxy, gold, ns)
+    proxy_scores, gold_scores = (
+        _unit_mean_rows(best_of_n_scores(standardized_proxy, scores, ns), units)
+        for scores in (standardized_proxy, gold)
+    )
     fit = fit_best_of_n(gold_scores, ns)
     return {
         "proxy": name,
@@ -83,6 +92,13 @@ def combined_proxy_scores(member_scores: np.ndarray, *, penalty: float) -> dict[
             values, _ = ScoreCombination(how, penalty)(flat)
             ways[how] = np.array(values, dtype=float).reshape(member_scores.shape[1:])[None]
     return ways
+
+
+def _unit_mean_rows(scores: np.ndarray, units: Sequence[Hashable] | None) -> np.ndarray:
+    """Return the mean row of each unit of scores [prompts, columns], [units, columns]."""
+    if units is None:
+        return scores
+    return np.stack([unit_means(column, units)[1] for column in scores.T], axis=-1)
 
 
 def _column_mean_intervals(scores: np.ndarray) -> list[dict[str, Any]]:

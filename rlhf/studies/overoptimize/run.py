@@ -19,6 +19,7 @@ import numpy as np
 
 from rlhf import reward_models
 from rlhf.commands.command import CommandTable
+from rlhf.common.conversation import up_to_last_reply
 from rlhf.common.files import write_jsonl, write_text
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, PolicyTrainingSpec, ProxyGrid
@@ -27,7 +28,7 @@ from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.records import read_summary_file
-from rlhf.evaluation.replies import sample_conversations, score_replies
+from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.models.loading import find_model_folder
 from rlhf.models.rewards import enable_reward_packing, load_rewards
 from rlhf.reports.overoptimization import RESULT_FILE
@@ -35,6 +36,7 @@ from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.runs.renamed import read_metrics, read_samples
+from rlhf.stats import unit_means
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
     best_of_n_result,
@@ -45,6 +47,8 @@ from rlhf.studies.overoptimize.results import (
 
 log = logging.getLogger(__name__)
 
+FEWEST_PROMPTS = 3
+"""Minimum number of different prompts of the best-of-n curve; the fit needs 3 clusters."""
 HELD_OUT_FRACTION = 0.1
 """Fraction of the prompts that are held out to measure the accuracy of the proxies."""
 
@@ -91,7 +95,7 @@ def run_overoptimize(
         find_model_folder(spec)
     gold = load_rewards(config.gold)
     proxies = study.train_proxies(config.proxies) if config.proxies else []
-    groups = sample_conversations(
+    sampled = sample_replies(
         config.model,
         study.env_without_reward,
         config.rollout,
@@ -99,15 +103,17 @@ def run_overoptimize(
         samples=config.best_of_n.samples,
         seed=config.seed,
     )
+    groups, prompts = sampled.groups, sampled.units
+    check_number_of_prompts(len(groups), len(set(prompts)))
     truth = score_replies(gold, groups, what="gold")
-    start = float(truth.mean())
+    start = float(unit_means(truth.mean(axis=1), prompts)[1].mean())
     log.info("gold score of the initial policy: %.4f", start)
     results: dict[str, Any] = {
         "gold": gold.name,
         "start": start,
         "algorithm": config.rl.algorithm if config.rl else None,
         "best_of_n": [
-            proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
+            proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth, prompts)
             for proxy, columns in _score_and_record_standardization(config, proxies, groups)
             for how, by in combined_proxy_scores(columns, penalty=config.penalty).items()
         ],
@@ -128,6 +134,30 @@ def run_overoptimize(
     text = json.dumps(results, indent=1, allow_nan=False)
     write_text(run.directory / RESULT_FILE, text + "\n")
     return run.directory
+
+
+def check_number_of_prompts(start_states: int, prompts: int) -> None:
+    """Check that there are enough different prompts for intervals, and log repeated prompts.
+
+    Args:
+        start_states: Number of start states that were sampled.
+        prompts: Number of their different prompts.
+
+    Raises:
+        UserError: There are fewer different prompts than a fit needs.
+    """
+    if prompts < FEWEST_PROMPTS:
+        raise UserError(
+            f"best_of_n.prompts: the {start_states} start states have only {prompts} different "
+            f"prompts, but a fit needs {FEWEST_PROMPTS}"
+        )
+    if prompts < start_states:
+        log.info(
+            "best_of_n.prompts: the %d start states have %d different prompts, so n = %d",
+            start_states,
+            prompts,
+            prompts,
+        )
 
 
 def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
@@ -343,24 +373,29 @@ def _proxy_reward_config(
 def _read_track(directory: Path, gold: Any, spec: PolicyTrainingSpec) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
-    The gold score is measured on the saved transcripts of the training episodes.
+    The gold score is measured on the saved transcripts of the training episodes. A step without an
+    update, because all scores of its groups are equal, logs no KL; it has that of the step before.
 
     Raises:
         UserError: The run logged no KL, or a transcript has no gold score.
     """
     metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
-    if "policy/kl" not in metrics[0]:
+    if not any("policy/kl" in row for row in metrics):
         raise UserError(
             f"rl.algorithm: {spec.algorithm} does not log policy/kl, which the study needs"
         )
     samples = [row for row in read_samples(directory) if row["split"] == "train"]
-    scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]
+    conversations = [up_to_last_reply(row["messages"]) for row in samples]
+    scores = score_replies(gold, [conversations], what="gold")[0]
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):
         by_step.setdefault(row["step"], []).append(float(value))
+    kl = [0.0]
+    for row in metrics:
+        kl.append(row.get("policy/kl", kl[-1]))
     return TrainingTrack(
         steps=[row["step"] for row in metrics],
-        kl=[row["policy/kl"] for row in metrics],
+        kl=kl[1:],
         proxy=[row["reward/mean"] for row in metrics],
         gold=[float(np.mean(by_step[row["step"]])) for row in metrics],
     )
