@@ -20,7 +20,7 @@ from rlhf.common.guards import (
     is_sequence,
     is_set,
 )
-from rlhf.common.objects import reference_to
+from rlhf.common.objects import Representative, reference_to
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import ApiSpec
 from rlhf.errors import UserError
@@ -290,7 +290,7 @@ def rollout_tree(rollout: Any) -> Any:
     return tree | {"temperature": 0.0} if rollout.do_sample is False else tree
 
 
-class EnvironmentCopies:
+class EnvironmentCopies(Representative):
     """Factory of copies of an environment.
 
     Args:
@@ -301,10 +301,20 @@ class EnvironmentCopies:
         self.env = env
         self.__name__ = type(env.unwrapped).__name__
         self.__doc__ = type(env.unwrapped).__doc__
+        self.represented = {**_layers_of(env), **(env.spec.kwargs if env.spec else {})}
 
     def __call__(self) -> Any:
         """Return a copy of the environment."""
         return copy.deepcopy(self.env)
+
+
+def _layers_of(env: Any) -> dict[str, type]:
+    """Return the classes of an environment and of its wrappers."""
+    layers: dict[str, type] = {}
+    while env is not env.unwrapped:
+        layers[f"layer {len(layers)}"] = type(env)
+        env = env.env
+    return {**layers, f"layer {len(layers)}": type(env)}
 
 
 def env_tree(env: Any) -> dict[str, Any]:
