@@ -392,7 +392,8 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
 
     Args:
         data: Path or hub id, `DataSpec`, mapping with ``path``, ``datasets.Dataset``, pandas
-            DataFrame, list of rows, or list of sources.
+            DataFrame, list of rows, or list of sources. The ``path`` of a mapping can be data of
+            any of these forms.
         key: Configuration key, for messages.
 
     Raises:
@@ -410,7 +411,8 @@ def data_list(data: Any, key: str) -> list[dict[str, Any]]:
                 f"{key}: a mapping names a source of data, and this one has no path; give rows as "
                 "a list of mappings, also a single row"
             )
-        return [dict(data)]
+        options = {name: plain(value) for name, value in data.items() if name != "path"}
+        return [source | options for source in data_list(data["path"], f"{key}.path")]
     if hasattr(data, "to_parquet") and hasattr(data, "column_names"):
         return [{"path": str(_stored(data.to_parquet, ".parquet"))}]
     if type(data).__name__ == "DataFrame":

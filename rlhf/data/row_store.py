@@ -185,6 +185,7 @@ def _write_store(
         "present": sorted(reader.present),
         "schema": reader.schema.name if reader.schema else None,
         "columns": reader.layouts[0].columns if reader.layouts else {},
+        "for_rewards": reader.with_answer_and_tests,
         "used": [name for name in reader.keep if name in reader.present],
         "effects": effects,
     }
@@ -206,6 +207,7 @@ class RowStore:
         self._schema: str | None = table["schema"]
         self._columns: dict[str, str] = table["columns"]
         self._used: list[str] = table["used"]
+        self._for_rewards: bool = table["for_rewards"]
         self._effects = [
             Effect(
                 tuple(outcomes),
@@ -315,7 +317,9 @@ class RowStore:
                 skipped[column] += times * count
         ignored.update(read_by_another_layout(skipped, used))
         unused = tuple(sorted(set(self._present) - used))
-        return SourceCounts(path, total, dropped, first_dropped, ignored, unused, self._schema)
+        return SourceCounts(
+            path, total, dropped, first_dropped, ignored, unused, self._schema, self._for_rewards
+        )
 
 
 class ArrowBlobs:
