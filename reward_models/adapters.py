@@ -44,12 +44,17 @@ class FunctionReward(Reward):
     training calls the function in a thread while other episodes are still played.
 
     Raises:
-        UserError: The function does not accept one argument.
+        UserError: The function is a class, or does not accept one argument.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        if isinstance(function, type):
+            raise UserError(
+                f"reward {self.name!r} is a class{definition_text(function)}: give an object of "
+                f"it, such as {function.__name__}(), or in a file the name of such an object"
+            )
         check_accepts(
             function,
             ([],),

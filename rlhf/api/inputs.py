@@ -301,20 +301,24 @@ class EnvironmentCopies(Representative):
         self.env = env
         self.__name__ = type(env.unwrapped).__name__
         self.__doc__ = type(env.unwrapped).__doc__
-        self.represented = {**_layers_of(env), **(env.spec.kwargs if env.spec else {})}
+        self.represented = _layers_of(env)
 
     def __call__(self) -> Any:
         """Return a copy of the environment."""
         return copy.deepcopy(self.env)
 
 
-def _layers_of(env: Any) -> dict[str, type]:
-    """Return the classes of an environment and of its wrappers."""
-    layers: dict[str, type] = {}
-    while env is not env.unwrapped:
-        layers[f"layer {len(layers)}"] = type(env)
-        env = env.env
-    return {**layers, f"layer {len(layers)}": type(env)}
+def _layers_of(env: Any) -> dict[str, Any]:
+    """Return the classes and the attributes of an environment and of its wrappers."""
+    found: dict[str, Any] = {}
+    depth = 0
+    while True:
+        attributes: dict[str, Any] = getattr(env, "__dict__", {})
+        found[f"layer {depth}"] = type(env)
+        found |= {f"layer {depth}.{name}": value for name, value in attributes.items()}
+        if env is env.unwrapped:
+            return found
+        env, depth = env.env, depth + 1
 
 
 def env_tree(env: Any) -> dict[str, Any]:
@@ -349,7 +353,7 @@ def reward_tree(reward: Any, key: str) -> dict[str, Any]:
     Args:
         reward: Function of conversations, `Reward`, kind of a reward, folder of a trained reward
             model, finished run of `train_reward`, or mapping; the ``path`` of a mapping of kind
-            function can be a function.
+            function can be a function, and the rewards in a mapping of kind gate all of these.
         key: Configuration key of the reward.
     """
     if is_mapping(reward):
@@ -359,6 +363,9 @@ def reward_tree(reward: Any, key: str) -> dict[str, Any]:
                 **reward_tree(tree["path"], key),
                 **{k: v for k, v in tree.items() if k != "path"},
             }
+        for inner in ("reward", "condition"):  # of a gate
+            if tree.get(inner) is not None:
+                tree[inner] = reward_tree(tree[inner], f"{key}.{inner}")
         return plain(tree)
     if path := getattr(reward, "model_path", None):
         return {"kind": "trained", "path": os.fspath(path)}
