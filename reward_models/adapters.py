@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from rlhf.common.conversation import Conversation, RewardFunction, Score
+from rlhf.common.conversation import RESERVED_KEYS, Conversation, RewardFunction, Score
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.user_code import (
     add_location_to_errors,
@@ -44,12 +44,17 @@ class FunctionReward(Reward):
     training calls the function in a thread while other episodes are still played.
 
     Raises:
-        UserError: The function does not accept one argument.
+        UserError: The function is a class, or does not accept one argument.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        if isinstance(function, type):
+            raise UserError(
+                f"reward {self.name!r} is a class{definition_location_text(function)}: give an object of "
+                f"it, such as {function.__name__}(), or in a file the name of such an object"
+            )
         check_accepts(
             function,
             ([],),
@@ -140,16 +145,18 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    The other columns of the dataset, such as ``answer``, become keys of the first message if their
-    values are texts, numbers or lists of these. Rules read the keys of messages. TRL names the
-    metrics after the function's ``__name__``, and ignores completions whose reward is None.
+    The other columns of the dataset, such as ``answer``, become keys of the last user message of
+    the prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
+    messages. TRL names the metrics after the function's ``__name__``, and ignores completions whose
+    reward is None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
         conversations = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            conversation = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
-            conversations.append(with_facts(conversation, _facts_of_row(columns, i, len(prompts))))
+            facts = _facts_of_row(columns, i, len(prompts))
+            start = with_facts(as_messages(prompt, "user"), facts)
+            conversations.append([*start, *as_messages(completion, "assistant")])
         return reward(conversations)
 
     trl_reward.__name__ = reward.name
@@ -159,15 +166,25 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
 def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
     """Return the facts of the row with the index ``row``: column -> value, or list of values.
 
-    Columns that are not lists of length ``num_rows`` are omitted. So are values other than texts,
-    numbers and lists of these.
+    Arguments of TRL that are not columns are omitted: those that are not lists of length
+    ``num_rows``, objects that JSON does not have, and the ids of the completions. So are columns
+    with the name of a key that has a meaning of its own, except for the answer and the tests.
     """
-    facts: dict[str, Any] = {}
-    for name, column in columns.items():
-        if not isinstance(column, list) or len(column) != num_rows:
-            continue
-        value = column[row]
-        items = value if isinstance(value, list) else [value]
-        if all(isinstance(item, str | int | float) for item in items):
-            facts[name] = value
-    return facts
+    omitted = (RESERVED_KEYS - {"answer", "tests"}) | {"completion_ids"}
+    return {
+        name: column[row]
+        for name, column in columns.items()
+        if isinstance(column, list)
+        and len(column) == num_rows
+        and name not in omitted
+        and _is_json(column[row])
+    }
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether a value consists of the types of JSON."""
+    if isinstance(value, Mapping):
+        return all(map(_is_json, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | int | float)

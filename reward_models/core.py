@@ -541,5 +541,10 @@ def fact(conversation: Conversation, key: str) -> Any:
 
 
 def with_facts(conversation: Conversation, facts: Mapping[str, Any]) -> Conversation:
-    """Return a copy of a conversation with ``facts`` as further keys of the first message."""
-    return [{**conversation[0], **facts}, *conversation[1:]]
+    """Return a copy of a conversation with ``facts`` as further keys of the last user message.
+
+    Without a user message, they are keys of the first message.
+    """
+    users = [i for i, message in enumerate(conversation) if message["role"] == "user"]
+    at = users[-1] if users else 0
+    return [{**m, **facts} if i == at else m for i, m in enumerate(conversation)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.conversation import messages_for_models
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import with_tools
 from rlhf.reward_models.core import Conversation, as_messages
@@ -53,7 +54,8 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
     that are also in ``train``, and ``training_pairs`` is the number of pairs in ``train``; both are
     None if ``train`` is None.
     """
-    keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
+    sides = [[messages_for_models(side) for side in (p.chosen, p.rejected)] for p in pairs]
+    keys = [tuple(map(json.dumps, pair)) for pair in sides]
     known = set(keys)
     prompts = {pair.prompt_json for pair in pairs}
     seen = {pair.prompt_json for pair in train or ()}

@@ -28,7 +28,7 @@ from rlhf.config.online import OnlineConfig, OptimizerSpec
 from rlhf.config.reward import RewardConfig
 from rlhf.envs.core import FreeText
 from rlhf.errors import UserError
-from rlhf.reward_models import as_reward
+from rlhf.reward_models import as_reward, build
 from tests.helpers.hub_server import HubServer
 from tests.helpers.training import (
     assert_same_run,
@@ -536,3 +536,30 @@ def test_a_model_is_uploaded(monkeypatch, echo_model):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="not a name: the upload failed"):
         run.push_to_hub("not a name")
+
+
+def test_the_rewards_of_a_gate_are_objects_too():
+    tree = inputs.to_reward_config(
+        {
+            "kind": "gate",
+            "reward": lambda cs: [0.5 for _ in cs],
+            "condition": {"path": lambda cs: [len(c) - 1.5 for c in cs], "name": "length"},
+            "at_least": 0.0,
+            "otherwise": -1.0,
+        },
+        "rewards.0",
+    )
+    assert tree["reward"]["path"] == "object:rewards.0.reward.lambda"
+    reply = {"role": "assistant", "content": "a"}
+    # The condition is 0.5 for two messages, and -0.5 for one.
+    assert build([tree])([[reply, reply], [reply]]) == [0.5, -1.0]
+
+
+def test_a_class_is_no_reward():
+    class Scorer:
+        def __init__(self, conversations: Any) -> None: ...
+
+    with pytest.raises(
+        UserError, match=r"reward 'Scorer' is a class .*such as Scorer\(\), or in a"
+    ):
+        as_reward(Scorer)  # pyright: ignore[reportArgumentType]

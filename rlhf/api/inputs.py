@@ -20,7 +20,7 @@ from rlhf.common.guards import (
     is_sequence,
     is_set,
 )
-from rlhf.common.objects import reference_to
+from rlhf.common.objects import Representative, reference_to
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import ApiSpec
 from rlhf.errors import UserError
@@ -296,7 +296,7 @@ def to_rollout_config(rollout: Any) -> Any:
     return tree | {"temperature": 0.0} if rollout.do_sample is False else tree
 
 
-class EnvironmentCopyFactory:
+class EnvironmentCopyFactory(Representative):
     """Factory of copies of an environment.
 
     Args:
@@ -307,10 +307,24 @@ class EnvironmentCopyFactory:
         self.env = env
         self.__name__ = type(env.unwrapped).__name__
         self.__doc__ = type(env.unwrapped).__doc__
+        self.represented = _layers_of(env)
 
     def __call__(self) -> Any:
         """Return a copy of the environment."""
         return copy.deepcopy(self.env)
+
+
+def _layers_of(env: Any) -> dict[str, Any]:
+    """Return the classes and the attributes of an environment and of its wrappers."""
+    found: dict[str, Any] = {}
+    depth = 0
+    while True:
+        attributes: dict[str, Any] = getattr(env, "__dict__", {})
+        found[f"layer {depth}"] = type(env)
+        found |= {f"layer {depth}.{name}": value for name, value in attributes.items()}
+        if env is env.unwrapped:
+            return found
+        env, depth = env.env, depth + 1
 
 
 def to_env_config(env: Any) -> dict[str, Any]:
@@ -349,7 +363,7 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
     Args:
         reward: Function of conversations, `Reward`, kind of a reward, folder of a trained reward
             model, finished run of `train_reward`, or mapping; the ``path`` of a mapping of kind
-            function can be a function.
+            function can be a function, and the rewards in a mapping of kind gate all of these.
         key: Configuration key of the reward.
     """
     if is_mapping(reward):
@@ -359,6 +373,9 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
                 **to_reward_config(tree["path"], key),
                 **{k: v for k, v in tree.items() if k != "path"},
             }
+        for inner in ("reward", "condition"):  # of a gate
+            if tree.get(inner) is not None:
+                tree[inner] = to_reward_config(tree[inner], f"{key}.{inner}")
         return to_plain_data(tree)
     if path := getattr(reward, "model_path", None):
         return {"kind": "trained", "path": os.fspath(path)}
@@ -392,7 +409,8 @@ def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
 
     Args:
         data: Path or hub id, `DataSpec`, mapping with ``path``, ``datasets.Dataset``, pandas
-            DataFrame, list of rows, or list of sources.
+            DataFrame, list of rows, or list of sources. The ``path`` of a mapping can be data of
+            any of these forms.
         key: Configuration key, for messages.
 
     Raises:
@@ -410,7 +428,8 @@ def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
                 f"{key}: a mapping names a source of data, and this one has no path; give rows as "
                 "a list of mappings, also a single row"
             )
-        return [dict(data)]
+        options = {name: to_plain_data(value) for name, value in data.items() if name != "path"}
+        return [source | options for source in to_data_configs(data["path"], f"{key}.path")]
     if hasattr(data, "to_parquet") and hasattr(data, "column_names"):
         return [{"path": str(_write_file_to_cache(data.to_parquet, ".parquet"))}]
     if type(data).__name__ == "DataFrame":

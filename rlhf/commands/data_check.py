@@ -23,6 +23,8 @@ class CheckConfig(CommandConfig):
     set."""
     columns: dict[str, str] | None = None
     """Field of the toolkit -> column of the dataset; a dot selects a key inside a column."""
+    reward_columns: list[str] | None = None
+    """Columns of prompts that rewards read, as in the source of a configuration."""
     seed: Seed = 0
     """Random seed of the cross-validation folds in the search for suspect pairs."""
 
@@ -37,7 +39,9 @@ def check(config: CheckConfig) -> Generator[str, None, int]:
     from rlhf.data.files import read_rows
     from rlhf.data.reader import guess_kind
 
-    spec = DataSpec(config.path, columns=config.columns)
+    spec = DataSpec(
+        config.path, columns=config.columns, reward_columns=config.reward_columns or None
+    )
     kind = config.kind or guess_kind(read_rows(spec), spec)
     against = DataSpec(config.against, columns=config.columns) if config.against else None
     report = check_dataset(spec, kind, against=against, seed=config.seed)

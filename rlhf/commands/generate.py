@@ -23,7 +23,8 @@ class GenerateConfig(CommandConfig):
     prompt: str | None = None
     """A single prompt, as a user message; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt datasets; completions are printed as JSON lines with prompt and completion."""
+    """Prompt datasets; completions are printed as JSON lines with prompt, completion and the
+    reward_columns of the datasets."""
     samples: PositiveInt = 1
     """Number of samples for each prompt."""
     decoding: Literal["greedy", "sampled"] = "sampled"
@@ -53,6 +54,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )
+    reward_columns = {name for spec in config.prompts for name in spec.reward_columns or ()}
     model, tokenizer = load_model(config.model, seed=config.seed)
     for rollout in sample_completions(
         model,
@@ -67,4 +69,8 @@ def generate(config: GenerateConfig) -> Iterator[str]:
         if config.prompt is not None:
             yield reply["content"]
         else:
-            yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
+            columns = {
+                name: turn.pop(name) for turn in prompt for name in reward_columns if name in turn
+            }
+            line = {"prompt": prompt, "completion": [reply], **columns}
+            yield json.dumps(line, ensure_ascii=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.config.base import CommandConfig
-from rlhf.config.data import DataSpec
+from rlhf.config.data import DataSpec, check_reward_columns
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +24,20 @@ class ScoreConfig(CommandConfig):
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards, in the format of a training configuration. Set either this key or ``reward``."""
+    reward_columns: list[str] = field(default_factory=list)
+    """Columns that rewards read, such as [difficulty], as keys of the last user message."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):
             raise ValueError("score: give either --reward FOLDER or --rewards")
+        check_reward_columns(self.reward_columns, "reward_columns")
 
 
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield a JSON line for each conversation, with the score, its components and the messages.
 
     The score is null if the conversation could not be scored. The reward also receives the column
-    `answer` of the row, or the key `answer` of a message.
+    `answer` of the row, or the key `answer` of a message, and the columns `reward_columns`.
     """
     from rlhf.data.conversation import conversation_of_labeled_row
     from rlhf.data.load import load
@@ -43,7 +46,8 @@ def score(config: ScoreConfig) -> Iterator[str]:
 
     specs = config.rewards or [{"kind": "trained", "path": config.reward}]
     reward = load_rewards(specs)
-    loaded = load(DataSpec(config.input), "sft", seed=None, with_answer_and_tests=True)
+    source = DataSpec(config.input, reward_columns=config.reward_columns or None)
+    loaded = load(source, "sft", seed=None, with_answer_and_tests=True)
     log.info("input: %s", loaded.summary())
     conversations = [
         with_tools(conversation_of_labeled_row(row), row.get("tools")) for row in loaded.rows

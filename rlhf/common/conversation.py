@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.guards import is_mapping, is_sequence
@@ -12,10 +12,44 @@ from rlhf.errors import UserError
 Message = dict[str, Any]
 """One turn in the Hugging Face chat format, with at least the keys ``role`` and ``content``."""
 Conversation = list[Message]
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+WEIGHT_KEYS = ("weight", "train", "training", "loss")
+READ_KEYS = frozenset(
+    {
+        "role",
+        "from",
+        "content",
+        "value",
+        "name",
+        "tool_calls",
+        "function_call",
+        "tool_call_id",
+        *REASONING_KEYS,
+        *WEIGHT_KEYS,
+        "answer",
+        "tests",
+    }
+)
+"""Keys that are read from the messages of a dataset."""
+RESERVED_KEYS = READ_KEYS | {"tools"}
+"""Keys of a message that have a meaning of their own, so that no column of a dataset can become the
+key of this name. `tools` are attached to a message for the chat template."""
+_MODEL_KEYS = RESERVED_KEYS - {"answer", "tests", *WEIGHT_KEYS}
 Score = float | None
 """A score, or None if the conversation could not be scored."""
 RewardFunction = Callable[[list[Conversation]], Sequence[Score]]
 """Function that returns a score for each conversation of a batch."""
+
+
+def messages_for_models(messages: Iterable[Mapping[str, Any]]) -> Conversation:
+    """Return messages without the keys that only rewards read, such as a reference answer.
+
+    Prompts are compared and counted by these messages, so that the columns that a reward reads do
+    not change which prompts are equal.
+    """
+    return [
+        {key: value for key, value in message.items() if key in _MODEL_KEYS} for message in messages
+    ]
 
 
 def check_conversations(conversations: Iterable[Any], what: str) -> None:

@@ -7,16 +7,32 @@ program that gave it.
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import functools
 import hashlib
 import inspect
 import sys
+from collections.abc import Mapping
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from rlhf.common.foreign import is_library_file
 from rlhf.errors import UserError
 
 PREFIX = "object:"
 
 _objects: dict[str, Any] = {}
+
+
+class Representative:
+    """Base class of objects of the toolkit that stand for code of the user.
+
+    Attributes:
+        represented: Name -> class, function or argument of the user.
+    """
+
+    represented: Mapping[str, Any]
 
 
 def reference_to(value: Any, key: str) -> str:
@@ -55,16 +71,92 @@ def object_of(reference: str, *, what: str) -> Any:
 
 
 def object_fingerprint(reference: str) -> str | None:
-    """Return a digest of the source code of an object; None if it has none."""
+    """Return a digest of an object: its source code and the values that it captured.
+
+    The values are texts, numbers, booleans, None, and tuples of these, in closures, default values
+    and `functools.partial`. Other values, such as models and lists, can change while a run uses
+    them. The result is None if the object has no source code.
+    """
     value = _objects.get(reference)
-    if value is None:
+    parts = [] if value is None else _source_and_values(value, ())
+    if not parts:
         return None
-    code = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def _source_and_values(value: Any, outer: tuple[Any, ...]) -> list[str]:
+    """Return the source code of an object and its captured values, as texts.
+
+    Args:
+        value: The object.
+        outer: The objects that captured it, which it can capture in turn.
+    """
+    if any(value is other for other in outer):
+        return []
+    outer = (*outer, value)
+    if isinstance(value, functools.partial):
+        given = {**dict(enumerate(value.args)), **value.keywords}
+        return _source_and_values(value.func, outer) + _value_texts(given, outer)
+    if inspect.ismethod(value):
+        return _source_and_values(value.__func__, outer)
+    if isinstance(value, Representative):
+        return _value_texts(value.represented, outer)
+    is_code = inspect.isfunction(value) or inspect.isclass(value)
+    if is_code and _is_of_library(value):
+        return [f"{value.__module__}.{value.__qualname__}"]
     try:
-        source = inspect.getsource(code)
+        source = inspect.getsource(value if is_code else type(value))
     except (OSError, TypeError):
-        return None
-    return hashlib.sha256(source.encode()).hexdigest()
+        return []
+    return [source, *(_value_texts(_captured_values(value), outer) if is_code else ())]
+
+
+def _is_of_library(code: Any) -> bool:
+    """Return whether a function or class is in a module that is not the user's own."""
+    if code.__module__ == "__main__":
+        return False
+    file = getattr(sys.modules.get(code.__module__), "__file__", None)
+    return file is None or is_library_file(file)
+
+
+def _captured_values(code: Any) -> dict[Any, Any]:
+    """Return name -> value of the default values and of the closure of a function.
+
+    Variables that the function itself assigns, such as counters, are omitted.
+    """
+    if not inspect.isfunction(code):
+        return {}
+    values: dict[Any, Any] = dict(enumerate(code.__defaults__ or ()))
+    values |= code.__kwdefaults__ or {}
+    assigned = _assigned_cells(code.__code__)
+    for name, cell in zip(code.__code__.co_freevars, code.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # the cell is empty
+            values |= {} if name in assigned else {name: cell.cell_contents}
+    return values
+
+
+def _assigned_cells(code: CodeType) -> set[str]:
+    """Return the variables of outer functions that a function or an inner function assigns."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return names.union(*map(_assigned_cells, inner))
+
+
+def _value_texts(values: Mapping[Any, Any], outer: tuple[Any, ...]) -> list[str]:
+    """Return texts of the values that do not change, and of captured functions and classes."""
+    texts = []
+    for name, value in values.items():
+        if _is_constant(value):
+            texts.append(f"{name} = {value!r}")
+        elif isinstance(value, functools.partial | FunctionType | MethodType | type):
+            texts += [f"{name}:", *_source_and_values(value, outer)]
+    return texts
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, str | bytes | int | float)
 
 
 def _importable_name(value: Any) -> str | None:

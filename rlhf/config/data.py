@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rlhf.common.conversation import RESERVED_KEYS
 from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import PositiveFloat, PositiveInt, check_fields
 from rlhf.errors import UserError
@@ -77,6 +79,10 @@ class DataSpec:
     """Field -> column of the dataset, e.g. {prompt: question, completion: answer}. The columns of
     other fields are recognized by their names. A dot selects a key inside a column: {answer:
     reward_model.ground_truth}."""
+    reward_columns: list[str] | None = None
+    """Columns of the dataset that rewards read, such as [difficulty, test_cases]. Their values
+    become keys of the row's last user message, which models do not receive. Only for prompts and
+    for the pairs of evaluate and reward-report."""
     system: str | None = None
     """System message for prompts without a system message."""
     limit: PositiveInt | None = None
@@ -101,3 +107,29 @@ class DataSpec:
                     f"data.columns maps field names to columns of the dataset; there is no field "
                     f"{field!r} (fields: {', '.join(FIELDS)}){did_you_mean(field, FIELDS)}"
                 )
+        check_reward_columns(self.reward_columns or [], "data.reward_columns")
+
+
+def check_reward_columns(columns: Sequence[str], key: str) -> None:
+    """Check that columns can become keys of a message.
+
+    Args:
+        columns: Names of the columns.
+        key: Configuration key, for messages.
+
+    Raises:
+        UserError: A column has the name of a key that messages have without it, or is named twice.
+    """
+    for i, column in enumerate(columns):
+        if column in ("answer", "tests"):
+            raise UserError(
+                f"{key}: {column!r} is a key that the last user message has without this setting; "
+                f"remove it, and set data.columns: {{{column}: COLUMN}} if it is in another column"
+            )
+        if column in RESERVED_KEYS or not column.strip():
+            raise UserError(
+                f"{key}: a column cannot become the key {column!r} of a message, because that key "
+                "has a meaning of its own; rename the column in the dataset"
+            )
+        if column in columns[:i]:
+            raise UserError(f"{key}: column {column!r} is named twice")

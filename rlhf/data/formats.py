@@ -59,7 +59,12 @@ OPTIONAL_FIELDS = (
 
 
 def canonical_row(
-    cells: Mapping[str, Any], kind: Kind, *, system: str | None, notes: Notes
+    cells: Mapping[str, Any],
+    kind: Kind,
+    *,
+    system: str | None,
+    notes: Notes,
+    reward_cells: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Convert cells to a canonical row.
 
@@ -68,6 +73,7 @@ def canonical_row(
         kind: Kind of row.
         system: System message of the data source, for prompts without a system message.
         notes: Set to which descriptions of ignored cells are added.
+        reward_cells: Reward column of the source -> cell, for rows with a prompt.
 
     Raises:
         RowDropped: The row cannot be used.
@@ -86,8 +92,15 @@ def canonical_row(
             result["prompt"], rest.pop("system", None), system, notes
         )
         _add_answer_and_tests(result["prompt"], rest, notes)
-    elif system is not None:
-        notes.add("data.system for a row without a prompt")
+        if reward_cells:
+            last = _last_user_index(result["prompt"])
+            result["prompt"][last] = {**result["prompt"][last], **reward_cells}
+    else:
+        if system is not None:
+            notes.add("data.system for a row without a prompt")
+        notes.update(
+            f"reward column {name!r} for a row without a prompt" for name in reward_cells or ()
+        )
     notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
     _check_unicode(result)
     return result
@@ -121,7 +134,7 @@ def _with_system_message(
 
 def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> None:
     """Add the answer and the tests of the row to the last user message of the prompt, in place."""
-    last_user = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
+    last_user = _last_user_index(prompt)
     facts: dict[str, Any] = {}
     if "answer" in cells:
         read = solution_answer if cells.get("answer_is_solution") else reference_answer
@@ -142,6 +155,10 @@ def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> N
             notes.add(f"{key} column that differs from the {key} of its message")
     if facts:
         prompt[last_user] = facts | prompt[last_user]  # values in the message take precedence
+
+
+def _last_user_index(prompt: Conversation) -> int:
+    return max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
 
 
 def _check_unicode(result: Mapping[str, Any]) -> None:

@@ -62,6 +62,8 @@ class LoadedRows:
     """Description of an ignored part of a cell -> number of rows."""
     schemas: dict[str, str] = field(default_factory=dict)
     """Path of a source -> name of its public schema, for sources that have one."""
+    for_rewards: bool = False
+    """Whether rewards read the rows, so that `reward_columns` can name further columns."""
 
     def summary(self) -> str:
         """Return one line: the numbers of used, dropped and unused rows, and the unused columns."""
@@ -98,7 +100,12 @@ class LoadedRows:
             lines.append(f"read as {join_with_paths(self.schemas)}")
         if self.unused_columns:
             names = {path: ", ".join(columns) for path, columns in self.unused_columns.items()}
-            lines.append(f"columns not used: {join_with_paths(names)}")
+            advice = (
+                " (reward_columns: [NAME, ...] passes columns to rewards)"
+                if self.for_rewards
+                else ""
+            )
+            lines.append(f"columns not used: {join_with_paths(names)}{advice}")
         if self.ignored:
             counts = (
                 f"{what} in {count_text(count, 'row')}" for what, count in self.ignored.items()
@@ -125,8 +132,9 @@ def load(
             None, the rows are not shuffled.
         keep: Names of additional columns to include in the rows. The value is None in a row that
             does not have the column.
-        with_answer_and_tests: Whether to add the answer and tests columns to the last user message,
-            for rewards. They are always added to rows of kind "prompt".
+        with_answer_and_tests: Whether to add the answer and tests columns and the reward columns of
+            the sources to the last user message, for rewards. They are always added to rows of kind
+            "prompt".
 
     Raises:
         UserError: A path does not exist, its content is malformed, its columns cannot be assigned
@@ -181,6 +189,7 @@ class SourceCounts:
     ignored: Counter[str]
     unused_columns: tuple[str, ...]
     schema: str | None
+    for_rewards: bool = False
 
 
 def _counts_of(reader: TableReader) -> SourceCounts:
@@ -192,6 +201,7 @@ def _counts_of(reader: TableReader) -> SourceCounts:
         ignored=reader.ignored,
         unused_columns=reader.unused_columns,
         schema=reader.schema.name if reader.schema else None,
+        for_rewards=reader.with_answer_and_tests,
     )
 
 
@@ -224,6 +234,7 @@ def combine_source_counts(
         unused_columns={s.path: s.unused_columns for s in counts if s.unused_columns},
         ignored=dict(ignored.most_common()),
         schemas={s.path: s.schema for s in counts if s.schema},
+        for_rewards=any(source.for_rewards for source in counts),
     )
 
 
@@ -235,6 +246,7 @@ def load_and_log(
     seed: int,
     keep: Iterable[str] = (),
     counts: dict[str, Any] | None = None,
+    with_answer_and_tests: bool = False,
 ) -> list[dict[str, Any]]:
     """Load datasets, log a summary that begins with `data_name`, and return the rows.
 
@@ -246,7 +258,7 @@ def load_and_log(
     """
     if not specs:
         return []
-    loaded = load(specs, kind, seed=seed, keep=keep)
+    loaded = load(specs, kind, seed=seed, keep=keep, with_answer_and_tests=with_answer_and_tests)
     log.info("%s: %s", data_name, loaded.summary())
     if counts is not None:
         counts[data_name] = loaded.counts()

@@ -2,8 +2,9 @@
 
 A canonical message has the keys `role` (system, user, assistant, tool) and `content` (text).
 Optional keys are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a
-reply from the loss), and `answer` and `tests`, which only rewards read. A description of every
-other key with a value is added to `notes`. A row that cannot be used raises `RowDropped`.
+reply from the loss), and `answer`, `tests` and the reward columns of a source, which only rewards
+read. A description of every other key with a value is added to `notes`. A row that cannot be used
+raises `RowDropped`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.common.conversation import Conversation, Message
+from rlhf.common.conversation import (
+    READ_KEYS,
+    REASONING_KEYS,
+    WEIGHT_KEYS,
+    Conversation,
+    Message,
+)
 from rlhf.data.answers import reference_answer
 
 Notes = set[str]
@@ -43,26 +50,9 @@ ROLES = {
 }
 """Role name in a dataset, in lower case -> role of the Hugging Face chat format."""
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-WEIGHT_KEYS = ("weight", "train", "training", "loss")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 """Names of the arguments of a tool call, in order of preference."""
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
-_READ_KEYS = {
-    "role",
-    "from",
-    "content",
-    "value",
-    "name",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    *REASONING_KEYS,
-    *WEIGHT_KEYS,
-    "answer",
-    "tests",
-}
-
 _CALL_KEYS = {"id", "type", "index", "function", "name", *ARGUMENT_KEYS}
 
 
@@ -172,7 +162,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
         message["answer"] = _parse_answer(item["answer"])
     if item.get("tests") is not None:
         message["tests"] = item["tests"]
-    unread = (key for key, cell in item.items() if key not in _READ_KEYS and is_filled(cell))
+    unread = (key for key, cell in item.items() if key not in READ_KEYS and is_filled(cell))
     notes.update(f"message key {key!r}" for key in unread)
     return message
 

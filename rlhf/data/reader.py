@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from rlhf.common.names import did_you_mean
 from rlhf.config.data import FIELDS, DataSpec, Kind
 from rlhf.data.columns import (
     FACT_FIELDS,
@@ -48,7 +50,8 @@ class TableReader:
         present: Names of the columns of the whole source, if `table` contains only its first rows.
 
     Raises:
-        UserError: The columns cannot be assigned to fields, or a column of `keep` does not exist.
+        UserError: The columns cannot be assigned to fields, or a column of `keep` or a reward
+            column does not exist.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class TableReader:
             if present is None and self.winner_column is not None:
                 self.check_winners_count_from_zero(winner_values(table, self.winner_column))
         self._check_kept_columns()
+        self.reward_columns = tuple(spec.reward_columns or ())
+        self._check_reward_columns()
         self.table = table
         if present is None and self.schema is not None and self.schema.gather is not None:
             self.table = self.schema.gather(table)
@@ -125,6 +130,8 @@ class TableReader:
                 yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
         except RowDropped as reason:
             yield reason
+        except UserError:
+            raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
             yield RowDropped(f"row that does not have the {self.schema.name} format")
 
@@ -134,12 +141,42 @@ class TableReader:
             if self.has_row_weights:
                 self.used.add(_WEIGHT_COLUMN)
                 check_row_has_weight(row.get(_WEIGHT_COLUMN), notes)
-            canonical = canonical_row(cells, self.kind, system=self.spec.system, notes=notes)
+            canonical = canonical_row(
+                cells,
+                self.kind,
+                system=self.spec.system,
+                notes=notes,
+                reward_cells=self._reward_cells(row),
+            )
         except RowDropped as reason:
             return reason
         self.ignored.update(notes)
         extra = {name: cells.get(name, row.get(name)) for name in self.keep}
         return canonical | {"source": self.spec.path} | extra
+
+    def _reward_cells(self, row: Row) -> dict[str, Any]:
+        """Return the cells of the reward columns as JSON values, null if a row has no value."""
+        self.used |= set(self.reward_columns)
+        return {name: self._json_value(row.get(name), name) for name in self.reward_columns}
+
+    def _json_value(self, value: Any, column: str) -> Any:
+        """Return a cell as a JSON value; nan, which pandas and Parquet write for null, is null.
+
+        Raises:
+            UserError: The cell has a type that JSON does not have.
+        """
+        if value is None or isinstance(value, str | bool | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, Mapping):
+            return {str(key): self._json_value(item, column) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._json_value(item, column) for item in value]
+        raise UserError(
+            f"{self.spec.path}: reward column {column!r} has a value of type "
+            f"{type(value).__name__}, which JSON does not have; convert it to text or a number"
+        )
 
     @property
     def has_row_weights(self) -> bool:
@@ -210,6 +247,33 @@ class TableReader:
                 raise UserError(
                     f"{self.spec.path}: no column {name!r} to keep; columns found: "
                     f"{', '.join(sorted(self.present))}"
+                )
+
+    def _check_reward_columns(self) -> None:
+        if not self.reward_columns:
+            return
+        what = f"{self.spec.path}: reward_columns"
+        if not self.with_answer_and_tests:
+            raise UserError(
+                f"{what} has no effect on {self.kind} data, because no reward scores these rows; "
+                "remove it"
+            )
+        if self.schema is not None and self.schema.gather is not None:
+            raise UserError(
+                f"{what}: a prompt of the {self.schema.name} format is made of several rows, so it "
+                "has no columns; remove it"
+            )
+        for name in self.reward_columns:
+            if name not in self.present:
+                root = name.partition(".")[0]
+                advice = (
+                    f"; name the whole column {root!r}, whose value can be an object"
+                    if root in self.present
+                    else did_you_mean(name, self.present)
+                )
+                raise UserError(
+                    f"{what} names column {name!r}, which does not exist; columns found: "
+                    f"{', '.join(sorted(self.present))}{advice}"
                 )
 
     @property

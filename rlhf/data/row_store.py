@@ -189,6 +189,7 @@ def _write_store(
         "present": sorted(reader.present),
         "schema": reader.schema.name if reader.schema else None,
         "columns": reader.layouts[0].columns if reader.layouts else {},
+        "for_rewards": reader.with_answer_and_tests,
         "used": [name for name in reader.keep if name in reader.present],
         "effects": effects,
     }
@@ -210,6 +211,7 @@ class RowStore:
         self._schema: str | None = table["schema"]
         self._columns: dict[str, str] = table["columns"]
         self._used: list[str] = table["used"]
+        self._for_rewards: bool = table["for_rewards"]
         self._effects = [
             RowConversionRecord(
                 tuple(outcomes),
@@ -321,7 +323,9 @@ class RowStore:
                 skipped[column] += times * count
         ignored.update(notes_on_skipped_cells(skipped, used))
         unused = tuple(sorted(set(self._present) - used))
-        return SourceCounts(path, total, dropped, first_dropped, ignored, unused, self._schema)
+        return SourceCounts(
+            path, total, dropped, first_dropped, ignored, unused, self._schema, self._for_rewards
+        )
 
 
 class ArrowBlobs:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from rlhf.common.conversation import messages_for_models
 from rlhf.stats import Interval, interval
 from rlhf.stats.samples import pass_at_k
 from rlhf.stats.shares import two_frequent_values
@@ -158,7 +159,7 @@ def start_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any
         return None
     # Different games may have the same first text.
     hidden = [{"game": info["game"]}] if info.get("game") is not None else []
-    return messages_digest([*messages, *hidden])
+    return _digest([*messages_for_models(messages), *hidden])
 
 
 def messages_before_first_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -168,6 +169,13 @@ def messages_before_first_reply(messages: Sequence[Mapping[str, Any]]) -> list[M
 
 
 def messages_digest(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return a digest of messages: the first 16 hexadecimal digits of their SHA-256."""
+    """Return a digest of messages: the first 16 hexadecimal digits of their SHA-256.
+
+    Keys that only rewards read do not change it.
+    """
+    return _digest(messages_for_models(messages))
+
+
+def _digest(messages: Sequence[Mapping[str, Any]]) -> str:
     text = json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -334,7 +334,9 @@ def _clipped_at_zero(estimate: Interval) -> Interval:
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
     """Write the report on preference pairs for the sum of the rewards and for simple baselines."""
-    pairs = load_and_log(config.pairs, "preference", data_name="pairs", seed=config.seed)
+    pairs = load_and_log(
+        config.pairs, "preference", data_name="pairs", seed=config.seed, with_answer_and_tests=True
+    )
     train = load_and_log(
         config.pairs_train, "preference", data_name="pairs_train", seed=config.seed
     )

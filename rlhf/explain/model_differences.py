@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.common.conversation import Conversation
+from rlhf.common.conversation import Conversation, messages_for_models
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.explain.policy_view import chat_format_of, check_same_encoding, encode_and_mask_last_reply
@@ -124,7 +124,9 @@ def compare_stages(
     for conversation in conversations:
         if reply := _compare_reply(before, after, chat_format, conversation):
             replies.append(reply)
-            prompts.append(json.dumps(conversation[:-1], sort_keys=True, default=str))
+            prompts.append(
+                json.dumps(messages_for_models(conversation[:-1]), sort_keys=True, default=str)
+            )
     if not replies:
         raise UserError("explain: no reply can be encoded for the stages")
     changes = sorted(

@@ -25,7 +25,8 @@ PATH_KEYS = frozenset(
 )
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 CACHE_KEY = "env.kwargs.folder"
-"""Key of a folder to which an environment writes compiled games, so that its content may change."""
+"""Key of a folder to which an environment writes compiled games, so that its content may change. In
+the settings of a study, it is the end of the key."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""
@@ -80,7 +81,11 @@ def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     }
     paths = input_paths(config)
     installed = {f"plug-in {name}": path for name, path in installed_plugin_files().items()}
-    files = {k: fingerprint(path) for k, path in (paths | installed).items() if k != CACHE_KEY}
+    files = {
+        key: fingerprint(path)
+        for key, path in (paths | installed).items()
+        if not f".{key}".endswith(f".{CACHE_KEY}")
+    }
     return files | objects
 
 

@@ -122,7 +122,7 @@ def write_pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dic
     """Write the report on preference pairs to evaluation/pairs/ and return it as plain data."""
     from rlhf.evaluation.pairs import write_pair_evaluation
 
-    loaded = load(config.data, "preference", seed=config.seed)
+    loaded = load(config.data, "preference", seed=config.seed, with_answer_and_tests=True)
     log.info("data: %s", loaded.summary())
     train = load_and_log(config.train_data, "preference", data_name="train_data", seed=config.seed)
     groups = sample_policy_replies(config, loaded.rows, run.directory) if config.policy else None

@@ -105,7 +105,9 @@ def test_scores_of_episodes_belong_to_the_episode_and_not_to_its_text():
         {"prompt": "guess", "replies": ["1", "2"], "scores": [0.0, 1.0]},
         {"prompt": "guess", "replies": ["1", "", "2"], "scores": [0.0, 9.0, 1.0]},
     ]
-    loaded = pairs_from_gold(rows, None, annotator=SimulatedAnnotator(tau=0), pairs_per_prompt=3, seed=0)
+    loaded = pairs_from_gold(
+        rows, None, annotator=SimulatedAnnotator(tau=0), pairs_per_prompt=3, seed=0
+    )
     assert [text(row["chosen"]) for row in loaded.rows] == ["1", "2", "2"]
     assert [row["gold_margin"] for row in loaded.rows] == [1.0, 1.0, 1.0]
 

@@ -229,7 +229,21 @@ def test_trl_function_takes_text_and_messages_and_passes_columns_as_facts():
         {"role": "user", "content": "6*7?", "answer": "42"},
         {"role": "assistant", "content": "42"},
     ]
-    assert [m["role"] for m in seen[1]] == ["system", "user", "assistant"]
+    assert seen[1] == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u", "answer": "x"},
+        {"role": "assistant", "content": "a"},
+    ]
+
+
+def test_trl_function_passes_every_json_value_and_no_key_with_a_meaning():
+    seen = []
+    function = as_trl(as_reward(lambda cs: [seen.extend(cs), [0.0]][1]))
+    case = {"in": [1], "out": None}
+    columns = {"case": [case], "level": [None], "content": ["other"], "role": ["system"]}
+    columns |= {"name": ["n"], "completion_ids": [[3, 4]], "environments": [object()]}
+    assert function(["q"], ["r"], **columns) == [0.0]
+    assert seen[0][0] == {"role": "user", "content": "q", "case": case, "level": None}
 
 
 @pytest.mark.parametrize("kind", ["exact_match", "number", "math"])

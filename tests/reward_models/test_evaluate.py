@@ -431,7 +431,9 @@ def test_the_interval_of_the_temperature_is_that_of_the_likelihood_ratio():
 
 def test_unscored_pairs_are_reported_even_if_one_prompt_is_left():
     rows = [{"prompt": f"p{i}", "chosen": "aa", "rejected": "b"} for i in range(4)]
-    only_p1 = PerConversationReward(lambda c: 1.0 if c[0]["content"] == "p1" else math.nan, name="r")
+    only_p1 = PerConversationReward(
+        lambda c: 1.0 if c[0]["content"] == "p1" else math.nan, name="r"
+    )
     report = evaluate(only_p1, [to_pair(row) for row in rows], stress_size=0, invariance_size=0)
     assert report["verdict"] == [
         "All scored pairs have the same prompt, so there is no estimate for other prompts.",

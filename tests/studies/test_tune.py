@@ -19,7 +19,7 @@ from rlhf.studies.tune import run
 from rlhf.studies.tune.run import FIRST_TUNING_EPISODE, make_study, run_tune
 from rlhf.studies.tune.search import AlgorithmSearch, Trial
 from tests.helpers.bench import write_manifest
-from tests.helpers.training import unknown_entries
+from tests.helpers.training import unknown_entries, write_rows
 
 pytest.importorskip("optuna")
 
@@ -211,3 +211,36 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, keys, words):
     with pytest.raises(UserError) as caught:
         make_study(build_config(TuneConfig, assemble_tree_and_load_plugins([path], [])), COMMANDS)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_study_is_not_resumed_with_a_changed_plug_in_of_its_manifest(tmp_path, monkeypatch):
+    """Otherwise its later trials would be those of another algorithm than its earlier ones."""
+    path = study_of(tmp_path / "s")
+    code = tmp_path / "s" / "mine.py"
+    code.write_text(
+        "from rlhf.plugins import register_advantage\n"
+        "@register_advantage('mine', 'Zero')\n"
+        "def zero(batch, settings): return None\n"
+    )
+    manifest = tmp_path / "s" / yaml.safe_load(path.read_text())["bench"]
+    (games := tmp_path / "s" / "games").mkdir()
+    tree = yaml.safe_load(manifest.read_text()) | {"plugins": [str(code)]}
+    tree["environments"]["echo"]["env"]["kwargs"] = {"folder": str(games)}
+    manifest.write_text(yaml.safe_dump(tree))
+
+    def search(study: Any, config: Any) -> Path:
+        return write_rows(study.root / "optuna.log", [{}])
+
+    monkeypatch.setattr(run, "_run_search", search)
+    monkeypatch.setattr(run, "check_model_and_environments", lambda bench: None)
+
+    def start(**keys: Any) -> Path:
+        tree = assemble_tree_and_load_plugins([path], []) | keys
+        return run_tune(make_study(build_config(TuneConfig, tree), COMMANDS))
+
+    start()
+    (games / "compiled").write_text("a game")  # an environment may write to its folder
+    start(resume=True, trials=3)
+    code.write_text(code.read_text().replace("Zero", "Nought"))
+    with pytest.raises(UserError, match=r"content of manifest\.plugins\.0"):
+        start(resume=True)

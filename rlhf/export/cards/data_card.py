@@ -32,7 +32,7 @@ _SIZES = (
     (10**9, "100M<n<1B"),
 )
 """Upper bounds of numbers of rows -> size category of the Hub."""
-_OPTIONS = ("name", "data_dir", "columns", "system", "limit", "weight")
+_OPTIONS = ("name", "data_dir", "columns", "reward_columns", "system", "limit", "weight")
 """Keys of a dataset that select or change its rows."""
 
 

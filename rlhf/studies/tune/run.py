@@ -58,6 +58,8 @@ STUDY_FILE = "tune.yaml"
 """Name of the file with the study's configuration."""
 TUNED_FILE = "tuned.yaml"
 """Name of the file with the best hyperparameters."""
+_MANIFEST = "manifest"
+"""Key of the manifest's settings among the inputs of a study."""
 FIRST_TUNING_EPISODE = 2**29
 """Index of the first held-out episode for tuning; the episodes of a benchmark start at index 0."""
 
@@ -190,10 +192,13 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
             an algorithm failed.
     """
     check_model_and_environments(study.bench)
-    tree = study_config_without_directory_keys(study.config)
+    # The files that the manifest names, such as its plug-ins, are inputs of the study too.
+    tree = study_config_without_directory_keys(study.config) | {
+        _MANIFEST: study_config_without_directory_keys(study.bench.config)
+    }
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
         check_only_permitted_changes(
-            study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials"}
+            study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials", _MANIFEST}
         )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
