@@ -10,6 +10,9 @@ from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.common.numbers import centered_moving_average
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
+from rlhf.reward_models.learned import LearnedReward
+from rlhf.reward_models.sidecar import Sidecar
+from rlhf.runs.checksums import verify_checksums, write_checksums
 from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
@@ -19,7 +22,9 @@ from rlhf.studies.overoptimize.results import (
     rl_result,
     verdict_sentences,
 )
+from rlhf.studies.overoptimize.run import ProxyReward, _standardized_scores
 from tests.helpers.training import unknown_entries
+from tests.reward_models.conftest import save_decoder
 
 NO_SAMPLES = {
     "proxy": "p",
@@ -75,6 +80,25 @@ def test_a_given_proxy_is_optimized_by_choice_and_by_training(policy_folder, tmp
     assert trained["proxy_score"][-1]["mean"] == pytest.approx(last)
     assert "Over-optimization" in (run / "report.html").read_text()
     assert not (run / "proxies").exists()
+
+
+def test_a_standardized_proxy_keeps_valid_checksums(tmp_path):
+    """Its description has the scale of its scores. A damaged model could not be exported."""
+    final = save_decoder(tmp_path / "final")
+    write_checksums(final)
+    words = ("yes", "no", "maybe", "the fox")
+    asked = {"role": "user", "content": "yes or no"}
+    groups = [[[asked, {"role": "assistant", "content": word}] for word in words]]
+    proxy = ProxyReward("base0-4", 1, 4, [final], 0.5)
+    ((_, scores),) = _standardized_scores(
+        configure("overoptimize", tree_of(final, tmp_path)), [proxy], groups
+    )
+    raw = LearnedReward.load(final).score(groups[0]).values
+    assert (Sidecar.read(final).mean, Sidecar.read(final).std) == pytest.approx(
+        (np.mean(raw), np.std(raw)), rel=1e-4
+    )
+    assert scores.shape == (1, 1, 4)
+    verify_checksums(final)
 
 
 def test_prompts_which_have_no_reward_of_their_own_are_optimized_too(policy_folder, tmp_path):

@@ -32,6 +32,7 @@ from rlhf.models.loading import find_model_folder
 from rlhf.models.rewards import load_rewards, with_packing
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
+from rlhf.runs.checksums import update_checksum
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.runs.renamed import read_metrics, read_samples
@@ -301,7 +302,7 @@ def _standardized_scores(
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
             mean, std = float(column.mean()), float(column.std())
-            dataclasses.replace(sidecar, mean=mean, std=std).write(folder)
+            update_checksum(dataclasses.replace(sidecar, mean=mean, std=std).write(folder))
         scored.append((proxy, np.stack(columns)))
     return scored
 
