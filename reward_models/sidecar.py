@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.common.files import write_text
 from rlhf.errors import UserError
 
 FILE_NAME = "reward_model.json"
@@ -59,7 +60,7 @@ class Sidecar:
     def write(self, checkpoint: str | Path) -> Path:
         """Write this sidecar into the folder ``checkpoint`` and return its path."""
         path = Path(checkpoint) / FILE_NAME
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
         return path
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import signal
 import subprocess
 import sys
 import traceback
@@ -359,11 +360,17 @@ def test_a_path_that_cannot_exist_is_refused_in_one_line(capsys, tmp_path, monke
         refused(capsys, *words)
 
 
-def test_a_thread_that_does_not_end_does_not_hold_the_process():
-    program = """
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_thread_that_does_not_end_does_not_hold_the_process(guarded):
+    """Also not if an environment in another thread is still in a call that must not end the run."""
+    program = f"""
 import threading, sys
 from rlhf.cli import main
+from rlhf.common.foreign import exit_as_exception
 main.THREAD_SECONDS = 0.1
+guard = exit_as_exception()
+if {guarded}:
+    guard.__enter__()
 main.main = lambda: threading.Thread(target=threading.Event().wait).start() or 3
 sys.exit(main.run_program())
 """
@@ -374,3 +381,18 @@ sys.exit(main.run_program())
     assert process.stderr == (
         "rlhf: a thread of imported code still runs, so the process ends without it\n"
     )
+
+
+def test_a_second_interruption_at_the_end_prints_no_traceback():
+    program = """
+import atexit, signal, sys
+from rlhf.cli import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+main.main = lambda: 130
+sys.exit(main.run_program())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == -signal.SIGINT
+    assert process.stderr == ""

@@ -23,7 +23,7 @@ from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
-from rlhf.common.foreign import describe_exception, user_location
+from rlhf.common.foreign import describe_exception, end_process, user_location
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.signals import StopSignal
@@ -52,6 +52,9 @@ def run_program() -> int:
     """
     with stop_signals_as_exceptions():
         code = main()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # A second Ctrl-C ends the process at once. An exception at its exit would be a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if others:
         threading.Thread(target=_end_process_later, args=(code,), daemon=True).start()
@@ -61,7 +64,7 @@ def run_program() -> int:
 def _end_process_later(code: int) -> None:
     time.sleep(THREAD_SECONDS)
     _print_error("rlhf: a thread of imported code still runs, so the process ends without it")
-    os._exit(code)
+    end_process(code)  # `os._exit` is replaced while code of the user still runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

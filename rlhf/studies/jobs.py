@@ -24,6 +24,13 @@ class JobsFailedError(UserError):
     """Error of a study that keeps its directory, because the logs show the errors of its jobs."""
 
 
+class Interruption(str):
+    """Error message of a job that a signal or a full disk stopped.
+
+    The reason is not the configuration of the job, so the study can continue it.
+    """
+
+
 @dataclass(frozen=True)
 class Job:
     """Stages that one process runs in order."""

@@ -51,7 +51,8 @@ def fit(trainer: Trainer, run: Run) -> Path:
     with StopSignalRecorder() as stop:
         trainer.prepare_before_resuming(run)
         _resume_or_start(trainer, run, checkpoints)
-        stop.raise_if_requested(run.directory)
+        if number := _signal_of_any_process(trainer, stop):
+            _stop_run(trainer, run, stop, number)
         if run.writes:
             shutil.rmtree(run.directory / BUNDLE, ignore_errors=True)
         try:
@@ -148,8 +149,10 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
         while not trainer.done:
             try:
                 metrics = trainer.step(progress.step, run)
-            except EngineStopped:
-                _save(trainer, run, checkpoints)
+            except UserError as error:
+                if _is_complete_after(error, trainer):
+                    _check_weights_finite(trainer)
+                    _save(trainer, run, checkpoints)
                 raise
             progress.step += 1
             save_due = trainer.is_checkpoint_due(progress.step)
@@ -177,17 +180,49 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             trainer.notify("on_step", run, metrics=metrics)
             if trainer.is_evaluation_due(progress.step):
                 trainer.notify("on_evaluation", run, metrics=metrics)
-            # A signal that reached one process stops all of them after the same step.
-            signal_number = trainer.world.first_not_none(stop.number)
+            signal_number = _signal_of_any_process(trainer, stop)
             if signal_number and not check_due:
                 _check_weights_finite(trainer)
             if save_due or signal_number:
                 _save(trainer, run, checkpoints)
             if signal_number:
-                stop.number = signal_number
-                stop.raise_if_requested(run.directory)
+                _stop_run(trainer, run, stop, signal_number)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
+
+
+def _is_complete_after(error: UserError, trainer: Trainer) -> bool:
+    """Return whether the state of a trainer whose step failed is that of the previous step.
+
+    A checkpoint is then saved, because the cause can be temporary, such as a judge that does not
+    answer. Without a previous step, there is nothing to lose except replies of a server. If there
+    are several processes, the others wait for results of the failed step.
+    """
+    worth_saving = trainer.progress.step > 0 or isinstance(error, EngineStopped)
+    return trainer.state_is_complete and worth_saving and trainer.world.size == 1
+
+
+def _signal_of_any_process(trainer: Trainer, stop: StopSignalRecorder) -> int | None:
+    """Return the number of a signal that a process received, or None.
+
+    All processes get the same result, so that a signal to one of them stops all of them after the
+    same step.
+    """
+    return trainer.world.first_not_none(stop.number)
+
+
+def _stop_run(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int) -> None:
+    """End this process because one of the processes received a signal.
+
+    A process that ends while another one writes the checkpoint would end the checkpoint, because
+    torchrun ends the other processes of a process that has ended.
+
+    Raises:
+        Interrupted: Always.
+    """
+    trainer.world.barrier()
+    stop.number = number
+    stop.raise_if_requested(run.directory)
 
 
 def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:

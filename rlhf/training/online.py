@@ -273,8 +273,10 @@ class OnlineTrainer(Trainer):
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
         self.stopwatch.pop_seconds()  # discard the time of an evaluation
+        self.state_is_complete = True
         with self.whole_weights():
             collected = self.rollout_source.collect(step)
+        self.state_is_complete = False
         rollouts, returns = collected.rollouts, collected.returns
         check_rewards(rollouts, collected.rewards)
         self.openings.add(rollouts)
@@ -384,8 +386,8 @@ class OnlineTrainer(Trainer):
 
     def close(self) -> None:
         """Stop collecting, and close every environment and the connections of the engine."""
-        self.rollout_source.stop()
-        self.collector.close()
+        if self.rollout_source.stop():
+            self.collector.close()
         self.eval_collector.close()
         if self.external_engine is not None:
             self.external_engine.close()

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rlhf.algorithms.controllers import RunningRewardMoments
+from rlhf.errors import UserError
 from rlhf.models.policy_copy import PolicyCopy, Snapshot
-from rlhf.rollout.sampling.base import Completion, EngineStopped
+from rlhf.rollout.sampling.base import Completion
 from rlhf.rollout.sampling.recording import CollectionStopped, RecordedReply, RecordingEngine
 from rlhf.runs.profiling import WAITING, Stopwatch
 from rlhf.training.collection import StartStateCounter, StepCollector, StepRollouts
@@ -50,8 +51,12 @@ class RolloutSource(Protocol):
         """Use the unfinished replies of an interrupted run, before the first step."""
         ...
 
-    def stop(self) -> None:
-        """Stop collecting, at the end of the run."""
+    def stop(self) -> bool:
+        """Stop collecting, at the end of the run.
+
+        Returns:
+            Whether the environments are not in use any more, so that they can be closed.
+        """
         ...
 
 
@@ -88,7 +93,7 @@ class SynchronousSource:
             return _collect_with_completions(
                 self.collector, self.engine, step, min_policy_version=step
             )[0]
-        except EngineStopped:  # the resumed run plays the same episodes
+        except UserError:  # the resumed run plays the same episodes
             for counter, state in zip(counters, before, strict=True):
                 counter.load_state_dict(state)
             raise
@@ -107,8 +112,9 @@ class SynchronousSource:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
         self.engine.schedule_replay(replies)
 
-    def stop(self) -> None:
-        """Do nothing, because nothing is collected in advance."""
+    def stop(self) -> bool:
+        """Return True, because nothing is collected in advance."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -177,8 +183,13 @@ class BackgroundSource:
 
     @contextlib.contextmanager
     def engine_with_current_policy(self, version: int) -> Iterator[None]:
-        """Load the current policy into the engine between two batches; see `RolloutSource`."""
+        """Load the current policy into the engine between two batches; see `RolloutSource`.
+
+        After ``stop``, the engine is in use until the thread has ended.
+        """
         with self._paused():
+            if self._stopped and self._schedule is not None:
+                self._thread.join()
             self.policy.load(self._publish(version))
             self.engine.update_policy(version)
             yield
@@ -197,14 +208,19 @@ class BackgroundSource:
         """Use the unfinished replies of an interrupted run; see `RolloutSource`."""
         self.engine.schedule_replay(replies)
 
-    def stop(self) -> None:
-        """End the thread. The current batch is not completed."""
+    def stop(self) -> bool:
+        """End the thread; see `RolloutSource`. The current batch is not completed.
+
+        An environment whose call does not return keeps the thread. Closing it would have to wait
+        for the call. Thread and environments then end with the process.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         self.engine.stop_at_next_poll()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
+        return not self._thread.is_alive()
 
     def _start(self, step: int) -> RolloutSchedule:
         """Start the thread, whose first batch is for a training step."""

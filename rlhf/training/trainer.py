@@ -88,6 +88,8 @@ class Trainer:
     """Metrics that the progress display shows."""
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""
+    state_is_complete = False
+    """Whether an error that ``step`` raises now leaves the state after the previous step."""
     keep_best = False
     """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
     final_is_best = False

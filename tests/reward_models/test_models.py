@@ -1,6 +1,8 @@
 """Implicit, process and cost rewards of tiny random models, compared with direct computation."""
 
+import errno
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +188,18 @@ def test_a_steps_checkpoint_is_no_learned_reward(helpers, tmp_path):
     Sidecar(template_hash(tokenizer), True, 64, "steps", kind="process").write(path)
     with pytest.raises(UserError, match="was trained with pooling='steps', but here it is 'last'"):
         LearnedReward.load(path)
+
+
+def test_a_sidecar_that_cannot_be_written_keeps_its_old_content(tmp_path, monkeypatch):
+    """A study writes the scale of scores into a finished checkpoint, which must stay loadable."""
+    Sidecar("hash", True, 64, "last").write(tmp_path)
+
+    def write_half(path, text, **options):
+        with path.open("w") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="no space"):
+        Sidecar("hash", True, 64, "last", mean=1.0, std=2.0).write(tmp_path)
+    assert Sidecar.read(tmp_path) == Sidecar("hash", True, 64, "last")

@@ -349,12 +349,18 @@ def test_raw_logprobs_are_refused(fake, open_engine) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("size", [0.3, 3e-4])
-def test_a_server_that_keeps_the_old_policy_is_refused(fake, open_engine, lora, size) -> None:
-    """Also after an update that changes log-probabilities by less than the tolerance."""
+@pytest.mark.parametrize(("size", "failures"), [(0.3, 0), (3e-4, 0), (3e-4, 1)])
+def test_a_server_that_keeps_the_old_policy_is_refused(
+    fake, open_engine, lora, size, failures
+) -> None:
+    """Also after an update that changes log-probabilities by less than the tolerance.
+
+    Also if the first attempt of the check fails.
+    """
     model, engine = open_engine(lora=lora, tolerance=0.05)
     engine.update_policy(0)
     fake.traps.ignore_reload = True
+    fake.traps.statuses = [503] * failures
     update(model, size=size)
     message = "does not serve the current policy" if size == 0.3 else "still serves the previous"
     with pytest.raises(UserError, match=message):
@@ -387,6 +393,48 @@ def test_every_adapter_has_a_new_name_and_old_ones_are_unloaded(fake, open_engin
         engine.update_policy(version)
         names += [name for name in fake.models if name != "policy"]
     assert len(set(names)) == len(names) == 3
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_an_adapter_is_loaded_although_its_check_failed_at_first(
+    fake, open_engine, failures
+) -> None:
+    """The second attempt finds the adapter in the server, which refuses to load a name twice."""
+    model, engine = open_engine(lora=True, retry_seconds=4.0)
+    engine.update_policy(0)
+    (first,) = fake.models.keys() - {"policy"}
+    update(model)
+    fake.traps.statuses = [503] * failures
+    engine.update_policy(1)
+    (second,) = fake.models.keys() - {"policy"}
+    assert first != second
+    (completion,) = sample(engine, request(0, [7, 8]))
+    assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
+
+
+@pytest.mark.parametrize("route", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_an_adapter_is_loaded_although_an_answer_was_lost(
+    fake, open_engine, monkeypatch, route
+) -> None:
+    """The server loads or unloads the adapter, but its answer is an error of a proxy."""
+    model, engine = open_engine(lora=True, retry_seconds=4.0)
+    engine.update_policy(0)
+    update(model)
+    answer, lost = fake.answer, []
+
+    def losing(path: str, body: Any) -> Any:
+        result = answer(path, body)
+        if path == route and not lost:
+            lost.append(result)
+            return 504, "<html>Gateway Timeout</html>"
+        return result
+
+    monkeypatch.setattr(fake, "answer", losing)
+    engine.update_policy(1)
+    assert lost == [(200, "Success")]
+    assert len(fake.models) == 2  # the initial model and one adapter
+    (completion,) = sample(engine, request(0, [7, 8]))
+    assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -491,6 +539,38 @@ def test_refused_request_states_the_reason_of_the_server(fake, open_engine) -> N
     engine.submit([request(0, [7, 8, 9])])
     with pytest.raises(UserError, match="status 400, failure requested by the test"):
         results(engine, 1)
+
+
+def test_completions_that_arrive_with_an_error_are_returned_before_it(fake, open_engine) -> None:
+    """A run that stops records them, so that they are not sampled again."""
+    _, engine = open_engine()
+    engine.update_policy(0)
+    fake.traps.statuses = [400]
+    engine.submit([request(episode, [7, 8, 9]) for episode in range(3)])
+    with engine._idle:
+        assert engine._idle.wait_for(lambda: not engine._running, timeout=30)
+    assert len(engine.poll()) == 2
+    with pytest.raises(UserError, match="failure requested by the test"):
+        engine.poll()
+    assert engine.poll() == []
+
+
+def test_a_request_keeps_its_model_if_another_one_loads_the_weights_again(
+    fake, open_engine, monkeypatch
+) -> None:
+    """Another thread can find that the adapter was lost, just before this request is sent."""
+    model, engine = open_engine(lora=True)
+    engine.update_policy(0)
+    ensure = engine._ensure_current
+
+    def ensure_and_lose(index: int) -> Any:
+        found = ensure(index)
+        engine.servers[index].mark_not_loaded()
+        return found
+
+    monkeypatch.setattr(engine, "_ensure_current", ensure_and_lose)
+    (completion,) = sample(engine, request(0, [7, 8]))
+    assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True])

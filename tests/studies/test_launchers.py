@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -17,9 +19,12 @@ import yaml
 
 from rlhf.cli.main import main
 from rlhf.config.launcher import LauncherConfig
-from rlhf.studies.jobs import Job
+from rlhf.errors import UserError
+from rlhf.runs.interrupt import Interrupted
+from rlhf.studies.jobs import Interruption, Job
 from rlhf.studies.launchers.base import JobQueue
-from rlhf.studies.launchers.slurm import _write_configs_and_make_job_script
+from rlhf.studies.launchers.slurm import _task_error, _write_configs_and_make_job_script
+from rlhf.studies.launchers.worker import run_job_and_return_error
 from tests.helpers.sweep import write_sweep
 
 pytestmark = pytest.mark.slow
@@ -94,6 +99,31 @@ def test_a_queue_gives_jobs_after_their_dependencies_and_fails_those_of_failed_j
     queue.record("a", "too hot")
     assert queue.failed == {"a": "too hot", "c": "a failed", "d": "c failed"}
     assert (queue.waiting, queue.num_ended) == ({}, 4)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "kind"),
+    [
+        (UserError("it diverged"), "it diverged", str),
+        (Interrupted("stopped by SIGTERM", 15), "stopped by SIGTERM", Interruption),
+        (OSError(errno.ENOSPC, "", "a.pt"), "a.pt: the disk is full; free space", Interruption),
+    ],
+)
+def test_a_job_that_was_stopped_from_outside_is_told_from_one_that_failed(error, text, kind):
+    class Commands:
+        def run_command(self, command, tree):
+            raise error
+
+    message = run_job_and_return_error(Job("a", (("ppo", {}),)), Commands())  # type: ignore[arg-type]
+    assert (message, type(message)) == (text, kind)
+    assert type(pickle.loads(pickle.dumps(message))) is kind
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, str), (130, Interruption), (143, Interruption)])
+def test_a_task_of_slurm_that_a_signal_stopped_has_not_failed(tmp_path, code, kind):
+    (tmp_path / "1.exit").write_text(f"{code}\n")
+    (tmp_path / "1.log").write_text("rlhf: the last line\n")
+    assert type(_task_error(tmp_path, 1)) is kind
 
 
 @pytest.mark.parametrize("seed", range(3))

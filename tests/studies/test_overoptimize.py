@@ -12,6 +12,9 @@ from rlhf.config.overoptimize import PolicyTrainingSpec
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.reward_models import as_reward
+from rlhf.reward_models.learned import LearnedReward
+from rlhf.reward_models.sidecar import Sidecar
+from rlhf.runs.checksums import verify_checksums, write_checksums
 from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
     TrainingTrack,
@@ -21,8 +24,13 @@ from rlhf.studies.overoptimize.results import (
     rl_result,
     verdict_sentences,
 )
-from rlhf.studies.overoptimize.run import _read_track
+from rlhf.studies.overoptimize.run import (
+    ProxyReward,
+    _read_track,
+    _score_and_record_standardization,
+)
 from tests.helpers.training import assistant, unknown_entries, user, write_rows
+from tests.reward_models.conftest import save_decoder
 
 NO_SAMPLES = {
     "proxy": "p",
@@ -78,6 +86,25 @@ def test_a_given_proxy_is_optimized_by_choice_and_by_training(policy_folder, tmp
     assert trained["proxy_score"][-1]["mean"] == pytest.approx(last)
     assert "Over-optimization" in (run / "report.html").read_text()
     assert not (run / "proxies").exists()
+
+
+def test_a_standardized_proxy_keeps_valid_checksums(tmp_path):
+    """Its description has the scale of its scores. A damaged model could not be exported."""
+    final = save_decoder(tmp_path / "final")
+    write_checksums(final)
+    words = ("yes", "no", "maybe", "the fox")
+    asked = {"role": "user", "content": "yes or no"}
+    groups = [[[asked, {"role": "assistant", "content": word}] for word in words]]
+    proxy = ProxyReward("base0-4", 1, 4, [final], 0.5)
+    ((_, scores),) = _score_and_record_standardization(
+        configure("overoptimize", tree_of(final, tmp_path)), [proxy], groups
+    )
+    raw = LearnedReward.load(final).score(groups[0]).values
+    assert (Sidecar.read(final).mean, Sidecar.read(final).std) == pytest.approx(
+        (np.mean(raw), np.std(raw)), rel=1e-4
+    )
+    assert scores.shape == (1, 1, 4)
+    verify_checksums(final)
 
 
 def test_prompts_which_have_no_reward_of_their_own_are_optimized_too(policy_folder, tmp_path):

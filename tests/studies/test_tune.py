@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rlhf.config.tune import Dimension, TuneConfig
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.jobs import Interruption, Job, JobsFailedError
 from rlhf.studies.tune import run
-from rlhf.studies.tune.run import FIRST_TUNING_EPISODE, make_study, run_tune
+from rlhf.studies.tune.run import FIRST_TUNING_EPISODE, TuningStudy, make_study, run_tune
 from rlhf.studies.tune.search import AlgorithmSearch, Trial
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import unknown_entries, write_rows
@@ -101,6 +103,33 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     lost.store_score(0, None)
     with pytest.raises(UserError, match="all trials of grpo failed"):
         lost.best_trial()
+
+
+class OneFailure:
+    """A launcher in which the first job of a trial fails for the given reason."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def run_jobs(self, jobs: list[Job], title: str) -> dict[str, str]:
+        return {jobs[0].key: self.reason}
+
+
+@pytest.mark.parametrize("reason", ["the run diverged", Interruption("the disk is full")])
+def test_a_trial_that_was_stopped_from_outside_has_not_failed(tmp_path, monkeypatch, reason):
+    """A resumed search continues it; a trial that failed by itself is not repeated."""
+    tree = assemble_tree([study_of(tmp_path / "s")], [])
+    study = make_study(build_config(TuneConfig, tree), COMMANDS)
+    study.root.mkdir()
+    monkeypatch.setattr(TuningStudy, "trial_score", lambda *_: 0.5)
+    searches = {name: AlgorithmSearch(name, SPACE, study.root, seed=0) for name in study.spaces}
+    with contextlib.suppress(JobsFailedError):
+        run._run_trial_of_every_algorithm(study, searches, OneFailure(reason), 0)
+    first, second = study.spaces
+    stopped = isinstance(reason, Interruption)
+    resumed = AlgorithmSearch(first, SPACE, study.root, seed=0)
+    assert (resumed.trial_to_run(0) is not None) == stopped
+    assert [score for _, score in searches[second].trials()] == [None if stopped else 0.5]
 
 
 @pytest.mark.slow

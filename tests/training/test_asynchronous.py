@@ -297,6 +297,83 @@ def test_a_run_that_ends_early_stops_the_background(tmp_path, echo_model):
     assert not [thread for thread in threading.enumerate() if thread.name == "rollouts"]
 
 
+class Held(TextEnv):
+    """Its episodes of one seed wait in `step` until the test releases them."""
+
+    seed_held = 2
+    entered, released, returned = threading.Event(), threading.Event(), threading.Event()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.held = seed == self.seed_held
+        return self.opening("Repeat: apple")
+
+    def step(self, action):
+        if self.held:
+            self.entered.set()
+            self.released.wait(WAIT)
+            self.returned.set()
+        return self.turn("", float(len(action)), True)
+
+
+gym.register("held/Held-v0", entry_point=Held)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("entered", "released", "returned"):
+        monkeypatch.setattr(Held, name, threading.Event())
+    monkeypatch.setattr(rollout_source, "STOP_SECONDS", 0.1)
+    yield Held
+    Held.released.set()
+    for thread in threading.enumerate():
+        if thread.name == "rollouts":
+            thread.join(WAIT)
+
+
+@pytest.mark.parametrize("concurrency", ["lockstep", "threads"])
+def test_a_run_that_fails_does_not_wait_for_an_environment_that_hangs(
+    tmp_path, echo_model, monkeypatch, held, concurrency
+):
+    """The environment is in use, so that closing it would wait for its call."""
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        assert held.entered.wait(WAIT)
+        raise RuntimeError("the update fails")
+
+    monkeypatch.setattr(online, "update_policy", fail)
+    env = {"id": "held/Held-v0", "concurrency": concurrency}
+    monkeypatch.setattr(held, "seed_held", 1)
+    tree = tree_of(tmp_path / "run", echo_model, {"rewards": []}) | {"env": env}
+    with pytest.raises(RuntimeError, match="the update fails"):
+        run_command("grpo", tree)
+    assert not held.returned.is_set()
+
+
+def test_the_final_evaluation_begins_when_the_engine_is_free(
+    tmp_path, echo_model, monkeypatch, held
+):
+    """The thread of a run that ends early waits for its environment longer than the time limit."""
+    stop, evaluate = rollout_source.BackgroundSource.stop, online.write_held_out_transcripts
+
+    def stop_and_release(source: Any) -> bool:
+        assert held.entered.wait(WAIT)
+        ended = stop(source)
+        threading.Timer(0.5, held.released.set).start()
+        return ended
+
+    def evaluate_alone(trainer: Any, run: Any, *, split: str) -> Any:
+        assert not [thread for thread in threading.enumerate() if thread.name == "rollouts"]
+        return evaluate(trainer, run, split=split)
+
+    monkeypatch.setattr(rollout_source.BackgroundSource, "stop", stop_and_release)
+    monkeypatch.setattr(online, "write_held_out_transcripts", evaluate_alone)
+    monkeypatch.setattr(OnlineTrainer, "done", property(lambda trainer: trainer.progress.step == 2))
+    tree = tree_of(tmp_path / "run", echo_model, {"rewards": []})
+    run_command("grpo", tree | {"env": {"id": "held/Held-v0", "concurrency": "threads"}})
+    assert len(metrics_of(tmp_path / "run")) == 2
+
+
 def test_several_processes_and_time_limits_of_the_main_thread_are_refused(
     tmp_path, echo_model, monkeypatch, caplog
 ):

@@ -11,16 +11,26 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import configure, run_command
+from rlhf.envs.echo import Echo
 from rlhf.errors import UserError
 from rlhf.models.rewards import load_rewards
 from rlhf.runs import directory, interrupt
+from rlhf.runs.alarms import Halt
 from rlhf.runs.checksums import files_without_checksum, verify_checksums
 from rlhf.runs.diagnostics import gold_metric_key
 from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
 from rlhf.runs.metric_log import MetricLog
 from rlhf.training import loop, online
+from rlhf.training.distributed import World
 from rlhf.training.online import OnlineTrainer
-from tests.helpers.training import assert_same_run, online_tree, same, tensors_of
+from tests.helpers.training import (
+    assert_same_run,
+    checkpoint_of,
+    metrics_of,
+    online_tree,
+    same,
+    tensors_of,
+)
 
 
 def flip_a_bit(folder):
@@ -352,3 +362,87 @@ def test_signals_save_and_exit_with_their_code(tmp_path, echo_model, monkeypatch
     finally:
         signal.signal(number, before)
     assert (tmp_path / "run/checkpoints/step-1").exists()
+
+
+def test_a_signal_to_another_process_before_the_first_step_ends_this_one(
+    tmp_path, echo_model, monkeypatch
+):
+    """All processes end before the first step, instead of one that the others then miss."""
+    monkeypatch.setattr(World, "first_not_none", lambda world, value: int(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        run_command("ppo", online_tree(tmp_path / "run", echo_model))
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_no_process_ends_after_a_signal_before_the_checkpoint_is_complete(
+    tmp_path, echo_model, monkeypatch
+):
+    """torchrun ends the other processes as soon as one has ended."""
+    events, save, step = [], loop.save_checkpoint, OnlineTrainer.step
+
+    def interrupted(trainer, number, run):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, number, run)
+
+    def recorded(folder, trainer, keep):
+        save(folder, trainer, keep=keep)
+        events.append("saved")
+
+    monkeypatch.setattr(OnlineTrainer, "step", interrupted)
+    monkeypatch.setattr(loop, "save_checkpoint", recorded)
+    monkeypatch.setattr(World, "barrier", lambda world: events.append("all processes"))
+    with pytest.raises(Interrupted):
+        run_command("ppo", online_tree(tmp_path / "run", echo_model))
+    assert events == ["saved", "all processes"]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_failure_of_an_environment_costs_no_completed_step(
+    tmp_path, echo_model, monkeypatch, staleness
+):
+    """Also between two checkpoints; the run continues when the cause is gone.
+
+    A step has one group, so the episodes of step 3 have the seed 2. With staleness, they are then
+    sampled with the policy of step 2.
+    """
+    rollout = {"max_new_tokens": 3, "max_staleness": staleness}
+    keys = {"rollout": rollout, "save_every": 4, "optimizer": {"learning_rate": 1e-2}}
+    run_command("grpo", online_tree(tmp_path / "whole", echo_model, **keys))
+    tree = online_tree(tmp_path / "cut", echo_model, **keys)
+    reset = Echo.reset
+
+    def unreachable(env, *, seed=None, options=None):
+        if seed == 2:
+            raise ConnectionError("the server of the environment does not answer")
+        return reset(env, seed=seed, options=options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Echo, "reset", unreachable)
+        with pytest.raises(UserError, match="seed 2: ConnectionError"):
+            run_command("grpo", tree)
+    assert [row["step"] for row in metrics_of(tmp_path / "cut")] == [1, 2]
+    assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step-*")] == ["step-2"]
+    run_command("grpo", tree | {"resume": True})
+    assert [row["step"] for row in metrics_of(tmp_path / "cut")] == [1, 2, 3, 4]
+    assert checkpoint_of(tmp_path / "cut")["state"]["starts"] == {"count": 4}
+    if not staleness:
+        assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_weights_that_are_not_finite_are_not_saved_after_a_failure(
+    tmp_path, echo_model, monkeypatch
+):
+    """They can be the cause of the failure, and would replace the last good checkpoint."""
+    step = OnlineTrainer.step
+
+    def failing(trainer, number, run):
+        if number == 0:
+            return step(trainer, number, run)
+        trainer.state_is_complete = True
+        next(trainer.policy.model.parameters()).data.fill_(math.nan)
+        raise UserError("no token can be sampled")
+
+    monkeypatch.setattr(OnlineTrainer, "step", failing)
+    with pytest.raises(Halt):
+        run_command("ppo", online_tree(tmp_path / "run", echo_model, save_every=4))
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))

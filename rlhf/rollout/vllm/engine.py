@@ -75,6 +75,7 @@ class VLLMEngine:
             queue.SimpleQueue()
         )
         self._pending: dict[int, tuple[Request, Cancellation]] = {}  # by request id
+        self._failure: Exception | None = None
         self._running = 0
         self._idle = threading.Condition()
 
@@ -138,6 +139,7 @@ class VLLMEngine:
             EngineStopped: The servers did not answer for ``retry_seconds``.
             UserError: A server refused a request, or its response is invalid.
         """
+        self._raise_failure()
         if not self._pending:
             return []
         results = []
@@ -151,10 +153,19 @@ class VLLMEngine:
         for request, result in results:
             if self._pending.pop(request.request_id, None) is None:
                 continue  # cancelled
-            if isinstance(result, Exception):
-                raise result
-            completions.append(result)
+            if not isinstance(result, Exception):
+                completions.append(result)
+            elif self._failure is None:
+                self._failure = result
+        if not completions:  # otherwise, the next call raises the failure, so that none is lost
+            self._raise_failure()
         return completions
+
+    def _raise_failure(self) -> None:
+        """Raise the first error of a request that was not raised yet."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def release(self, episode_id: int) -> None:
         """Cancel the unfinished request of an episode, if there is one."""
@@ -168,6 +179,7 @@ class VLLMEngine:
         for _, cancel in self._pending.values():
             cancel.cancel()
         self._pending.clear()
+        self._failure = None
         with self._idle:
             self._idle.wait_for(lambda: not self._running)
         while not self._results.empty():
@@ -233,17 +245,17 @@ class VLLMEngine:
                     self._repeated += 1
                 time.sleep(min(_RETRY_INTERVAL, self.spec.retry_seconds / 4))
 
-    def _ensure_current_weights(self, server_index: int) -> int:
+    def _ensure_current_weights(self, server_index: int) -> tuple[int, str]:
         """Load the current weights into a server, unless it uses them already.
 
         Returns:
-            The ``process_count`` of the server's client.
+            The ``process_count`` of the server's client, and the name of the policy in requests.
         """
         server = self.servers[server_index]
         with self._locks[server_index]:
             if not server.is_current:
                 server.load()
-            return server.client.process_count
+            return server.client.process_count, server.model_name
 
     def _sample(self, request: Request, server_index: int, cancel: Cancellation) -> Completion:
         """Sample a completion on a server.
@@ -256,10 +268,10 @@ class VLLMEngine:
         server, version = self.servers[server_index], self.policy_version
         if cancel.cancelled:
             raise ServerUnavailable("the request was cancelled")
-        process = self._ensure_current_weights(server_index)
+        process, name = self._ensure_current_weights(server_index)
         sampling = request.sampling
         body = completion_request_body(
-            server.model_name,
+            name,
             list(request.prompt_ids),
             max_tokens=request.max_new_tokens,
             temperature=sampling.temperature,

@@ -125,7 +125,13 @@ class ServedPolicy:
         self.logprob_gap = float("nan")
         """Mean absolute difference in nats at the last check."""
         self._loaded: PublishedWeights | None = None
+        self._checked: PublishedWeights | None = None
+        """The publication that the server used at the last check."""
         self._served: np.ndarray | None = None
+        """Log-probabilities of the fixed tokens at the last check."""
+        self._adapters: list[str] = []
+        """Names of the adapters that the server may have. The answer to a request that loads or
+        unloads an adapter can be lost."""
 
     @property
     def is_current(self) -> bool:
@@ -140,13 +146,13 @@ class ServedPolicy:
 
     def mark_not_loaded(self) -> None:
         """Mark the weights as not loaded, so that they are loaded before the next request."""
-        self._loaded, self._served = None, None
+        self._loaded, self._checked, self._served = None, None, None
 
     def unload(self) -> None:
-        """Unload the adapter, if the server has one and answers."""
-        if self._loaded is not None and self._loaded.is_adapter and not self.client.restarted():
+        """Unload the adapters, if the server has any and answers."""
+        if not self.client.restarted():
             with contextlib.suppress(ServerUnavailable, ServerRefusal):
-                self.client.post("/v1/unload_lora_adapter", {"lora_name": self._loaded.name})
+                self._unload_adapters_except(None)
         self.mark_not_loaded()
 
     def load(self) -> None:
@@ -157,48 +163,67 @@ class ServedPolicy:
             UserError: The server refuses the weights, or its log-probabilities differ from those
                 of the trainer.
         """
-        publication, previous = self.publisher.current, self._loaded
+        publication = self.publisher.current
         assert publication is not None
         if self.client.restarted():
-            previous = None
             self.mark_not_loaded()
+            self._adapters.clear()
             self.client.start_restart_detection()
         self._loaded = None
         self.base_name = self._find_base_name()
         if publication.is_adapter:
-            self._load_adapter(publication, previous)
+            self._load_adapter(publication)
         else:
             self._load_weights(publication)
-        self._check_served_logprobs(publication, previous)
+        self._check_served_logprobs(publication)
         self._loaded = publication
 
     def _find_base_name(self) -> str:
         """Return the name of the model that the server was started with."""
-        answer = self.client.get("/v1/models")
         try:
-            return str(next(row["id"] for row in answer["data"] if not row.get("parent")))
-        except (TypeError, KeyError, AttributeError, StopIteration) as error:
+            return next(name for name, is_adapter in self._list_models().items() if not is_adapter)
+        except StopIteration:
             raise UserError(
                 f"{self.client.url} is not a vLLM server: /v1/models lists no model"
-            ) from error
+            ) from None
 
-    def _load_adapter(
-        self, publication: PublishedWeights, previous: PublishedWeights | None
-    ) -> None:
+    def _list_models(self) -> dict[str, bool]:
+        """Return name -> whether it is an adapter, for all models of the server."""
+        answer = self.client.get("/v1/models")
+        try:
+            return {str(row["id"]): bool(row.get("parent")) for row in answer["data"]}
+        except (TypeError, KeyError, AttributeError):
+            return {}
+
+    def _load_adapter(self, publication: PublishedWeights) -> None:
+        """Load an adapter, and unload all others of this run.
+
+        A server refuses a name that it has. Names are unique, so it has loaded the adapter in an
+        earlier attempt, whose answer was lost or which failed later.
+        """
         body = {"lora_name": publication.name, "lora_path": str(publication.folder)}
+        if publication.name not in self._adapters:
+            self._adapters.append(publication.name)
         try:
             self.client.post("/v1/load_lora_adapter", body)
         except ServerRefusal as error:
-            raise UserError(
-                f"{error} (start the server with --enable-lora, a sufficient --max-lora-rank and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it must find the folder under the same path)"
-            ) from error
-        if previous is not None:
+            if publication.name not in self._list_models():
+                raise UserError(
+                    f"{error} (start the server with --enable-lora, a sufficient --max-lora-rank "
+                    "and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; it must find the folder under the "
+                    "same path)"
+                ) from error
+        self._unload_adapters_except(publication.name)
+
+    def _unload_adapters_except(self, kept: str | None) -> None:
+        """Unload the adapters of this run, except the one with the name ``kept``."""
+        for name in [name for name in self._adapters if name != kept]:
             try:
-                self.client.post("/v1/unload_lora_adapter", {"lora_name": previous.name})
+                self.client.post("/v1/unload_lora_adapter", {"lora_name": name})
             except ServerRefusal as error:
                 if error.status != 404:
                     raise
+            self._adapters.remove(name)
 
     def _load_weights(self, publication: PublishedWeights) -> None:
         """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
@@ -216,9 +241,7 @@ class ServedPolicy:
                 f"{self.client.url}: the prefix cache is in use by requests of another client"
             )
 
-    def _check_served_logprobs(
-        self, publication: PublishedWeights, previous: PublishedWeights | None
-    ) -> None:
+    def _check_served_logprobs(self, publication: PublishedWeights) -> None:
         """Compare log-probabilities of the server and of the trainer.
 
         Raises:
@@ -236,6 +259,7 @@ class ServedPolicy:
                 f"(rollout.engine.tolerance {self.tolerance:g}); the server needs the initial "
                 "model of the run and a dtype of the same precision"
             )
+        previous = self._checked
         if previous is not None and self._served is not None:
             noise = _mean_absolute_difference(self._served, previous.logprobs)
             moved = _mean_absolute_difference(publication.logprobs, previous.logprobs)
@@ -247,7 +271,7 @@ class ServedPolicy:
                     f"average, and from the previous weights by {stale:.1e}"
                 )
         self._check_sampled_logprobs(name)
-        self._served = served
+        self._checked, self._served = publication, served
 
     def _check_sampled_logprobs(self, name: str) -> None:
         """Check the log-probabilities of tokens that are sampled after the fixed tokens.

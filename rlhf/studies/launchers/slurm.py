@@ -18,16 +18,19 @@ from pathlib import Path
 
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import write_text
+from rlhf.common.signals import STOP_SIGNALS
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.launcher import LauncherConfig
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import StopSignalRecorder
 from rlhf.runs.progress import ProgressDisplay
-from rlhf.studies.jobs import Job
+from rlhf.studies.jobs import Interruption, Job
 from rlhf.studies.launchers.base import JobQueue
 
 MAX_ARRAY_TASKS = 1000
 """Maximum number of tasks of an array. Slurm's default limit for task numbers is 1001."""
+_SIGNAL_CODES = frozenset(str(128 + number) for number in STOP_SIGNALS)
+"""Exit codes of commands that a signal stopped."""
 POLL_SECONDS = 1.0
 """Interval in which the launcher looks for the results of tasks."""
 
@@ -186,7 +189,8 @@ def _task_error(folder: Path, task: int) -> str | None:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1].removeprefix("rlhf: ") if lines else f"exit code {code}"
-    return f"{last} (see {log})"
+    kind = Interruption if code in _SIGNAL_CODES else str
+    return kind(f"{last} (see {log})")
 
 
 def _cancel(array_id: str) -> None:

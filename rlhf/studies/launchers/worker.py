@@ -14,7 +14,8 @@ from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.text import set_up_logging
 from rlhf.runs import launch
-from rlhf.studies.jobs import Job, run_job
+from rlhf.runs.interrupt import Interrupted
+from rlhf.studies.jobs import Interruption, Job, run_job
 
 
 def initialize_worker(logs: Path, threads: int) -> None:
@@ -44,8 +45,8 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """Run a job in this process.
 
     Returns:
-        None if the job succeeded. Otherwise, the message of a ValueError, such as UserError, or of
-        a write error, such as a full disk.
+        None if the job succeeded. Otherwise, the message of a ValueError, such as UserError. It is
+        an `Interruption` if a signal or a write error, such as a full disk, stopped the job.
 
     Raises:
         RuntimeError: The job raised another exception. The message contains its traceback. The
@@ -54,11 +55,13 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """
     try:
         run_job(job, commands)
+    except Interrupted as error:
+        return Interruption(error)
     except ValueError as error:  # includes UserError
         return " ".join(str(error).split())
     except Exception as error:
         if cause := find_write_error(error):
             path = f"{cause.filename}: " if cause.filename else ""
-            return f"{path}{describe_write_error(cause)}"
+            return Interruption(f"{path}{describe_write_error(cause)}")
         raise RuntimeError(f"{job.key}: {traceback.format_exc()}") from None
     return None

@@ -33,6 +33,7 @@ from rlhf.models.loading import find_model_folder
 from rlhf.models.rewards import enable_reward_packing, load_rewards
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
+from rlhf.runs.checksums import update_checksum
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.runs.renamed import read_metrics, read_samples
@@ -334,7 +335,7 @@ def _score_and_record_standardization(
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
             mean, std = float(column.mean()), float(column.std())
-            dataclasses.replace(sidecar, mean=mean, std=std).write(folder)
+            update_checksum(dataclasses.replace(sidecar, mean=mean, std=std).write(folder))
         scored.append((proxy, np.stack(columns)))
     return scored
 

@@ -44,8 +44,10 @@ from rlhf.studies.bench.scores import (
     read_evaluation_summary,
 )
 from rlhf.studies.jobs import (
+    Interruption,
     Job,
     JobsFailedError,
+    failed_jobs_text,
     lock_study_directory,
     study_config_without_directory_keys,
 )
@@ -224,12 +226,20 @@ def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
 def _run_trial_of_every_algorithm(
     study: TuningStudy, searches: Mapping[str, AlgorithmSearch], launcher: Launcher, number: int
 ) -> None:
-    """Run the trial `number` of every algorithm in parallel; finished trials are not repeated."""
+    """Run the trial `number` of every algorithm in parallel; finished trials are not repeated.
+
+    Raises:
+        JobsFailedError: A signal or a full disk stopped a run. Its trial has not failed: a resumed
+            search continues it.
+    """
     unfinished = {name: search.trial_to_run(number) for name, search in searches.items()}
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
     every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
     failed = launcher.run_jobs(every_job, f"trial {number + 1} of {study.config.trials}")
+    interrupted = {key: text for key, text in failed.items() if isinstance(text, Interruption)}
+    if interrupted:
+        raise JobsFailedError(failed_jobs_text(interrupted))
     for name, trial in trials.items():
         reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:
