@@ -8,6 +8,7 @@ Files that the toolkit did not write are not moved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from rlhf.common.files import (
     describe_write_error,
     expand_user,
     is_temporary,
+    is_temporary_name,
     remove,
     repair_folder,
     write_text,
@@ -138,6 +140,8 @@ CONTENTS = {
     "tables": r"[^/]+\.(csv|json|tex)",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
+_REPLACED_FOLDERS = (DESCRIPTIONS | RESULTS | LOCK_FILES) - CONTAINERS
+"""Names of the entries of a run directory that the next run replaces as a whole."""
 MAX_NAME_BYTES = 200
 """Maximum length of the name of an output directory. Names of temporary files in its evaluation
 contain it and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
@@ -394,7 +398,7 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
 
     Raises:
         UserError: The path is not valid, begins with ``~``, is inside a folder of another run, or
-            contains a link to a folder that does not exist.
+            contains a link to a folder that does not exist, or has the name of a temporary folder.
     """
     if (expanded := expand_user(directory)) != directory:  # the folder would have the name ~
         raise UserError(f"{option.lstrip('-')}: write {expanded} instead of {directory}")
@@ -404,10 +408,15 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
             f"character, but the name begins with {directory.name[:50]!r}: choose another {option}"
         )
     target = Path(os.path.realpath(directory))
+    if temporary := [name for name in target.parts if is_temporary_name(name)]:
+        raise UserError(
+            f"{option.lstrip('-')}: {temporary[0]!r} is the name of a temporary folder, which is "
+            f"removed: choose another {option}"
+        )
     with write_errors_as_user_errors(directory):
         for run in target.parents:
             name = target.relative_to(run).parts[0]
-            if name in (DESCRIPTIONS | RESULTS) - CONTAINERS and written_by_toolkit(run):
+            if name in _REPLACED_FOLDERS and written_by_toolkit(run):
                 raise UserError(
                     f"{directory} is inside the folder {name} of the run {run}, which replaces the "
                     f"content of this folder: choose another {option}"
@@ -418,6 +427,23 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
                 f"{part} is a symbolic link to {os.readlink(part)}, which does not exist: create "
                 f"that folder, remove the link, or choose another {option}"
             )
+
+
+def check_writable(directory: Path) -> None:
+    """Check without any change that an output directory can be written or created.
+
+    Raises:
+        UserError: It cannot, or its path is not valid (see `check_output_path`).
+    """
+    check_output_path(directory)
+    with write_errors_as_user_errors(directory):
+        place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise UserError(f"{place} is a file: choose another --output_dir")
+        if not os.access(place, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            number = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
 
 
 def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
