@@ -138,6 +138,7 @@ CONTENTS = {
     "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json|tex)",
     "report_tables": r"[^/]+\.(csv|json|tex)",
     "tables": r"[^/]+\.(csv|json|tex)",
+    "tensorboard": r"(.+/)?events\.out\.tfevents\..+",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
 _REPLACED_FOLDERS = (DESCRIPTIONS | RESULTS | LOCK_FILES) - CONTAINERS
@@ -196,6 +197,11 @@ class DirectoryClaim:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED
+        if replaced.is_symlink():
+            raise UserError(
+                f"{replaced} is a symbolic link, which the toolkit does not create: remove it, or "
+                "choose another --output_dir"
+            )
         if directory.exists() and (_entries_except_locks(directory) or replaced.exists()):
             if overwrite:
                 _check_replaceable(directory, inputs)
@@ -487,19 +493,33 @@ def _entries_sorted_by_marker(directory: Path, *, marker_first: bool) -> list[Pa
 def _declared_entries(directory: Path) -> list[str]:
     """Return the names that earlier runs in a directory declared."""
     try:
-        return json.loads((directory / MARKER).read_text())["entries"]
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = json.loads((directory / MARKER).read_text())["entries"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+    return [name for name in entries if isinstance(name, str)] if isinstance(entries, list) else []
 
 
 def entries_written_by_toolkit(directory: Path) -> list[Path]:
-    """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
+    """Return the files and folders in a directory of the toolkit that its command wrote.
+
+    The stages of a pipeline belong to it. Any other run inside a run directory is a run of its own.
+    """
     names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
+    stages = _stage_names(directory)
     return [
         path
         for path in _entries_except_locks(directory)
-        if path.name in names or written_by_toolkit(path)
+        if path.name in names or (path.name in stages and written_by_toolkit(path))
     ]
+
+
+def _stage_names(directory: Path) -> set[str]:
+    """Return the names of the stages of the pipeline that wrote a directory."""
+    with contextlib.suppress(UserError):  # a damaged pipeline.yaml
+        stages = read_mapping_or_empty(directory / "pipeline.yaml").get("stages")
+        if isinstance(stages, list):
+            return {str(stage.get("name")) for stage in stages if isinstance(stage, dict)}
+    return set()
 
 
 def _names_written_by(command: str) -> frozenset[str]:
@@ -602,5 +622,5 @@ def _writer_text(directory: Path) -> str:
     try:
         writer = json.loads((directory / MARKER).read_text())["writer"]
         return f"process {writer['pid']} on {writer['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
