@@ -52,8 +52,8 @@ class FunctionReward(Reward):
         self.name = name or getattr(function, "__name__", type(function).__name__)
         if isinstance(function, type):
             raise UserError(
-                f"reward {self.name!r} is a class{definition_location_text(function)}: give an object "
-                f"of it, such as {function.__name__}(), or in a file the name of such an object"
+                f"reward {self.name!r} is a class{definition_location_text(function)}: give an "
+                f"object of it, such as {function.__name__}(), or in a file the name of an object"
             )
         check_accepts(
             function,

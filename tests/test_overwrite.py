@@ -36,7 +36,8 @@ def finished_run(directory):
 
 def pipeline(root):
     """A finished pipeline of one stage."""
-    with lock_directory(root, "pipeline.yaml", {}, resume=False, overwrite=False):
+    tree = {"stages": [{"name": "sft", "command": "ppo"}]}
+    with lock_directory(root, "pipeline.yaml", tree, resume=False, overwrite=False):
         finished_run(root / "sft")
 
 
@@ -173,6 +174,20 @@ def file_among_the_runs_of_a_benchmark(root, patch):
     return config(root / "run")
 
 
+def link_in_place_of_the_replaced_run(root, patch):
+    finished_run(root / "run")
+    write(root / "home/thesis.txt")
+    (root / "run/.replaced").symlink_to(root / "home")
+    return config(root / "run")
+
+
+def link_to_another_run_in_place_of_the_replaced_run(root, patch):
+    finished_run(root / "run")
+    finished_run(root / "other")
+    (root / "run/.replaced").symlink_to(root / "other")
+    return config(root / "run")
+
+
 def file(root, patch):
     write(root / "run")
     return config(root / "run")
@@ -209,6 +224,8 @@ REFUSED = (
     own_answers,
     copy_of_a_checkpoint,
     file_among_the_runs_of_a_benchmark,
+    link_in_place_of_the_replaced_run,
+    link_to_another_run_in_place_of_the_replaced_run,
     file,
     link_to_a_file,
     link_to_nothing,
@@ -221,6 +238,7 @@ FOREIGN_FILES = (
     (finished_run, "checkpoints/notes.txt"),
     (finished_run, "evaluation/run/plot.png"),
     (finished_run, "report_tables/analysis.ipynb"),
+    (finished_run, "tensorboard/notes.md"),
     (bench, "runs/notes.jsonl"),
     (bench, "tables/analysis.ipynb"),
     (bench, "pages/index.md"),
@@ -519,6 +537,27 @@ def test_a_run_is_not_written_into_a_folder_of_another_run(tmp_path, place, opti
         with pytest.raises(UserError, match="is inside the folder"):
             Run.open({"command": "ppo", "output_dir": str(root / place), **option})
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("make", [finished_run, pipeline])
+def test_a_run_in_the_directory_of_another_run_is_not_replaced_with_it(tmp_path, make):
+    make(tmp_path / "run")
+    finished_run(tmp_path / "run/child")
+    before = files(tmp_path / "run/child")
+    run = Run.open(config(tmp_path / "run"))
+    run.log(1, {"a": 2.0})
+    run.close()
+    assert files(tmp_path / "run/child") == before
+    assert not (tmp_path / "run/sft").exists()
+
+
+@pytest.mark.parametrize("text", ['{"entries": [["a"], 5]}', "[" * 100_000, "[]", "\0"])
+def test_a_damaged_marker_is_a_marker(tmp_path, text):
+    finished_run(tmp_path / "run")
+    write(tmp_path / "run/.rlhf", text)
+    run = Run.open(config(tmp_path / "run"))
+    run.close()
+    assert (tmp_path / "run/final/model.safetensors").read_text() == "weights"
 
 
 def test_a_run_beside_the_folders_of_another_run_is_allowed(tmp_path):

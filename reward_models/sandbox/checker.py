@@ -20,10 +20,20 @@ from typing import Any, NoReturn
 from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
 from .confinement import read_task_and_confine
 from .plain import decode, encode
+from .program_text import Guard, contains_text
 
+_TESTS = "<tests>"
+"""File name of the code of the tests."""
 _ITERATOR_METHODS = frozenset({"__next__", "send", "throw"})
 _MEMORY_ATTRIBUTES = frozenset({"__array_interface__", "__array_struct__"})
 """Attributes with an address in memory, which numpy would read in the process of the tests."""
+_NOT_REDEFINED = frozenset(
+    [
+        *("__import__", "breakpoint", "compile", "eval", "exec", "exit", "getattr", "globals"),
+        *("isinstance", "locals", "open", "print", "quit", "setattr", "vars"),
+    ]
+)
+"""Builtins that are never the function that is tested, because without them nothing is tested."""
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
 
 
@@ -41,6 +51,9 @@ class ProgramProxy:
         self.channel = channel
         self.remotes: dict[int, Any] = {}
         self.callbacks: list[Any] = []
+        self.has_sent_text = False
+        self.stand_ins: dict[type[BaseException], type[BaseException]] = {}
+        """Builtin exception -> subclass that stands for it; empty until the program sent one."""
         self.iterator_methods: set[int] = set()
         """Handles of the methods of iterators and generators that may end with StopIteration."""
         if self._receive() != {"ready": True}:
@@ -84,12 +97,17 @@ class ProgramProxy:
             if is_method and isinstance(result, RemoteObject):
                 self.iterator_methods.add(_handle_of(result))
             return result
-        # In a `map` or `zip` of the tests, StopIteration would skip the remaining cases.
+        # StopIteration would skip the remaining cases of a `map` or `zip` of the tests, and
+        # IndexError those of a class of the tests with `__getitem__` alone.
         iterates = operation == "__next__" or (
             operation == "__call__" and _handle_of(args[0]) in self.iterator_methods
         )
-        if isinstance(error, StopIteration) and not iterates:
-            raise RuntimeError("the program raised StopIteration")
+        error.__raised_by_program__ = True  # type: ignore[attr-defined]
+        if isinstance(error, StopIteration | StopAsyncIteration) and not iterates:
+            is_async = isinstance(error, StopAsyncIteration)
+            raise RuntimeError(f"the program raised Stop{'Async' * is_async}Iteration")
+        if isinstance(error, IndexError) and _is_in_method_of_tests("__getitem__"):
+            raise RuntimeError("the program raised IndexError in __getitem__ of the tests")
         raise error
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -122,7 +140,12 @@ class ProgramProxy:
 
     def _decode_exception(self, reply: dict[str, Any]) -> BaseException:
         """Return the exception that the program's response describes."""
-        kind, args = self._decode(reply["raise"]), self._decode(reply["arguments"])
+        builtin = reply["raise"].get("builtin exception")
+        if builtin is not None and not self.stand_ins:
+            kind = _checked_exception_class(getattr(builtins, builtin))
+        else:
+            kind = self._decode(reply["raise"])
+        args = self._decode(reply["arguments"])
         try:
             return kind(*args)
         except TypeError:  # the arguments of the constructor differ from the exception's `args`
@@ -134,15 +157,19 @@ class ProgramProxy:
         return encode(value, self._reference_to)
 
     def _decode(self, data: Any) -> Any:
+        self.has_sent_text = self.has_sent_text or contains_text(data)
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
         """Return the reference of a value that is not plain; see `encode`."""
         if isinstance(value, RemoteObject):
             return {"object": _handle_of(value)}
-        is_exception = isinstance(value, type) and issubclass(value, BaseException)
-        if is_exception and getattr(builtins, value.__name__, None) is value:
-            return {"builtin exception": value.__name__}
+        if isinstance(value, type) and issubclass(value, BaseException):
+            builtin = getattr(builtins, value.__name__, value)
+            if value in (builtin, self.stand_ins.get(builtin)) and hasattr(
+                builtins, value.__name__
+            ):
+                return {"builtin exception": value.__name__}
         if not callable(value):
             raise TypeError(f"a {type(value).__name__} cannot be passed to the program")
         self.callbacks.append(value)
@@ -155,12 +182,31 @@ class ProgramProxy:
         if kind == "callback":
             return self.callbacks[content]
         if kind == "builtin exception":
-            return _checked_exception_class(getattr(builtins, content))
+            return self._stand_in(_checked_exception_class(getattr(builtins, content)))
         if kind == "exception":
             handle, name, base = content
-            kind_of_base = _checked_exception_class(self._decode(base))
+            builtin = base.get("builtin exception")
+            kind_of_base = _checked_exception_class(
+                self._decode(base)
+                if builtin is None or self.stand_ins
+                else getattr(builtins, builtin)
+            )
             return self.remotes.setdefault(int(handle), type(name, (kind_of_base,), {}))
         raise ValueError(f"unknown kind {kind!r}")
+
+    def _stand_in(self, kind: type[BaseException]) -> type[BaseException]:
+        """Return the subclass that stands for a builtin exception of the program.
+
+        With ``MyError = Exception``, the program would otherwise catch the failures of tests that
+        end in ``except MyError``. The stand-ins have the hierarchy of the builtin exceptions. From
+        the first one on, the exceptions that the program raises are instances of stand-ins.
+        """
+        if getattr(sys.exception(), "__raised_by_program__", False):  # `except MyError` of it
+            return kind
+        if kind not in self.stand_ins:
+            bases = (self._stand_in(base) for base in kind.__bases__ if base is not object)
+            self.stand_ins[kind] = type(kind.__name__, (kind, *bases), {"__module__": "builtins"})
+        return self.stand_ins[kind]
 
 
 def _checked_exception_class(value: Any) -> type[BaseException]:
@@ -168,6 +214,14 @@ def _checked_exception_class(value: Any) -> type[BaseException]:
     if not (isinstance(value, type) and issubclass(value, BaseException)):
         raise ValueError("not an exception")
     return value
+
+
+def _is_in_method_of_tests(name: str) -> bool:
+    """Return whether the innermost function of the tests that is running has this name."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _TESTS:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == name
 
 
 def _update_argument(argument: Any, content: Any) -> None:
@@ -301,7 +355,8 @@ def builtin_redefined_by_program(tests: ast.Module) -> str | None:
         and issubclass(getattr(builtins, name), BaseException)
     }
     [name, *others] = sorted(used - exceptions) or [""]
-    return name if not others and hasattr(builtins, name) else None
+    redefined = not others and hasattr(builtins, name) and name not in _NOT_REDEFINED
+    return name if redefined else None
 
 
 class _ProgramGlobals(types.SimpleNamespace):
@@ -334,9 +389,10 @@ def _run_tests(tests: str, program: ProgramProxy) -> int:
         otherwise 1.
     """
     module = sys.modules["__main__"] = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
+    names = module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
+    Guard(tests, names, lambda: program.has_sent_text)
     try:
-        exec(compile(tests, "<tests>", "exec", dont_inherit=True), module.__dict__)
+        exec(compile(tests, _TESTS, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         if not _is_successful_end_of_unittest(error):
             _end_as_failed(_traceback_text())

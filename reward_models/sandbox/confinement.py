@@ -63,6 +63,16 @@ _DENIED_CALLS = {
     "process_mrelease": 448,
     "migrate_pages": 256,
     "move_pages": 279,
+    # System V objects and message queues of other processes, which Landlock does not restrict
+    "shmat": 30,
+    "shmctl": 31,
+    "semop": 65,
+    "semctl": 66,
+    "semtimedop": 220,
+    "msgsnd": 69,
+    "msgrcv": 70,
+    "msgctl": 71,
+    "mq_unlink": 241,
     # scheduling and limits
     "setrlimit": 160,
     "setpriority": 141,

@@ -198,6 +198,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         path = mask_secrets(escape_invisible(str(error.filename)))
         _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
         return 2
+    if not debug and isinstance(error, FileNotFoundError) and not _has_working_directory():
+        _print_error("rlhf: the working directory was deleted: change to another folder")
+        return 2
     if not debug and isinstance(error, ValueError) and str(error).startswith("embedded null"):
         _print_error("rlhf: a path or name contains a null character: remove it")
         return 2
@@ -211,6 +214,14 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         return 1
     _print_error(f"rlhf: {mask_secrets(escape_invisible(' '.join(str(error).split())))}")
     return 2
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _discard_output_that_cannot_be_written() -> None:

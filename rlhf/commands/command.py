@@ -22,6 +22,7 @@ from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_confi
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, log_bundle_write_errors, write_alarm_description
 from rlhf.runs.changes import Change, check_only_permitted_changes, find_and_check_changes
+from rlhf.runs.claim import check_writable, path_without_dot_dot
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
 
@@ -200,8 +201,11 @@ class CommandTable(dict[str, Command]):
         """Return a description of what a command would do: data, steps, memory.
 
         Raises:
-            UserError: The configuration or the data are invalid.
+            UserError: The configuration or the data are invalid, or the output directory cannot be
+                written.
         """
+        if directory := getattr(config, "output_dir", None):
+            check_writable(path_without_dot_dot(directory))
         path = self[name].plan
         return (
             self._import_function(name, path)(name, config) if path else "keys and types are valid"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +62,25 @@ def init(config: InitConfig) -> Iterator[str]:
         above = next(folder for folder in file.parents if os.path.lexists(folder))
         if not above.is_dir():
             raise UserError(f"init: {above} is not a folder: choose another --directory")
-    for source, file in files.items():
-        write_text(file, source.read_text(encoding="utf-8"))
-        yield str(file)
+    _write_all({file: source.read_text(encoding="utf-8") for source, file in files.items()})
+    yield from map(str, files.values())
     folder = "" if target == Path() else f"cd {shlex.quote(str(target))} && "
     yield f"start with: {folder}{_FIRST_COMMAND[config.template]}"
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    """Write new files; if this fails, remove them again, so that the command can be repeated."""
+    folders = {folder for file in texts for folder in file.parents if not folder.exists()}
+    try:
+        for file, text in texts.items():
+            write_text(file, text)
+    except BaseException:
+        for file in texts:
+            file.unlink(missing_ok=True)
+        for folder in sorted(folders, reverse=True):  # subfolders first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _name_in_project(name: str) -> str:

@@ -29,7 +29,7 @@ _WRITE_ERRORS = {
     errno.EROFS: "the file system is read-only; make it writable",
     errno.EACCES: "permission denied; change the permissions",
     errno.EPERM: "permission denied; change the permissions",
-    errno.EIO: "a write failed; check the disk and its free space",
+    errno.EIO: "reading or writing failed; check the disk and its free space",
 }
 """Number of a file system error -> what is wrong and what to do."""
 _DAY_SECONDS = 86400.0
@@ -54,7 +54,20 @@ def find_write_error(error: BaseException | None) -> OSError | None:
 
 def describe_write_error(error: OSError) -> str:
     """Return a one-line message, without the path, that says what is wrong and what to do."""
+    if error.errno == errno.ENOSPC and error.filename and _has_no_inodes(Path(str(error.filename))):
+        return "the file system has no free inodes; remove files"
     return _WRITE_ERRORS.get(error.errno or 0, str(error.strerror or error))
+
+
+def _has_no_inodes(path: Path) -> bool:
+    """Return whether the file system of a path, which need not exist, has no inode left."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            status = os.statvfs(place)
+            return status.f_files > 0 and status.f_favail == 0
+    return False
 
 
 @contextlib.contextmanager
@@ -173,6 +186,11 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def is_temporary_name(name: str) -> bool:
+    """Return whether a name is one of those that `atomic_path` uses and `repair_folder` removes."""
+    return name.startswith(".") and name.endswith((".rlhf-part", ".rlhf-old"))
 
 
 def is_temporary(path: Path) -> bool:

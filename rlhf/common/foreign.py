@@ -82,7 +82,9 @@ def user_location(error: BaseException) -> Place | None:
 
 def is_library_file(path: str) -> bool:
     """Return whether a file is in this toolkit, an installed package or the standard library."""
-    folder = os.path.dirname(os.path.abspath(path))
+    with contextlib.suppress(FileNotFoundError):  # the working directory was deleted
+        path = os.path.abspath(path) if not path.startswith("<") else path
+    folder = os.path.dirname(path)
     ours = folder == _TOOLKIT or folder.startswith(_TOOLKIT + os.sep)
     return ours or "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
 

@@ -65,14 +65,18 @@ def save_tables_beside_other_files(folder: Path, tables: Sequence[Table]) -> Non
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
-    """Write `<slug>.csv` and `<slug>.tex` for each table, and `tables.json` with all tables."""
+    """Write `<slug>.csv` and `<slug>.tex` for each table, and `tables.json` with all tables.
+
+    `tables.json` is written first: it marks the folder, so that the command can be repeated if the
+    disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        save_table_csv(folder, table)
-        write_text(folder / f"{table.slug}.tex", table_latex(table))
     tree = {table.slug: table.to_records() for table in tables}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     write_text(folder / _TABLES_FILE, text + "\n")
+    for table in tables:
+        save_table_csv(folder, table)
+        write_text(folder / f"{table.slug}.tex", table_latex(table))
 
 
 def save_table_csv(folder: Path, table: Table) -> None:

@@ -8,6 +8,7 @@ Files that the toolkit did not write are not moved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from rlhf.common.files import (
     describe_write_error,
     expand_user,
     is_temporary,
+    is_temporary_name,
     remove,
     restore_interrupted_writes,
     write_text,
@@ -136,8 +138,11 @@ CONTENTS = {
     "pages": r"[^/]+\.html|[^/]+_tables/[^/]+\.(csv|json|tex)",
     "report_tables": r"[^/]+\.(csv|json|tex)",
     "tables": r"[^/]+\.(csv|json|tex)",
+    "tensorboard": r"(.+/)?events\.out\.tfevents\..+",
 }
 """Name of a folder -> pattern of the paths of files that commands write to it."""
+_REPLACED_FOLDERS = (DESCRIPTIONS | RESULTS | LOCK_FILES) - CONTAINERS
+"""Names of the entries of a run directory that the next run replaces as a whole."""
 MAX_NAME_BYTES = 200
 """Maximum length of the name of an output directory. Names of temporary files in its evaluation
 contain it and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
@@ -192,6 +197,11 @@ class DirectoryClaim:
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory} is a file: choose another --output_dir")
         replaced = directory / REPLACED
+        if replaced.is_symlink():
+            raise UserError(
+                f"{replaced} is a symbolic link, which the toolkit does not create: remove it, or "
+                "choose another --output_dir"
+            )
         if directory.exists() and (_entries_except_locks(directory) or replaced.exists()):
             if overwrite:
                 _check_replaceable(directory, inputs)
@@ -394,7 +404,7 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
 
     Raises:
         UserError: The path is not valid, begins with ``~``, is inside a folder of another run, or
-            contains a link to a folder that does not exist.
+            contains a link to a folder that does not exist, or has the name of a temporary folder.
     """
     if (expanded := expand_user(directory)) != directory:  # the folder would have the name ~
         raise UserError(f"{option.lstrip('-')}: write {expanded} instead of {directory}")
@@ -404,10 +414,15 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
             f"character, but the name begins with {directory.name[:50]!r}: choose another {option}"
         )
     target = Path(os.path.realpath(directory))
+    if temporary := [name for name in target.parts if is_temporary_name(name)]:
+        raise UserError(
+            f"{option.lstrip('-')}: {temporary[0]!r} is the name of a temporary folder, which is "
+            f"removed: choose another {option}"
+        )
     with convert_write_errors_to_user_errors(directory):
         for run in target.parents:
             name = target.relative_to(run).parts[0]
-            if name in (DESCRIPTIONS | RESULTS) - CONTAINERS and written_by_toolkit(run):
+            if name in _REPLACED_FOLDERS and written_by_toolkit(run):
                 raise UserError(
                     f"{directory} is inside the folder {name} of the run {run}, which replaces the "
                     f"content of this folder: choose another {option}"
@@ -418,6 +433,23 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
                 f"{part} is a symbolic link to {os.readlink(part)}, which does not exist: create "
                 f"that folder, remove the link, or choose another {option}"
             )
+
+
+def check_writable(directory: Path) -> None:
+    """Check without any change that an output directory can be written or created.
+
+    Raises:
+        UserError: It cannot, or its path is not valid (see `check_output_path`).
+    """
+    check_output_path(directory)
+    with convert_write_errors_to_user_errors(directory):
+        place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise UserError(f"{place} is a file: choose another --output_dir")
+        if not os.access(place, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            number = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
 
 
 def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
@@ -461,19 +493,33 @@ def _entries_sorted_by_marker(directory: Path, *, marker_first: bool) -> list[Pa
 def _declared_entries(directory: Path) -> list[str]:
     """Return the names that earlier runs in a directory declared."""
     try:
-        return json.loads((directory / MARKER).read_text())["entries"]
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = json.loads((directory / MARKER).read_text())["entries"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+    return [name for name in entries if isinstance(name, str)] if isinstance(entries, list) else []
 
 
 def entries_written_by_toolkit(directory: Path) -> list[Path]:
-    """Return the files and folders in a directory of the toolkit that the toolkit wrote."""
+    """Return the files and folders in a directory of the toolkit that its command wrote.
+
+    The stages of a pipeline belong to it. Any other run inside a run directory is a run of its own.
+    """
     names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
+    stages = _stage_names(directory)
     return [
         path
         for path in _entries_except_locks(directory)
-        if path.name in names or written_by_toolkit(path)
+        if path.name in names or (path.name in stages and written_by_toolkit(path))
     ]
+
+
+def _stage_names(directory: Path) -> set[str]:
+    """Return the names of the stages of the pipeline that wrote a directory."""
+    with contextlib.suppress(UserError):  # a damaged pipeline.yaml
+        stages = read_mapping_or_empty(directory / "pipeline.yaml").get("stages")
+        if isinstance(stages, list):
+            return {str(stage.get("name")) for stage in stages if isinstance(stage, dict)}
+    return set()
 
 
 def _names_written_by(command: str) -> frozenset[str]:
@@ -576,5 +622,5 @@ def _writer_text(directory: Path) -> str:
     try:
         writer = json.loads((directory / MARKER).read_text())["writer"]
         return f"process {writer['pid']} on {writer['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

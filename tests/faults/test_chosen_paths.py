@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from rlhf.cli.main import main
 from rlhf.commands.engine import _check_folder_is_replaceable
-from rlhf.common.files import expand_user
+from rlhf.common.files import describe_write_error, expand_user
 from rlhf.errors import UserError
 from rlhf.labeling.pseudonyms import pseudonym_of
 from rlhf.models.loading import merge_adapter
 from rlhf.runs.checksums import write_file_list
 from rlhf.runs.claim import check_output_path, working_or_home_directory_within
 from tests.evaluation.fake_pipeline import write_pipeline
+from tests.faults.process import drop_capabilities, rlhf
 from tests.helpers.bench import write_manifest
 from tests.helpers.training import label_rows, write_rows
 
@@ -176,3 +181,57 @@ def test_a_project_is_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest
     ):
         assert reason in refused(["init", "project", str(tmp_path / name)], capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_dry_run_refuses_an_output_directory_that_cannot_be_written(place: str, tmp_path: Path):
+    """A dry run promises that the run will start."""
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir(mode=0o555)
+    config = tmp_path / "evaluate.json"
+    tree = {"policies": [{"name": "random"}], "env": {"id": "text/Echo-v0"}}
+    config.write_text(json.dumps(tree | {"output_dir": str(tmp_path / place / "runs/run")}))
+
+    code, errors = rlhf("evaluate", "--config", str(config), "--dry-run", fault=drop_capabilities)
+
+    words = {"file": f"{tmp_path / 'file'} is a file", "folder": "permission denied"}
+    assert code == 2
+    assert words[place] in errors
+    assert len(errors.splitlines()) == 1
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(tmp_path: Path):
+    def delete_working_directory() -> None:
+        (tmp_path / "gone").mkdir()
+        os.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+
+    config = tmp_path / "evaluate.json"
+    tree = {"policies": [{"name": "random"}], "env": {"id": "text/Echo-v0"}, "output_dir": "run"}
+    config.write_text(json.dumps(tree))
+    for option in ("--dry-run", "--resume"):
+        words = ("evaluate", "--config", str(config), option)
+        code, errors = rlhf(*words, fault=delete_working_directory)
+        assert code == 2
+        assert errors == "rlhf: the working directory was deleted: change to another folder\n"
+
+
+@pytest.mark.parametrize("name", [".replaced", ".rlhf", ".lock/run", ".old.rlhf-part/run"])
+def test_a_run_is_not_written_where_another_run_would_delete_it(name: str, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.rlhf").write_text("{}")
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        check_output_path(tmp_path / "run" / name)
+
+
+@pytest.mark.parametrize(
+    ("free", "words"), [(0, "no free inodes; remove files"), (9, "disk is full; free space")]
+)
+def test_a_file_system_without_inodes_is_not_called_full(
+    free: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    status = SimpleNamespace(f_files=10, f_favail=free)
+    monkeypatch.setattr("os.statvfs", lambda path: status)
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "new/file"))
+    assert words in describe_write_error(error)

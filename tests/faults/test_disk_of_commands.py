@@ -92,3 +92,22 @@ def test_a_comparison_that_cannot_be_printed_is_one_line(tmp_path: Path) -> None
         )
     check_one_line(done.returncode, done.stderr, "the disk is full; free space")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("opening", [1, 3, 4])
+@pytest.mark.parametrize("command", ["init", "report"])
+def test_a_command_without_a_run_can_be_repeated_after_a_full_disk(
+    command: str, opening: int, tmp_path: Path
+) -> None:
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        write_run(tmp_path / "runs" / name, dict.fromkeys(range(8), value))
+    runs = [str(tmp_path / "runs/a"), str(tmp_path / "runs/b")]
+    page = str(tmp_path / "out/page.html")
+    words = {
+        "init": ("init", "project", str(tmp_path / "out")),
+        "report": ("report", *runs, "--output", page),
+    }[command]
+    code, errors = rlhf(*words, fault=partial(fail_writes, tmp_path / "out", opening))
+    check_one_line(code, errors, "the disk is full; free space")
+    code, errors = rlhf(*words)
+    assert code == 0, errors

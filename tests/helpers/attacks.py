@@ -7,7 +7,7 @@ in the tests alone; programs get the paths and the process id in `PLACES`.
 SECRET = "kq7-violet-4"
 SECRET_TESTS = f"expected = {SECRET!r}\nassert f(2) == expected"
 SQUARE_TESTS = "assert f(2) == 4\nassert f(3) == 9"
-PLACES = ("{precious}", "{answers}", "{trainer}")
+PLACES = ("{precious}", "{answers}", "{trainer}", "{shared}", "{semaphore}", "{queue}")
 
 _SQUARE = "\ndef f(x): return x * x\n"
 _FROM_TEXT = (
@@ -164,6 +164,24 @@ MEMORY = {
     "one large object": ("x = bytearray(10 << 30)" + _SQUARE, "MemoryError"),
     "many objects": ("x = []\nwhile True: x.append(bytearray(1 << 24))" + _SQUARE, "MemoryError"),
     "anonymous mapping": ("import mmap; mmap.mmap(-1, 4 << 30)" + _SQUARE, "Error"),
+    "System V memory of the trainer": (
+        "import ctypes\nc = ctypes.CDLL(None); c.shmat.restype = ctypes.c_void_p\n"
+        "assert c.shmat({shared}, None, 0) != 2 ** 64 - 1" + _SQUARE,
+        "AssertionError",
+    ),
+    "remove the System V memory of the trainer": (
+        "import ctypes; assert ctypes.CDLL(None).shmctl({shared}, 0, None) == 0" + _SQUARE,
+        "AssertionError",
+    ),
+    "remove the semaphore of the trainer": (
+        "import ctypes; assert ctypes.CDLL(None).semctl({semaphore}, 0, 0) == 0" + _SQUARE,
+        "AssertionError",
+    ),
+    "message to the trainer": (
+        "import ctypes\ntext = ctypes.create_string_buffer(bytes([1]) + bytes(15))\n"
+        "assert ctypes.CDLL(None).msgsnd({queue}, text, 8, 0) == 0" + _SQUARE,
+        "AssertionError",
+    ),
     "memory file": ("import os; os.memfd_create('x')" + _SQUARE, "PermissionError"),
     "shared memory": (
         "from multiprocessing.shared_memory import SharedMemory\n"
@@ -440,6 +458,90 @@ WEAK_TESTS = {
         "def f(x): x.clear()\n",
         "AttributeError",
         "rows = [1, 2]\nf(tuple(rows))\nassert not rows",
+    ),
+}
+_EXPECTS_E = "try:\n    f(-1)\n    assert False\nexcept {}:\n    pass"
+WEAK_TESTS |= {
+    "own name of AssertionError": (
+        "E = AssertionError\ndef f(x): pass",
+        "AssertionError",
+        _EXPECTS_E.format("E"),
+    ),
+    "own name of Exception in a class": (
+        "class f:\n    E = Exception\n    def __init__(self, x): pass",
+        "AssertionError",
+        _EXPECTS_E.format("f.E"),
+    ),
+    "own names of exceptions in a tuple": (
+        "E = (ValueError, BaseException)\ndef f(x): pass",
+        "AssertionError",
+        _EXPECTS_E.format("E"),
+    ),
+    "own name of an exception after an exception": (
+        "E = BaseException\ndef f(x): raise ValueError",
+        "AssertionError",
+        "try: f(2)\nexcept ValueError:\n    try: assert False\n    except E: pass",
+    ),
+    "end of the iteration over a class of the tests": (
+        "def f(x): raise IndexError",
+        "the program raised IndexError",
+        "class Cases:\n    def __getitem__(self, i): return f((2, 3)[i]), (4, 9)[i]\n"
+        "for value, right in Cases():\n    assert value == right",
+    ),
+    "end of an asynchronous iteration": (
+        "def f(x): raise StopAsyncIteration",
+        "the program raised StopAsyncIteration",
+        "import asyncio\nclass Values:\n    __aiter__ = lambda self: self\n"
+        "    async def __anext__(self): return f(2)\n"
+        "async def main():\n    async for value in Values(): assert value == 4\n"
+        "asyncio.run(main())",
+    ),
+    "own exec": (
+        "def exec(*a): pass\ndef f(x): return 0",
+        "AssertionError",
+        "exec('assert f(2) == 4')",
+    ),
+    "own eval": ("eval = lambda t: True\ndef f(x): return 0", "Error", "assert eval('f(2) == 4')"),
+    "evaluated exit": (
+        "def f(x): return '__import__(\"os\")._exit(0)'",
+        "the tests execute text",
+        "assert eval(f(24)) == 24",
+    ),
+    "evaluated name of the tests": (
+        "def f(x): return 'expected'",
+        "the tests execute text",
+        "expected = 24\nassert eval(f(2)) == expected",
+    ),
+    "evaluated attributes": (
+        "def f(x): return '().__class__.__base__.__subclasses__()'",
+        "the tests execute text",
+        "assert eval(f(24)) == 24",
+    ),
+    "evaluated by a function of the tests": (
+        "def f(run, text): return run('__import__(\"os\")._exit(0)')",
+        "the tests execute text",
+        "assert f(eval, '2 + 2') == 4",
+    ),
+    "executed exit": (
+        "def f(x): return b'import os; os._exit(0)'",
+        "the tests execute text",
+        "names = {{}}\nexec(f(2), names)\nassert names['x'] == 4",
+    ),
+    "compiled exit": (
+        "def f(x): return 'import os; os._exit(0)'",
+        "the tests execute text",
+        "exec(compile(f(2), 'x', 'exec'))\nassert x == 4",
+    ),
+    "pickled exit": (
+        "def f(x): return b'cposix\\n_exit\\n(I0\\ntR.'",
+        "posix._exit from bytes",
+        "import pickle\nassert pickle.loads(f(24)) == 24",
+    ),
+    "marshalled exit": (
+        "import marshal\n"
+        "def f(x): return marshal.dumps(compile('import os; os._exit(0)', 'x', 'exec'))",
+        "load code from bytes",
+        "import marshal\nexec(marshal.loads(f(24)))\nassert x == 24",
     ),
 }
 _EXIT_AS_TEXT = "class E:\n    def __str__(self): raise SystemExit(0)\n    {} = __str__\n"

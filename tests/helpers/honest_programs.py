@@ -295,4 +295,37 @@ NUMPY: dict[str, tuple[str, str]] = {
         "assert (f([[1, 2], [3, 4]]) == np.array([[10, 14], [14, 20]])).all()\n"
         "assert np.allclose(f(np.eye(2)), np.eye(2))",
     ),
+    "evaluated expression": (
+        "def f(n):\n    return '(4 + 2) * abs(-4)'",
+        "assert eval(f(24)) == 24",
+    ),
+    "evaluated expression with names": (
+        "def f(n):\n    return 'sum(math.sqrt(n * n) for i in range(2)) / 2'",
+        "import math\nassert eval(f(24), {'n': 24, 'math': math}) == 24",
+    ),
+    "evaluated function": (
+        "def f(n):\n    return f'lambda x: x ** {n}'",
+        "assert eval(f(2))(3) == 9",
+    ),
+    "executed tests": (
+        "def f(s):\n    return s * 2",
+        "def check():\n    first = f('a')\n    exec('assert first == \"aa\"')\n"
+        'check()\nexec(\'assert f("b") == "bb"\')',
+    ),
+    "executed tests alone": ("def f(x):\n    return x * x", "exec('assert f(2) == 4')"),
+    "pickled data": (
+        "import pickle\ndef f(x, protocol):\n    return pickle.dumps(x, protocol)",
+        "import pickle, datetime\n"
+        "for protocol in range(pickle.HIGHEST_PROTOCOL + 1):\n"
+        "    for x in ([1, {'a': (2,)}], {3}, frozenset([4]), 1j, b'x', bytearray(b'y'), \n"
+        "              datetime.date(2020, 1, 2)):\n"
+        "        assert pickle.loads(f(x, protocol)) == x",
+    ),
+    "own name of a builtin exception": (
+        "Missing = LookupError\ndef f(x):\n    return {1: 2}[x]",
+        "import unittest\ntry:\n    f(3)\n    assert False\nexcept Missing as error:\n"
+        "    assert type(error) is KeyError and error.args == (3,)\n"
+        "with unittest.TestCase().assertRaises(Missing): f(4)\n"
+        "assert f(1) == 2",
+    ),
 }

@@ -1,5 +1,6 @@
 """No attack on the code reward succeeds."""
 
+import ctypes
 import os
 
 import pytest
@@ -26,15 +27,30 @@ def runner():
     return CodeRunner(cpu_seconds=3, wall_seconds=30.0, memory_mb=256)
 
 
+@pytest.fixture(scope="module")
+def objects():
+    """Ids of System V objects of this process, which programs must not reach."""
+    libc = ctypes.CDLL(None)
+    ids = {
+        "shared": libc.shmget(0, 4096, 0o1600),
+        "semaphore": libc.semget(0, 1, 0o1600),
+        "queue": libc.msgget(0, 0o1600),
+    }
+    yield ids
+    assert libc.shmctl(ids["shared"], 0, None) == 0
+    assert libc.semctl(ids["semaphore"], 0, 0) == 0
+    assert libc.msgctl(ids["queue"], 0, None) == 0
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack_fails(name, refused, runner, tmp_path, monkeypatch):
+def test_attack_fails(name, refused, runner, objects, tmp_path, monkeypatch):
     monkeypatch.setenv("SANDBOX_SECRET", SECRET)
     precious, answers = tmp_path / "precious", tmp_path / "answers"
     precious.write_text("precious")
     answers.write_text(SECRET)
     before = os.stat(precious)
     program, trace, tests = ATTACKS[name]
-    paths = {"precious": precious, "answers": answers, "trainer": os.getpid()}
+    paths = {"precious": precious, "answers": answers, "trainer": os.getpid()} | objects
 
     outcome = runner.run(program.format(**paths), tests.replace("{{", "{").replace("}}", "}"))
 

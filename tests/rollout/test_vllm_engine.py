@@ -561,14 +561,14 @@ def test_a_request_keeps_its_model_if_another_one_loads_the_weights_again(
     """Another thread can find that the adapter was lost, just before this request is sent."""
     model, engine = open_engine(lora=True)
     engine.update_policy(0)
-    ensure = engine._ensure_current
+    ensure = engine._ensure_current_weights
 
     def ensure_and_lose(index: int) -> Any:
         found = ensure(index)
         engine.servers[index].mark_not_loaded()
         return found
 
-    monkeypatch.setattr(engine, "_ensure_current", ensure_and_lose)
+    monkeypatch.setattr(engine, "_ensure_current_weights", ensure_and_lose)
     (completion,) = sample(engine, request(0, [7, 8]))
     assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
 

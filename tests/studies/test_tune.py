@@ -118,7 +118,7 @@ class OneFailure:
 @pytest.mark.parametrize("reason", ["the run diverged", Interruption("the disk is full")])
 def test_a_trial_that_was_stopped_from_outside_has_not_failed(tmp_path, monkeypatch, reason):
     """A resumed search continues it; a trial that failed by itself is not repeated."""
-    tree = assemble_tree([study_of(tmp_path / "s")], [])
+    tree = assemble_tree_and_load_plugins([study_of(tmp_path / "s")], [])
     study = make_study(build_config(TuneConfig, tree), COMMANDS)
     study.root.mkdir()
     monkeypatch.setattr(TuningStudy, "trial_score", lambda *_: 0.5)
