@@ -18,6 +18,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import check_and_record_new_name
+from rlhf.config.base import TrainingConfig
 from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, merge_trees
 from rlhf.errors import UserError
 from rlhf.runs.alarms import Halt, log_bundle_write_errors, write_alarm_description
@@ -242,6 +243,11 @@ class CommandTable(dict[str, Command]):
         from rlhf.reports.run_page import REPORT_FILE
 
         self.check_command_makes_run(name)
+        if isinstance(config, TrainingConfig) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # The processes join before one of them can fail, so that the others notice its end.
+            from rlhf.training.distributed import init_distributed
+
+            init_distributed()
         run = Run.open(self.effective_tree(name, config))
         try:
             if run.finished:

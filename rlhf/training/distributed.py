@@ -36,6 +36,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+START_SECONDS = 300.0
+"""Time for which a process waits until the others have started."""
 HEARTBEAT_SECONDS = 5.0
 """Interval between two heartbeats of a process."""
 HEARTBEAT_TIMEOUT_SECONDS = 40.0
@@ -288,11 +290,31 @@ def init_distributed() -> World:
     if size == 1:
         return World()
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        _join_group("nccl" if torch.cuda.is_available() else "gloo")
         # The group must be destroyed before the interpreter shuts down, because the threads of the
         # group can abort the process during the shutdown.
         atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size, _start_heartbeat(distributed.get_rank(), size))
+
+
+def _join_group(backend: str) -> None:
+    """Initialize the process group when all processes have started.
+
+    By default, a process would wait for half an hour for one that ended before it joined.
+
+    Raises:
+        UserError: A process did not start within `START_SECONDS`.
+    """
+    limit = timedelta(seconds=START_SECONDS)
+    try:
+        store, rank, size = next(distributed.rendezvous("env://", timeout=limit))
+        store.set(f"started/{rank}", "")
+        store.wait([f"started/{other}" for other in range(size)], limit)
+    except distributed.DistError as error:
+        raise UserError(
+            f"the other processes of this run did not start within {START_SECONDS:g} s, or ended"
+        ) from error
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 @functools.cache

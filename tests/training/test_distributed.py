@@ -24,6 +24,7 @@ from rlhf.errors import UserError
 from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.directory import Run
 from rlhf.runs.profiling import STEP_PARTS
+from rlhf.training import distributed as training_distributed
 from rlhf.training.checkpoint import remove_damaged_and_find_latest
 from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
 from rlhf.training.offline import train_offline
@@ -191,6 +192,38 @@ def kill_two(config: Path, *, lines: int) -> None:
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_is_refused_before_training_ends_the_other(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    """Only the first process checks the directory; the other one would wait for it at the start."""
+    config = write_config(tmp_path / "cut", echo_model)
+    (tmp_path / "cut/run").mkdir()
+    (tmp_path / "cut/run/mine.txt").write_text("mine")
+    processes = start_two(config, "ppo", "--seed", "1")
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    for text, expected in zip(
+        errors, ("exists already", "another process of this run"), strict=True
+    ):
+        (line,) = [line for line in text.splitlines() if line.startswith("rlhf:")]
+        assert expected in line
+
+
+def test_the_others_are_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_distributed, "START_SECONDS", 0.5)
+    for name, value in {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match=r"other processes .* did not start within 0\.5 s, or ended"
+    ):
+        training_distributed.init_distributed()
 
 
 def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
