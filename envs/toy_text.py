@@ -27,8 +27,9 @@ class DiscreteToText(TextEnv):
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
     of the words `actions`. Reward and transitions: those of the table. An invalid action uses a
     turn and leaves the state unchanged. Its reward is `invalid_action_reward(...)`, so an invalid
-    action is never better than a legal one. The episode terminates after `max_turns` actions.
-    Optimum: computed by backward induction over the transition table, for the finite horizon.
+    action is never better than the best legal one. The episode terminates after `max_turns`
+    actions. Optimum: computed by backward induction over the transition table, for the finite
+    horizon.
 
     Args:
         table: An environment with a transition table `P` and an initial distribution
@@ -135,11 +136,11 @@ class DiscreteToText(TextEnv):
 
 
 def invalid_action_reward(transitions: Transitions) -> float:
-    """Return a reward for invalid actions that makes them never better than legal ones.
+    """Return a reward with which an invalid action is never better than the best legal action.
 
-    The reward is at most 0, and at most the minimum over states of the highest expected reward of
-    one step. A policy that omits an invalid action has one more turn at the end of the episode.
-    In this turn, a legal action has at least this expected reward.
+    The reward is the smaller of 0 and the minimum over states of the highest expected reward of one
+    step. A policy that omits an invalid action has one more turn at the end of the episode. In this
+    turn, the legal action with the highest expected reward earns at least this reward on average.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())
@@ -237,9 +238,9 @@ class Taxi(DiscreteToText):
                 "A taxi on 5 by 5 cells. Stops: red (row 1, column 1), green (row 1, column 5), "
                 "yellow (row 5, column 1), blue (row 5, column 4). Walls: between columns 2 and 3 "
                 "in rows 1 and 2; between columns 1 and 2 and columns 3 and 4 in rows 4 and 5. "
-                "Each step costs 1, whatever you answer, a wrong pickup or dropoff 10; arrival "
-                f"pays 20. The episode ends with it, or after {max_turns} steps. Answer south, "
-                "north, east, west, pickup or dropoff."
+                "Each step costs 1, whatever you answer, an impossible pickup or dropoff 10; "
+                f"arrival pays 20. The episode ends with it, or after {max_turns} steps. Answer "
+                "south, north, east, west, pickup or dropoff."
             ),
             render_mode=render_mode,
         )

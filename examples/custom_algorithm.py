@@ -14,7 +14,7 @@ from torch import Tensor
 import rlhf
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.kl import masked_difference
-from rlhf.algorithms.losses import Denominator, aggregate_token_losses
+from rlhf.algorithms.losses import Denominator, aggregate
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.plugins import Settings, register_algorithm
 
@@ -52,9 +52,7 @@ def tapered(
     ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask).exp().detach()
     weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate_token_losses(
-        per_token, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 

@@ -6,10 +6,11 @@ dict with the scores as plain numbers. In addition to the published scores, it h
 - ``unscored``: number of replies that the reward could not score; their rows count as wrong
   (in RM-Bench, only their comparisons).
 - ``intervals``: name of each score -> 95% interval, clustered by prompt. The name of a nested score
-  is ``section / part``. The interval of a section combines the intervals of its subsets.
+  contains all its keys, such as ``sections / Chat`` or ``domains / chat / easy``. The interval of a
+  section combines the intervals of its subsets.
 - ``rows``: number of rows of each part.
-- ``absent``: parts without rows. If there are any, the score is not comparable with published
-  scores.
+- ``absent`` (not in JudgeBench): parts without rows. If there are any, the score is not comparable
+  with published scores.
 """
 
 from __future__ import annotations
@@ -178,6 +179,8 @@ def ties_score(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     - 0.2 times the fraction of tied prompts whose smaller gap exceeds the spread;
     - 0.01 times the mean of tanh(smaller gap / spread - 1).
 
+    The last three terms use only the tied prompts that have a reference prompt.
+
     Args:
         scores_by_prompt: "ref:n" (reference prompt, with one right answer) or "tied:n" (tied
             prompt, with several) -> scores of the right answers, and scores of the wrong answers.
@@ -213,7 +216,7 @@ def _ties_interval(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def _gap_to_spread_score(gap: float, spread: float) -> float:
-    """Return tanh(gap / spread - 1), or its limit if the spread is 0; 0 if an argument is nan."""
+    """Return tanh(gap / spread - 1), the sign of the gap if the spread is 0, or 0 for nan."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
@@ -241,7 +244,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     items = [
         (row["prompt"], r) for row in rows for side in ("chosen", "rejected") for r in row[side]
     ]
-    if len(items) != 6 * len(rows):
+    if any(len(row[side]) != 3 for row in rows for side in ("chosen", "rejected")):
         raise UserError("every row of RM-Bench needs three chosen and three rejected replies")
     values, unscored = _scores_and_unscored_count(reward, items)
     styles = values.reshape(len(rows), 2, 3)

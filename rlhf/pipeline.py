@@ -261,7 +261,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     if pipeline.plugins:
         tree["plugins"] = pipeline.plugins
     if pipeline.resume and not pipeline.overwrite:  # before pipeline.yaml is written again
-        _check_stages_can_continue(pipeline, commands)
+        _check_changes_allow_resume(pipeline, commands)
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
     with lock_directory(
@@ -277,7 +277,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         return write_report(root)
 
 
-def _check_stages_can_continue(pipeline: Pipeline, commands: CommandTable) -> None:
+def _check_changes_allow_resume(pipeline: Pipeline, commands: CommandTable) -> None:
     """Check that every stage that has started can be resumed, before any of them continues.
 
     Raises:

@@ -3,7 +3,7 @@
 import torch
 
 from rlhf.algorithms.kl import masked_difference
-from rlhf.algorithms.losses import aggregate_token_losses
+from rlhf.algorithms.losses import aggregate
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.plugins import Settings, register_algorithm
 
@@ -23,7 +23,5 @@ def tapered(logprobs, batch, settings, *, denominator):
     ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask).exp().detach()
     weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate_token_losses(
-        per_token, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})

@@ -77,9 +77,7 @@ def compute_loss(
     mask = batch.require("loss_mask")
 
     def aggregated(per_token: Tensor) -> Tensor:
-        return aggregate_token_losses(
-            per_token, mask, aggregation=settings.aggregation, denominator=denominator
-        )
+        return aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
 
     loss_function = algorithm.policy_loss.function
     loss, metrics = loss_function(logprobs, batch, settings, denominator=denominator)
@@ -105,7 +103,7 @@ def compute_loss(
     return loss, metrics + MetricSums(means=means) + value_metrics
 
 
-def aggregate_token_losses(
+def aggregate(
     per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
 ) -> Tensor:
     """Return the sum of the token losses inside `mask`, divided by `denominator`.
@@ -213,9 +211,7 @@ def _clipped_surrogate(
     if dual_clip:
         floor = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
         surrogate = torch.maximum(surrogate, floor)
-    loss = aggregate_token_losses(
-        -surrogate, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, _ratio_loss_metrics(
         loss, log_ratio_for_metrics, ratio, clipped_ratio, advantages, mask
     )
@@ -249,9 +245,7 @@ def clipped_weight_likelihood_loss(
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate_token_losses(
-        per_token, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, _ratio_loss_metrics(loss, log_ratio, ratio, weight, advantages, mask)
 
 
@@ -269,9 +263,7 @@ def advantage_weighted_likelihood_loss(
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
     per_token = -advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate_token_losses(
-        per_token, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an algorithm; the rows of the registry change some of the defaults.
+    """Settings of an algorithm. Each algorithm in `rlhf.algorithms.registry` has its own defaults.
 
     Example:
         >>> from rlhf.plugins import Settings

@@ -105,7 +105,7 @@ def report(*directories: Directory) -> Path:
     """
     from rlhf.reports import write_comparison_report, write_report
 
-    folders = _require_directories("report", directories)
+    folders = _convert_to_paths("report", directories)
     if len(folders) == 1:
         return write_report(folders[0])
     return write_comparison_report(folders, Path("comparison.html"))
@@ -134,7 +134,7 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
-    return compare_runs(_require_directories("compare", directories), metric=metric)
+    return compare_runs(_convert_to_paths("compare", directories), metric=metric)
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
@@ -187,7 +187,7 @@ def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     return _run_and_collect_lines("score", config, overrides)
 
 
-def _require_directories(function_name: str, directories: Sequence[Directory]) -> list[Path]:
+def _convert_to_paths(function_name: str, directories: Sequence[Directory]) -> list[Path]:
     """Return the directories that were given to a function.
 
     Raises:

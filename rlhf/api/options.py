@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 from rlhf.api.results import Run
 from rlhf.common.conversation import RewardFunction
 from rlhf.config.data import DataSpec
-from rlhf.config.evaluate import ApiSpec, HarnessTasksSpec, TextClassificationSpec
+from rlhf.config.evaluate import ApiSpec, HarnessTasksSpec, ZeroShotClassificationSpec
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OptimizerSpec, RewardShaping
 from rlhf.config.rollout import EnvSpec, OnlineRolloutSpec
@@ -97,7 +97,7 @@ class EvaluationOptions(TypedDict, total=False):
     prompts: Data
     rewards: Reward | Sequence[Reward]
     text: Data
-    classes: TextClassificationSpec | Keys
+    classes: ZeroShotClassificationSpec | Keys
     tasks: HarnessTasksSpec | Keys
     pairs: Data
     pairs_train: Data

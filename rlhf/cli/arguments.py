@@ -81,7 +81,8 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     The values of options are parsed as YAML.
 
     Raises:
-        UserError: An option has no value, or its value is not valid YAML.
+        UserError: An option has no value, or its value cannot be encoded in UTF-8, or begins with a
+            brace or a bracket but is not valid YAML.
     """
     positional: list[str] = []
     files: list[str] = []

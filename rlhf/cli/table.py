@@ -212,7 +212,7 @@ COMMANDS = CommandTable(
                 "serve a model and rewards over HTTP, compatible with clients of OpenAI",
                 "rlhf.config.serve:ServeConfig",
                 "rlhf.commands.serve:serve",
-                read="rlhf.commands.serve:read_config_without_api_key",
+                read="rlhf.commands.serve:move_api_key_to_environment_and_read_config",
             ),
         ],
         "People": [

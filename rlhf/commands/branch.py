@@ -66,7 +66,8 @@ def branch(config: BranchConfig) -> Iterator[str]:
     """Create the new run directory; yield messages, the last with the command that continues it.
 
     Raises:
-        UserError: There is no such checkpoint, it is damaged, or the directory exists.
+        UserError: There is no such checkpoint, it is damaged, or the new directory is not empty or
+            has an invalid path.
     """
     source = Path(os.path.abspath(config.checkpoint))
     target = path_without_dot_dot(config.output_dir)
@@ -149,7 +150,8 @@ def _write_run_up_to_checkpoint(
             if (old / name).is_file():
                 shutil.copy2(old / name, target / name)
         run.rewind(step)
-        # config.yaml has the last settings of the source, so later changes apply from here on.
+        # config.yaml has the latest settings of the old run, so settings that it changed after the
+        # checkpoint apply from the checkpoint on.
         changes = [{**row, "step": min(row["step"], step)} for row in read_changes(old)]
         if changes:
             write_text(target / CHANGES_FILE, "".join(map(json_line, changes)))
@@ -179,10 +181,14 @@ def _copy_or_reset_best_model(source: Path, target: Path) -> bool:
     """Copy the best model of the run if it is the best one up to the checkpoint.
 
     If the checkpoint itself is the best, its model is copied. Otherwise, the copied checkpoint is
-    changed so that the selection starts again.
+    changed so that the selection starts again. A checkpoint of TRL's trainer is not changed.
 
     Returns:
         Whether the best model up to the checkpoint is kept, or there was none.
+
+    Raises:
+        UserError: The best checkpoint of TRL's trainer no longer exists, or a folder cannot be
+            copied.
     """
     copy = target / "checkpoints" / source.name
     if source.name.startswith("checkpoint"):
@@ -220,8 +226,8 @@ def _best_model_precedes_checkpoint(source: Path, progress: Mapping[str, Any]) -
         progress: Progress in the checkpoint.
 
     Returns:
-        False if the best model has changed, or if the last checkpoint is damaged, so that it is
-        unknown.
+        False if the best model has changed, or if this is unknown: ``best/`` does not exist, the
+        last checkpoint is damaged, or steps were logged after it.
     """
     last = _checkpoints_in(source.parent)[-1]
     logged = max((row["step"] for row in metric_rows(source.parent.parent)), default=0)

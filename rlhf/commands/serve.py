@@ -20,7 +20,7 @@ MIN_KEY_LENGTH = 8
 """Minimum number of characters of a key. Shorter values are not masked in logs."""
 
 
-def read_config_without_api_key(
+def move_api_key_to_environment_and_read_config(
     sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> ServeConfig:
     """Build the configuration. A key on the command line is moved to the environment variable.

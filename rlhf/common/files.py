@@ -116,7 +116,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     `restore_interrupted_writes` restores the old folder. Only one process at a time may replace a
     folder.
     """
-    partial = target.with_name(f".{target.name}.{_host_name()}.{os.getpid()}.rlhf-part")
+    partial = target.with_name(f".{target.name}{_partial_suffix()}")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_or_restore_old(_old_path(target))
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.rlhf-part"):
@@ -160,6 +160,11 @@ def _remove_or_restore_old(old: Path) -> None:
         old.rename(target)
 
 
+def _partial_suffix() -> str:
+    """Return the end of the names of this process's temporary files."""
+    return f".{_host_name()}.{os.getpid()}.rlhf-part"
+
+
 def _host_name() -> str:
     """Return the first 16 characters of the name of this machine, with hyphens instead of dots."""
     return platform.node().replace(".", "-")[:16]
@@ -189,8 +194,13 @@ def _is_running(pid: int) -> bool:
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a name is one of those that `atomic_path` uses and `repair_folder` removes."""
+    """Return whether a name is one that `atomic_path` uses."""
     return name.startswith(".") and name.endswith((".rlhf-part", ".rlhf-old"))
+
+
+def is_temporary_name_of_this_process(name: str) -> bool:
+    """Return whether `atomic_path` of this process uses this name."""
+    return name.startswith(".") and name.endswith(_partial_suffix())
 
 
 def is_temporary(path: Path) -> bool:

@@ -75,7 +75,8 @@ def user_location(error: BaseException) -> Place | None:
         return error.filename, error.lineno or 0
     frames = traceback.extract_tb(error.__traceback__)
     lines = [(f.filename, f.lineno or 0) for f in frames if not is_library_file(f.filename)]
-    if not lines and error.__cause__ is not None:  # such as the SystemExit of `foreign_exceptions`
+    if not lines and error.__cause__ is not None:
+        # An example is the SystemExit that `ensure_ordinary_exceptions` sets as the cause.
         return user_location(error.__cause__)
     return lines[-1] if lines else getattr(error, _DEFAULT_LOCATION, None)
 

@@ -78,7 +78,7 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
-class TextClassificationSpec:
+class ZeroShotClassificationSpec:
     """Classification of texts by a policy.
 
     The predicted class is the one whose completion is most likely after the prompt.
@@ -133,7 +133,7 @@ class EvaluateConfig(RunConfig):
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions, on which the loss per completion token, the perplexity and the bits
     per byte are computed."""
-    classes: TextClassificationSpec | None = None
+    classes: ZeroShotClassificationSpec | None = None
     """Labeled texts, on which accuracy, macro-F1 and AUC are computed."""
     tasks: HarnessTasksSpec | None = None
     """Standard tasks that lm-evaluation-harness runs."""

@@ -50,7 +50,7 @@ class Finding:
     total: int
     """Number of checked rows."""
     rows: tuple[int, ...] = ()
-    """Indices of all affected rows in `Loaded.rows`."""
+    """Indices of all affected rows in `LoadedRows.rows`."""
     examples: tuple[str, ...] = ()
     """Beginnings of the first affected prompts. For unusable rows, each reason with the path and
     the number of its first row."""

@@ -127,7 +127,7 @@ def load(
     Args:
         specs: One or several sources. If they have weights, the result is the largest mixture with
             these proportions that uses no row twice. Otherwise, the result has all rows.
-        kind: Kind of canonical rows, see `Loaded.rows`.
+        kind: Kind of canonical rows, see `LoadedRows.rows`.
         seed: Seed of the shuffle. The same seed gives the same rows in the same order. If it is
             None, the rows are not shuffled.
         keep: Names of additional columns to include in the rows. The value is None in a row that
@@ -179,7 +179,7 @@ def source_seed(seed: int | None, index: int) -> str | None:
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """Numbers of the rows of one source, see `Loaded`."""
+    """Numbers of the rows of one source, see `LoadedRows`."""
 
     path: str
     total: int

@@ -28,7 +28,7 @@ Outcome = dict[str, Any] | RowDropped
 """A canonical row, or the reason why the row is dropped."""
 _WEIGHT_COLUMN = "weight"
 _WEIGHTED_KINDS: tuple[Kind, ...] = ("sft", "preference", "label", "ranking", "steps")
-"""Kinds of rows that are trained on as a whole. In other kinds, `weight` can be a rating."""
+"""Kinds whose column `weight` is a weight of the row. In other kinds, it can be a rating."""
 
 
 class TableReader:
@@ -46,7 +46,7 @@ class TableReader:
         spec: Specification of the source, with its mapping and system message.
         keep: Names of additional columns to include in the rows.
         with_answer_and_tests: Whether to add the answer and the tests of a row to its last user
-            message.
+            message. They are always added in rows of kind "prompt".
         present: Names of the columns of the whole source, if `table` contains only its first rows.
 
     Raises:
@@ -87,7 +87,7 @@ class TableReader:
         self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        """Column of a layout -> number of rows with a value in it that another layout reads."""
+        """Column -> number of rows with a value in it, but read with a layout without it."""
         self.used = {name for name in keep if name in self.present}
 
     @property
@@ -160,7 +160,7 @@ class TableReader:
         return {name: self._json_value(row.get(name), name) for name in self.reward_columns}
 
     def _json_value(self, value: Any, column: str) -> Any:
-        """Return a cell as a JSON value; nan, which pandas and Parquet write for null, is null.
+        """Return a cell as a JSON value. nan (null in pandas and Parquet) and infinities are null.
 
         Raises:
             UserError: The cell has a type that JSON does not have.
@@ -304,10 +304,10 @@ def winner_values(rows: Iterable[Row], column: str) -> set[str]:
 
 
 def notes_on_skipped_cells(skipped: Mapping[str, int], used: Collection[str]) -> dict[str, int]:
-    """Return the notes on cells of used columns in rows that another layout reads.
+    """Return notes on values that were skipped, because the layout of their row lacks the column.
 
     Args:
-        skipped: Column -> number of rows with a value in it that another layout reads.
+        skipped: Column -> number of rows with a value in it, but read with a layout without it.
         used: Columns that were used for any row.
     """
     return {f"{column} column": n for column, n in skipped.items() if column in used}

@@ -105,11 +105,11 @@ def _pair_reader(prompt_of: Callable[[Row], Any], replies_of: CellReader) -> Rea
         replies_of: Function that returns the other cells.
     """
 
-    def pair_items(row: Row, kind: Kind) -> Iterator[Item]:
+    def cells_of_pair_row(row: Row, kind: Kind) -> Iterator[Item]:
         cells = {"prompt": prompt_of(row)}
         yield cells if kind == "prompt" else cells | replies_of(row)
 
-    return pair_items
+    return cells_of_pair_row
 
 
 def _pair_cell_reader_by_code(

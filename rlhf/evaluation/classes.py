@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config.evaluate import TextClassificationSpec
+from rlhf.config.evaluate import ZeroShotClassificationSpec
 from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
@@ -21,7 +21,7 @@ from rlhf.rollout.demonstrations import encode_example
 def classification_report(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
-    spec: TextClassificationSpec,
+    spec: ZeroShotClassificationSpec,
     *,
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
@@ -61,7 +61,7 @@ def classification_report(
 def label_logprobs(
     policy: Policy,
     texts: Sequence[str],
-    spec: TextClassificationSpec,
+    spec: ZeroShotClassificationSpec,
     *,
     examples: Sequence[dict[str, str]] = (),
     max_length: int,

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluationData:
+class EvaluationInputs:
     """Data and rewards that are loaded once and used for the evaluation of every policy."""
 
     config: EvaluateConfig
@@ -90,7 +90,7 @@ def run_evaluation(command: str, config: EvaluateConfig, run: Run) -> Path:
     return run.directory
 
 
-def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
+def load_evaluation_data(config: EvaluateConfig) -> EvaluationInputs:
     """Load the prompts, texts, labeled texts and rewards of a configuration.
 
     Raises:
@@ -110,10 +110,10 @@ def load_evaluation_data(config: EvaluateConfig) -> EvaluationData:
     rewards = [load_rewards(config.rewards)] if config.rewards else []
     if config.env and rewards:
         check_component_names(rewards[0], has_env=config.env.id is not None)
-    return EvaluationData(config, prompts, text, labeled, rewards)
+    return EvaluationInputs(config, prompts, text, labeled, rewards)
 
 
-def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
+def _evaluate_policy(spec: PolicySpec, data: EvaluationInputs, run: Run) -> None:
     """Evaluate one policy on all data and write its folder of `evaluation/`."""
     config = data.config
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
@@ -166,7 +166,7 @@ def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
 
 def _add_metrics_without_episodes(
     policy: Policy,
-    data: EvaluationData,
+    data: EvaluationInputs,
     summary: dict[str, Any],
     examples: Sequence[dict[str, str]],
 ) -> None:
@@ -208,7 +208,7 @@ def _add_metrics_without_episodes(
 def _play_episodes(
     spec: PolicySpec,
     policy: Policy | None,
-    data: EvaluationData,
+    data: EvaluationInputs,
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ def _play_episodes(
 
 def _play_text_episodes(
     policy: TextPolicy,
-    data: EvaluationData,
+    data: EvaluationInputs,
     starts: Sequence[EpisodeSeed],
     examples: Sequence[dict[str, str]],
     counts: Counter[str],

@@ -86,7 +86,7 @@ class WordAttributor:
 
         present = torch.ones(1, len(words), dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             values = self._sampling(scores_of).attribute(
                 present, n_samples=self.spec.orders, perturbations_per_eval=_BATCH
             )

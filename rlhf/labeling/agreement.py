@@ -101,7 +101,7 @@ class LabelTable:
         categories: dict[Hashable, dict[str, Hashable]] = {}
         prompts: dict[Hashable, str] = {}
         for row in rows:
-            for item, category in _categories_of(row):
+            for item, category in _items_with_categories(row):
                 categories.setdefault(item, {})[row["annotator"]] = category
                 prompts[item] = prompt_key(row)
         return cls(categories, prompts)
@@ -195,16 +195,16 @@ def _pair_agreement(
     )
 
 
-def _categories_of(row: Row) -> list[tuple[Hashable, Hashable]]:
+def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
     """Return the items of a label with their categories; a ranking has one for each pair."""
-    item = row["item_id"]
-    match row["mode"]:
+    item = label["item_id"]
+    match label["mode"]:
         case "pairs":
-            return [(item, row["winner"])]
+            return [(item, label["winner"])]
         case "ratings":
-            return [(item, row["rating"])]
+            return [(item, label["rating"])]
         case "rankings":
-            ranks = row["ranks"]
+            ranks = label["ranks"]
             return [
                 ((item, i, j), "tie" if ranks[i] == ranks[j] else "ab"[ranks[i] > ranks[j]])
                 for i, j in itertools.combinations(range(len(ranks)), 2)

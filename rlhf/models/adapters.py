@@ -2,7 +2,8 @@
 
 An adapter can be used only with the base weights with which it was trained. If these are unchanged
 weights from the Hugging Face Hub, the adapter folder contains the Hub id of the model. Otherwise,
-the folder contains a copy of the base model in ``base/``, so that it can be moved.
+a copy of the base model is saved in ``base/`` in the folder; the checkpoints of a run share the
+copy ``base/`` beside them. The adapters can therefore be moved together with the copy.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def add_lora(
         modules_to_save=[*head_names, *spec.modules_to_save] or None,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             adapted: Any = get_peft_model(model, config)
         except (TypeError, ValueError) as error:
@@ -136,7 +137,7 @@ def add_lora(
 
 
 def _check_adapters_have_effect(adapted: Any) -> None:
-    """Check that every adapter affects the model's outputs during training and after a merge.
+    """Check that no adapter is bypassed in training and that no adapted weight is shared.
 
     Raises:
         UserError: The model cannot be run with the adapters. Or the model shares an adapted weight
@@ -306,7 +307,7 @@ def copy_base_and_set_its_path(model: Any, tokenizer: Any, checkpoints: Path) ->
 
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the state dict of the base model of a PEFT model, with the names without PEFT."""
+    """Return the state dict of a PEFT model's base model, with its names before the wrapping."""
     return {
         re.sub(r"(\.base_layer|\.original_module)+\.", ".", name): tensor
         for name, tensor in unwrap_peft(model).state_dict(keep_vars=True).items()
@@ -438,9 +439,9 @@ def _base_folder_candidates(folder: Path, name: str, revision: str | None) -> li
 def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
     """Load the weights of an adapter folder into a PEFT model, in place.
 
-    PEFT's own loader is not used for two reasons. It does not report missing adapter weights, which
-    then keep their initial values and have no effect. In some model families (Laguna), it renames
-    weights and does not load them.
+    PEFT's own loader is not sufficient, for two reasons. It only warns about missing adapter
+    weights, which then keep their initial values and have no effect. In some model families
+    (Laguna), it renames weights and does not load them.
 
     Raises:
         UserError: Weights of the PEFT model are missing in the folder, or the folder has LoRA
@@ -473,7 +474,7 @@ def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
     size = len(AutoTokenizer.from_pretrained(folder))
     if size > base.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             base.resize_token_embeddings(size)
 
 

@@ -1,4 +1,4 @@
-"""Properties that follow from a model's configuration: windows, caches and context length.
+"""Parts of a model, and properties that follow from its configuration, such as windows and caches.
 
 The layers of one model may differ: some have full attention, some have a sliding window, and some
 have a recurrent state instead of keys and values. Packing, the cache of the sampler and the context
@@ -34,7 +34,7 @@ MAX_LENGTH_KEYS = (
     "max_target_positions",
 )
 
-# Configuration keys of the number of tokens that a layer attends to or selects from.
+# Configuration keys of the number of tokens that a layer attends to, by a window or by selection.
 WINDOW_KEYS = (
     "sliding_window",
     "sliding_window_size",

@@ -213,7 +213,7 @@ def ensure_pad_token_and_embedding(tokenizer: Any, model: PreTrainedModel) -> bo
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
     if grows:
         with torch.random.fork_rng(devices=[]):  # the new row is random
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     set_pad_token_id(model, tokenizer)
     return grows

@@ -52,7 +52,7 @@ def small_random_model_like(model: Any, *, device: torch.device | None = None) -
         else:
             return None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             small = type(inner)(config).float().eval()
             _scale_weights_by_input_size(small)
         small.to(device)

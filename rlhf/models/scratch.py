@@ -44,7 +44,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 def make_random_llama_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
     """Make a float32 Llama model of the size in ``spec``, with random weights from ``seed``.
 
-    The state of the global random generator is not changed.
+    The states of the global random generators are not changed.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -60,5 +60,5 @@ def make_random_llama_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> 
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return LlamaForCausalLM(config)

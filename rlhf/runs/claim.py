@@ -24,6 +24,7 @@ from rlhf.common.files import (
     expand_user,
     is_temporary,
     is_temporary_name,
+    is_temporary_name_of_this_process,
     remove,
     restore_interrupted_writes,
     write_text,
@@ -414,7 +415,13 @@ def check_output_path(directory: Path, *, option: str = "--output_dir") -> None:
             f"character, but the name begins with {directory.name[:50]!r}: choose another {option}"
         )
     target = Path(os.path.realpath(directory))
-    if temporary := [name for name in target.parts if is_temporary_name(name)]:
+    temporary = [
+        name
+        for name in target.parts
+        # A branch is first written to a temporary folder of this process.
+        if is_temporary_name(name) and not is_temporary_name_of_this_process(name)
+    ]
+    if temporary:
         raise UserError(
             f"{option.lstrip('-')}: {temporary[0]!r} is the name of a temporary folder, which is "
             f"removed: choose another {option}"

@@ -42,8 +42,8 @@ def score_rollouts(
         rewards: The reward that is trained on, or None.
         gold: A reward that is only logged, or None.
         env_weight: Weight of the environment's rewards.
-        scorer: Has the scores of rewards that were computed while other episodes were played. By
-            default, all rewards are computed now.
+        scorer: Scorer to which the episodes were submitted when they ended. By default, all rewards
+            are computed now.
     """
     scorer = scorer or EpisodeScorer(())
     for rollout in rollouts:

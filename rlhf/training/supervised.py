@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import aggregate_token_losses
+from rlhf.algorithms.losses import aggregate
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
@@ -374,9 +374,7 @@ def sft_loss(
     """
     scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask
-    loss = aggregate_token_losses(
-        -scored.logprobs, mask, aggregation="token", denominator=denominator
-    )
+    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=denominator)
     sums = MetricSums(means={"loss": masked_sum_and_count(-scored.logprobs, mask)})
     return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / denominator)
 

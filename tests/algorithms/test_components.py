@@ -10,7 +10,7 @@ import torch
 from rlhf.algorithms.advantages import Advantages, estimate_advantages
 from rlhf.algorithms.components import advantage, policy_loss
 from rlhf.algorithms.kl import masked_difference
-from rlhf.algorithms.losses import aggregate_token_losses, compute_loss
+from rlhf.algorithms.losses import aggregate, compute_loss
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from tests.algorithms.batches import batch_of
@@ -20,9 +20,7 @@ def unclipped(logprobs, batch, settings, *, denominator):
     mask = batch.require("loss_mask")
     ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask).exp()
     per_token = -ratio * torch.where(mask, batch.require("advantages"), 0.0)
-    loss = aggregate_token_losses(
-        per_token, mask, aggregation=settings.aggregation, denominator=denominator
-    )
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 

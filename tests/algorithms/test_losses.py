@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf.algorithms.kl import kl_estimate_per_token, sequence_kl
 from rlhf.algorithms.losses import (
     advantage_weighted_likelihood_loss,
-    aggregate_token_losses,
+    aggregate,
     clipped_loss,
     clipped_sequence_loss,
     clipped_weight_likelihood_loss,
@@ -96,14 +96,9 @@ def test_clipped_weight_keeps_the_gradient_of_every_token():
 def test_aggregation():
     per_token = torch.tensor([[1.0, 3.0, NAN], [8.0, NAN, NAN]])
     mask = ~per_token.isnan()
-    assert aggregate_token_losses(per_token, mask, aggregation="token", denominator=3).item() == 4.0
-    assert (
-        aggregate_token_losses(per_token, mask, aggregation="sequence", denominator=2).item() == 5.0
-    )
-    assert (
-        aggregate_token_losses(per_token, mask, aggregation="constant", denominator=2 * 6).item()
-        == 1.0
-    )
+    assert aggregate(per_token, mask, aggregation="token", denominator=3).item() == 4.0
+    assert aggregate(per_token, mask, aggregation="sequence", denominator=2).item() == 5.0
+    assert aggregate(per_token, mask, aggregation="constant", denominator=2 * 6).item() == 1.0
 
 
 def test_value_loss_by_hand():

@@ -5,7 +5,7 @@ import functools
 import gymnasium as gym
 import pytest
 
-from rlhf.api.inputs import env_tree
+from rlhf.api.inputs import to_env_config
 from rlhf.common.objects import object_fingerprint, reference_to
 
 
@@ -83,7 +83,7 @@ def test_a_fingerprint_depends_on_source_and_captured_constants(make, same, chan
     def digest(arguments):
         value = make(*arguments)
         if isinstance(value, gym.Env):
-            return object_fingerprint(env_tree(value)["id"])
+            return object_fingerprint(to_env_config(value)["id"])
         return fingerprint_of(value)
 
     first, second = map(digest, same)
@@ -93,7 +93,7 @@ def test_a_fingerprint_depends_on_source_and_captured_constants(make, same, chan
 
 def test_the_attributes_of_an_environment_below_its_wrappers_count():
     environments = [gym.wrappers.OrderEnforcing(Env(pay)) for pay in (1.0, 1.0, 2.0)]
-    digests = [object_fingerprint(env_tree(env)["id"]) for env in [*environments, Env(1.0)]]
+    digests = [object_fingerprint(to_env_config(env)["id"]) for env in [*environments, Env(1.0)]]
     assert digests[0] is not None
     assert digests[0] == digests[1]
     assert digests[0] not in digests[2:]

@@ -13,7 +13,7 @@ from rlhf.config.data import Kind
 from rlhf.data import DataSpec, load
 from rlhf.data.leakage import indices_of_shared_prompts
 from rlhf.data.splits import prompt_key, split_by_prompt
-from rlhf.data.stored_rows import Preparation, load_stored
+from rlhf.data.stored_rows import DataPreparationSettings, load_stored
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import MESSAGE_KEYS
 from tests.helpers.training import write_rows
@@ -97,7 +97,9 @@ def test_stored_rows_are_the_same(tmp_path, suffix):
     expected = load_with(path, COLUMNS)
     for columns in (None, COLUMNS):  # the two have different entries in the cache
         spec = DataSpec(path, reward_columns=columns)
-        stored = load_stored(spec, "prompt", seed=None, preparation=Preparation(tmp_path / "c", 1))
+        stored = load_stored(
+            spec, "prompt", seed=None, preparation=DataPreparationSettings(tmp_path / "c", 1)
+        )
     assert list(stored.rows) == expected.rows
     assert stored.summary() == expected.summary()
 

@@ -17,7 +17,7 @@ from rlhf.config.evaluate import (
     EvaluateConfig,
     HarnessTasksSpec,
     PolicySpec,
-    TextClassificationSpec,
+    ZeroShotClassificationSpec,
 )
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
@@ -155,7 +155,9 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
 def test_label_scores_are_the_models_log_probabilities():
     model, tokenizer = tiny_model()
     source = DataSpec("unused.jsonl")
-    spec = TextClassificationSpec([source], ["blue", "green and high"], "Which color is {text}?")
+    spec = ZeroShotClassificationSpec(
+        [source], ["blue", "green and high"], "Which color is {text}?"
+    )
     texts = ["the sky", "the grass"]
     found = label_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
     chat_format = ChatFormat(tokenizer)
@@ -182,7 +184,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     policy = Policy(
         AutoModelForCausalLM.from_pretrained(echo_model), AutoTokenizer.from_pretrained(echo_model)
     )
-    spec = TextClassificationSpec([DataSpec(str(data))], words, "Repeat: {text}")
+    spec = ZeroShotClassificationSpec([DataSpec(str(data))], words, "Repeat: {text}")
     scores = label_logprobs(policy, words, spec, max_length=100)
     accuracy = np.mean(scores.argmax(1) == np.arange(3))
     assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
@@ -190,7 +192,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     assert summary["classes"]["baselines"]["most common class"]["accuracy"][
         "mean"
     ] == pytest.approx(1 / 3)
-    two = TextClassificationSpec([DataSpec(str(data))], words[:2])
+    two = ZeroShotClassificationSpec([DataSpec(str(data))], words[:2])
     with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
         classification_report(policy, rows, two, max_length=100)
     with pytest.raises(UserError, match="more than max_length = 2: increase max_length"):
@@ -216,9 +218,9 @@ def test_settings_that_cannot_be_meant(keys, message):
 def test_specs_that_cannot_be_meant():
     source = [DataSpec("x.jsonl")]
     with pytest.raises(ValueError, match="at least two different labels"):
-        TextClassificationSpec(source, ["a", "a"])
+        ZeroShotClassificationSpec(source, ["a", "a"])
     with pytest.raises(ValueError, match=r"classes.question must contain"):
-        TextClassificationSpec(source, ["a", "b"], "Well?")
+        ZeroShotClassificationSpec(source, ["a", "b"], "Well?")
     with pytest.raises(ValueError, match="'random' has examples but no model"):
         PolicySpec("random", examples=source)
     with pytest.raises(ValueError, match=r"tasks\.names is empty"):

@@ -103,8 +103,13 @@ def test_rm_bench_levels():
     found = rm_bench(REWARD, rows)
     assert found["domains"]["safety"]["normal"] == 0.5
     assert found["normal"] == 0.75
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(1, 1), (2, 4)])
+def test_rm_bench_needs_three_replies_of_each_kind(chosen, rejected):
+    row = {"prompt": "p", "chosen": ["1"] * chosen, "rejected": ["0"] * rejected, "domain": "chat"}
     with pytest.raises(ValueError, match="three chosen"):
-        rm_bench(REWARD, [{"prompt": "p", "chosen": ["1"], "rejected": ["1"], "domain": "chat"}])
+        rm_bench(REWARD, [row])
 
 
 def test_judge_bench():

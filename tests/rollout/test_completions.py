@@ -1,7 +1,7 @@
 """Completions outside of training: one list, in the order of the prompts."""
 
 from rlhf.config.rollout import RolloutSpec
-from rlhf.rollout.completions import completions
+from rlhf.rollout.completions import sample_completions
 from tests.helpers.models import tiny_model
 from tests.helpers.training import user
 
@@ -10,7 +10,7 @@ def test_completions_are_in_the_order_of_the_prompts() -> None:
     model, tokenizer = tiny_model()
     prompts = [user(text) for text in ("a", "b", "c", "d", "e")]
     for seed in (0, 3):
-        found = completions(
+        found = sample_completions(
             model, tokenizer, prompts, RolloutSpec(max_new_tokens=2), samples=2, seed=seed
         )
         assert [rollout.conversation[:-1] for rollout in found] == [

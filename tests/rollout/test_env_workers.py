@@ -310,7 +310,7 @@ def test_busy_environments_are_discarded_although_the_engine_cannot_be_reset() -
     playing = threaded(Broken("go"), Slow, parallel=2)
     with pytest.raises(ConnectionError):
         playing.collect(episode_seeds(0, 1))
-    assert (len(playing.envs), playing.workers.running) == (1, 0)
+    assert (len(playing.envs), playing.workers.num_undelivered_calls) == (1, 0)
     release.set()
     playing.close()
 

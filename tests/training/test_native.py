@@ -174,7 +174,7 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     before = [weight.detach().float() for weight in weights]
     for step in range(4):
-        trainer.optimize(trainer.make_batch("train", trainer.schedule.rows(step)))
+        trainer.optimize(trainer.make_batch("train", trainer.schedule.example_indices(step)))
         trainer.progress.step += 1
     (masters,) = trainer.optimizer.master_weights
     moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
@@ -189,7 +189,7 @@ def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, verb):
         trainer = native_trainer(
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
-        batch = trainer.make_batch("train", trainer.schedule.rows(0))
+        batch = trainer.make_batch("train", trainer.schedule.example_indices(0))
         assert (len(list(trainer.micro_batch_row_indices(batch))) > 1) == (size == 1)
         trainer.optimize(batch)
         runs.append([p.detach().clone() for p in trainer.model.parameters()])

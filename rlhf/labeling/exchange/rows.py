@@ -25,7 +25,7 @@ from rlhf.data.messages import RowDropped
 
 @dataclass(frozen=True)
 class ForeignLabel:
-    """A label of another tool, in the order of the replies of that tool."""
+    """A label from another tool. The replies are in the order of that tool."""
 
     mode: LabelMode
     annotator: str
@@ -54,7 +54,7 @@ def label_row(label: ForeignLabel) -> dict[str, Any]:
     The id depends on the annotator and the item, so a label that is imported twice has the same id.
 
     Raises:
-        RowDropped: The prompt, a reply, the rating or the strength is not valid.
+        RowDropped: The prompt, a reply, the rating or strength is invalid, or replies are equal.
     """
     prompt = checked_prompt(as_conversation(label.prompt, set()))
     replies = [split_reply_from_prompt(prompt, reply, set())[1] for reply in label.replies]
@@ -124,7 +124,7 @@ def plain_messages(conversation: Conversation) -> list[dict[str, str]]:
 
 
 NOT_PLAIN = "with reasoning or tool calls (exported without them)"
-"""Problem of labels that are not `has_only_plain_messages`."""
+"""Problem that is counted for a label for which `has_only_plain_messages` is False."""
 
 
 def has_only_plain_messages(row: Row) -> bool:

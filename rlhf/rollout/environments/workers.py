@@ -169,7 +169,7 @@ class _EnvironmentThread:
         self._tasks.put(task)
 
     def end_after_queued_tasks(self) -> None:
-        """End the thread after its current task."""
+        """End the thread after all queued tasks."""
         self._tasks.put(None)
 
 
@@ -297,7 +297,7 @@ class ThreadedWorkers:
                 continue
             if remaining is not None and remaining <= 0:
                 place = self._threads[id(call.env)].location()
-                self._close_when_call_returns(call.env)
+                self._abandon_busy_environment(call.env)
                 return call, self._timeout_outcome(place)
             if not wait:
                 return None
@@ -308,7 +308,7 @@ class ThreadedWorkers:
                     "to limit its time, set env.timeout",
                 )
 
-    def _close_when_call_returns(self, env: gym.Env) -> None:
+    def _abandon_busy_environment(self, env: gym.Env) -> None:
         """Forget an environment whose thread is busy; it is closed when its call returns."""
         self._running.pop(id(env), None)
         thread = self._threads.pop(id(env))
@@ -327,7 +327,7 @@ class ThreadedWorkers:
         """Discard the results of running calls, and return their environments."""
         busy = [call.env for call, _ in self._running.values()]
         for env in busy:
-            self._close_when_call_returns(env)
+            self._abandon_busy_environment(env)
         return busy
 
     def close(self, env: gym.Env) -> None:

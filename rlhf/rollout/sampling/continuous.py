@@ -36,8 +36,9 @@ PREFILL_SHARE = 1 / 8
 class ContinuousEngine:
     """``RolloutEngine`` that samples from a model in this process.
 
-    The number of rows is the smaller of ``max_rows`` and the number of requests that are queued at
-    the first ``poll``. The cache and the decoder's copies of weights exist until ``reset``.
+    Unless ``open_ended`` is set, the number of rows is the smaller of ``max_rows`` and the number
+    of requests that are queued at the first ``poll``. The cache and the decoder's copies of weights
+    exist until ``reset``.
 
     Args:
         model: Causal model. Its weights must not change between the first ``poll`` and ``reset``.
@@ -114,13 +115,13 @@ class ContinuousEngine:
 class Sampler:
     """Samples completions for one batch of rows, with the cache and the state of each row.
 
-    An episode occupies a row from its first ``submit`` to its ``release``. In every forward pass,
-    the rows in use are the first rows of the cache, without gaps.
+    An episode occupies a row from its first ``start_request`` to its ``release``. In every forward
+    pass, the rows in use are the first rows of the cache, without gaps.
 
     Args:
         model: Causal model, with adapters if it is a PEFT model. Its weights must not change while
             the sampler is used.
-        rows: Number of episodes in the batch.
+        rows: Maximum number of episodes in the batch.
         policy_version: Version of the model's weights.
         open_ended: See `ContinuousEngine`.
     """
@@ -305,8 +306,8 @@ class Sampler:
     def _decode(self, decoding_rows: np.ndarray) -> torch.Tensor:
         """Return the logits [n, V] after the last token of each decoding row.
 
-        If the cache is read in place, the forward pass includes the rows between decoding rows, and
-        their logits are discarded.
+        If the cache is read in place, the forward pass includes every row up to the last decoding
+        row, and the logits of the other rows are discarded.
         """
         if self.open_ended:
             used = self.cache.lengths[: decoding_rows[-1] + 1]

@@ -404,7 +404,7 @@ def fused_logit_difference(model_class: Any, config: Any) -> float:
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = model_class(small).float().eval()
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)

@@ -118,7 +118,7 @@ def play_and_make_online_batches(trainer: Any) -> StepBatches:
     collector.engine = RandomReplyEngine(
         len(policy.tokenizer), excluded=sorted(collector.chat_format.stop_ids), seed=config.seed
     )
-    rollouts = collector.collect(trainer.starts.take(config.seed, groups, size))
+    rollouts = collector.collect(trainer.starts.take_episode_seeds(config.seed, groups, size))
     rollouts = (rollouts * repeats)[: config.episodes_per_step]
     batch = collate_rollouts(
         rollouts,

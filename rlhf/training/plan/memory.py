@@ -2,7 +2,7 @@
 
 A training run has phases, such as sampling and updates. The tensors of the training state exist in
 all of them, and every phase needs more tensors for a while. The memory of a run is that of the
-phase that needs most. All numbers are bytes on one device.
+phase that needs most. A `Memory` contains bytes on one device.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Memory:
     weights: float = 0
     """Weights of the model that is trained."""
     gradients: float = 0
-    """Gradients of the trained weights, including those of a separate critic."""
+    """Gradients of the trained weights, including those of the critic."""
     optimizer: float = 0
-    """Moments and float32 master weights, including those of a separate critic."""
+    """Moments and float32 master weights, including those of the critic."""
     reference: float = 0
     """Weights of the frozen reference model."""
     critic: float = 0
-    """Weights of a separate critic."""
+    """Weights of the critic: its value head, and its decoder if it has a separate one."""
     rewards: float = 0
     """Weights of learned rewards."""
     copies: float = 0
@@ -68,8 +68,8 @@ class TrainingState:
     critic: int = 0
     rewards: int = 0
     policy_copy: int = 0
-    """Bytes of the copy of the trained weights that samples asynchronous rollouts. During the run,
-    there are two snapshots of the same size."""
+    """Bytes of the copy of the trained weights with which asynchronous rollouts are sampled. During
+    the run, there are two snapshots of the same size in addition."""
     master_weights: int = 0
     """Bytes of the float32 master weights, a part of ``optimizer``. They are copied for a
     checkpoint."""
@@ -83,7 +83,7 @@ class TrainingState:
     def memory_per_device(
         self, shards: int, *, with_gradients: bool, with_optimizer: bool = True
     ) -> Memory:
-        """Return the state of one process.
+        """Return the memory that the training state needs on one device.
 
         Args:
             shards: Number of processes over which weights, gradients and optimizer state are
@@ -156,7 +156,7 @@ class HeadSize:
 
     @property
     def saved_logit_bytes(self) -> int:
-        """Bytes of logits that are saved for the backward pass; several chunks are recomputed."""
+        """Bytes of logits saved for the backward pass; 0 if several chunks are recomputed in it."""
         return self.chunk_logit_bytes if self.chunk_tokens == self.tokens else 0
 
     @property
@@ -333,7 +333,7 @@ def best_model_restore_memory(update: Memory, state: TrainingState, *, shards: i
     """Return the memory while the best model is restored from a file after the last update.
 
     The allocator keeps the memory of the update, and the file of the weights is mapped in addition.
-    With shards, it returns the memory, and a process reads its own rows of the file.
+    With shards, the allocator returns the memory, and a process maps only its rows of the file.
     """
     before = update if shards == 1 else state.memory_per_device(shards, with_gradients=False)
     return dataclasses.replace(before, files=before.files + state.gradients / shards)

@@ -1,8 +1,8 @@
 """Checkpoints of the trainers of TRL and transformers.
 
 These trainers write a checkpoint file by file, and this package writes the checksums afterwards. A
-checkpoint without checksums is therefore incomplete, because the run was killed while it was
-written.
+checkpoint without checksums is therefore treated as incomplete: the run may have been killed while
+it was written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def remove_older_checkpoints(directory: Path, *, keep: int, best: str | None) ->
 
 
 def remove_incomplete_and_find_last(directory: Path) -> Path | None:
-    """Remove incomplete and damaged checkpoints. Return the newest checkpoint, or None.
+    """Return the newest complete and undamaged checkpoint, or None if there is no complete one.
+
+    All checkpoints without checksums, and the damaged ones newer than the result, are removed.
 
     Raises:
         UserError: There are complete checkpoints, and all of them are damaged.
@@ -55,9 +57,9 @@ def remove_incomplete_and_find_last(directory: Path) -> Path | None:
 
 
 def best_checkpoint_recorded_in(checkpoint: Path) -> Path | None:
-    """Return the best checkpoint at the time of another checkpoint in the same folder.
+    """Return the best checkpoint that ``checkpoint`` records, or None if it records none.
 
-    The recorded path is absolute, so only its name is used, because the run may have been moved.
+    Only the name of the recorded absolute path is used, because the run may have been moved.
 
     Raises:
         UserError: The best checkpoint is damaged or missing.
