@@ -205,7 +205,7 @@ def test_the_divergence_budget_ends_training_with_a_model(tmp_path, echo_model):
 
 
 def rollouts_of(trainer):
-    starts = trainer.starts.take(0, 8, 1)
+    starts = trainer.starts.take_episode_seeds(0, 8, 1)
     return trainer.step_collector.collect_and_score(starts)
 
 

@@ -76,8 +76,8 @@ def test_columns_do_not_change_the_ids_of_prompts_and_pairs():
     ]
     changed = [{**turns[0], "answer": "2", "level": 3}, turns[1]]
     info = {"prompt_index": 0}
-    assert start_entry_id(turns, info) == list_entry_id(changed, info)
-    assert start_entry_id(turns, info) != list_entry_id([turns[0]], info)
+    assert start_entry_id(turns, info) == start_entry_id(changed, info)
+    assert start_entry_id(turns, info) != start_entry_id([turns[0]], info)
     chosen, rejected = ({"role": "assistant", "content": text} for text in "cd")
     pairs = [Pair(prompt, [*prompt, chosen], [*prompt, rejected]) for prompt in (turns, changed)]
     assert data_card(pairs)["duplicates"] == 1
