@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from rlhf.models.sharding.modules import ShardedModules
 from rlhf.models.sharding.processes import writes_files
 from rlhf.models.sharding.saving import write_safetensors
 from rlhf.models.sharding.tensors import StoredWeights, WholeTensors, copy_rows
-from rlhf.models.trainable import make_frozen, make_trainable
+from rlhf.models.trainable import copy_model, make_frozen, make_trainable
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -86,7 +85,7 @@ class Policy:
             self.value_head = ValueHead(width).to(self.device, self.logprob_dtype)
         if critic == "separate":
             # All parameters of the critic are trained, even if the policy has adapters.
-            self.value_trunk = make_trainable(copy.deepcopy(trunk_of(model)))
+            self.value_trunk = make_trainable(copy_model(trunk_of(model)))
 
     @property
     def is_lora(self) -> bool:
@@ -289,7 +288,7 @@ class ReferencePolicy:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         if not policy.is_lora:
-            model = make_frozen(copy.deepcopy(policy.model))
+            model = make_frozen(copy_model(policy.model))
             copy_head_check_result(policy.model, model)
             self.policy = Policy(model, policy.tokenizer)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rlhf.models.trainable import make_frozen
+from rlhf.models.trainable import copy_model, make_frozen
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class PolicyCopy:
     def __init__(self, model: Any) -> None:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.model = make_frozen(copy.deepcopy(model, shared))
+        self.model = make_frozen(copy_model(model, shared))
         self._copied = dict(self.model.named_parameters())
         self._version: int | None = None
 

@@ -7,11 +7,12 @@ in training mode although its base model is in evaluation mode.
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
@@ -65,6 +66,23 @@ def parameter_names_without_gradient(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.grad is None and "experts" not in name.split(".")
     ]
+
+
+def copy_model(model: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Return a copy of a model, also if its modules keep results of the last forward pass.
+
+    For example, the layers of RecurrentGemma keep their recurrent states. After a forward pass with
+    gradients, these are tensors of its graph, which cannot be copied. They are detached.
+
+    Args:
+        model: The model or module.
+        memo: Object id -> copy of this object, as for `copy.deepcopy`.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+    return copy.deepcopy(model, memo)
 
 
 def make_frozen(model: Any) -> Any:

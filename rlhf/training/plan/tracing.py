@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from rlhf.errors import UserError
 from rlhf.models.architecture import blocks_of, text_config, trunk_of
 from rlhf.models.fast.packing import attention_tiles_of, pack, packs_rows, states_of_packed_rows
+from rlhf.models.trainable import copy_model
 from rlhf.training.plan.memory import PassSize
 
 
@@ -88,7 +89,7 @@ def copy_with_first_blocks(module: Any, trunk: nn.Module, count: int, replace: A
             for tensor in [*block.parameters(), *block.buffers()]:
                 del memo[id(tensor)]
     memo[id(container)] = nn.ModuleList()
-    short = copy.deepcopy(module, memo)
+    short = copy_model(module, memo)
     memo[id(container)].extend(copy.deepcopy(block, memo) for block in blocks[:count])
     return short
 

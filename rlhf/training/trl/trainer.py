@@ -6,7 +6,6 @@ The trainers are configured only by their public arguments, without subclasses.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,12 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import copy_base_and_set_its_path
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
-from rlhf.models.trainable import WeightChangeDetector, make_frozen, trained_parameters
+from rlhf.models.trainable import (
+    WeightChangeDetector,
+    copy_model,
+    make_frozen,
+    trained_parameters,
+)
 from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.changes import STEP_KEYS
 from rlhf.runs.directory import Run
@@ -73,7 +77,7 @@ def causal_trainer_spec(
     arguments: dict[str, Any] = {}
     if unwrap_peft(model) is model:
         # Without an explicit reference, TRL loads it from disk and ignores the weights in memory.
-        arguments["ref_model"] = make_frozen(copy.deepcopy(model))
+        arguments["ref_model"] = make_frozen(copy_model(model))
     if command == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
         return TrainerSpec(
