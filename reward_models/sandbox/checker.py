@@ -53,7 +53,10 @@ class ProgramProxy:
         self.callbacks: list[Any] = []
         self.has_sent_text = False
         self.stand_ins: dict[type[BaseException], type[BaseException]] = {}
-        """Builtin exception -> subclass that stands for it; empty until the program sent one."""
+        """Builtin exception class -> its replacement, a subclass, in the tests.
+
+        The program has sent these classes as values; see `_stand_in`.
+        """
         self.iterator_methods: set[int] = set()
         """Handles of the methods of iterators and generators that may end with StopIteration."""
         if self._receive() != {"ready": True}:
@@ -140,11 +143,7 @@ class ProgramProxy:
 
     def _decode_exception(self, reply: dict[str, Any]) -> BaseException:
         """Return the exception that the program's response describes."""
-        builtin = reply["raise"].get("builtin exception")
-        if builtin is not None and not self.stand_ins:
-            kind = _checked_exception_class(getattr(builtins, builtin))
-        else:
-            kind = self._decode(reply["raise"])
+        kind = self._decode_exception_class(reply["raise"])
         args = self._decode(reply["arguments"])
         try:
             return kind(*args)
@@ -152,6 +151,16 @@ class ProgramProxy:
             error = kind.__new__(kind)
             error.args = tuple(args)
             return error
+
+    def _decode_exception_class(self, data: dict[str, Any]) -> Any:
+        """Return the class of an exception that the program raised, or a base of this class.
+
+        A builtin class is used itself until the program has sent one as a value; see `_stand_in`.
+        """
+        builtin = data.get("builtin exception")
+        if builtin is None or self.stand_ins:
+            return self._decode(data)
+        return _checked_exception_class(getattr(builtins, builtin))
 
     def _encode(self, value: Any) -> Any:
         return encode(value, self._reference_to)
@@ -185,17 +194,12 @@ class ProgramProxy:
             return self._stand_in(_checked_exception_class(getattr(builtins, content)))
         if kind == "exception":
             handle, name, base = content
-            builtin = base.get("builtin exception")
-            kind_of_base = _checked_exception_class(
-                self._decode(base)
-                if builtin is None or self.stand_ins
-                else getattr(builtins, builtin)
-            )
+            kind_of_base = _checked_exception_class(self._decode_exception_class(base))
             return self.remotes.setdefault(int(handle), type(name, (kind_of_base,), {}))
         raise ValueError(f"unknown kind {kind!r}")
 
     def _stand_in(self, kind: type[BaseException]) -> type[BaseException]:
-        """Return the subclass that stands for a builtin exception of the program.
+        """Return the subclass that replaces a builtin exception class which the program has sent.
 
         With ``MyError = Exception``, the program would otherwise catch the failures of tests that
         end in ``except MyError``. The stand-ins have the hierarchy of the builtin exceptions. From

@@ -58,6 +58,20 @@ def submission(task: Task, answer: dict[str, Any] | None, **more: Any) -> Submis
     return Submission(task.label_id, task.item.item_id, answer, **more)
 
 
+def submit_undo_and_submit(session: LabelingSession, answer: dict[str, Any]) -> Task:
+    """Submit an answer to the next item, undo it, submit it again, and close the label file.
+
+    Returns:
+        The task of the answer that was undone.
+    """
+    task = session.next_task()
+    session.submit(submission(task, answer))
+    session.undo(task.label_id)
+    session.submit(submission(session.next_task(), answer))
+    session._file.close()
+    return task
+
+
 def good_choice(task: Task, strength: int = 2) -> dict[str, Any]:
     """The answer that chooses the reply whose text begins with `good`."""
     first = shown(task)[0].startswith("good")

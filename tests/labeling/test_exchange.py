@@ -15,7 +15,14 @@ from rlhf.common.text import count_text
 from rlhf.config.data import DataSpec
 from rlhf.data.labels import label_id_of
 from rlhf.data.load import load
-from tests.labeling.helpers import good_choice, lines, open_session, pair_rows, ranking_rows
+from tests.labeling.helpers import (
+    good_choice,
+    lines,
+    open_session,
+    pair_rows,
+    ranking_rows,
+    submit_undo_and_submit,
+)
 from tests.labeling.helpers import submission as submit_to
 
 ENDINGS = {"argilla": "labels.json", "label-studio": "labels.json", "datasets": "labels.parquet"}
@@ -301,11 +308,7 @@ def test_replies_of_several_messages_stay_separate(tmp_path: Path, capsys, form:
 def test_a_label_is_imported_once_from_two_formats(tmp_path: Path, capsys):
     """The label replaced an undone one, so only the dataset contains the id of the second one."""
     session = open_session(tmp_path, rows=pair_rows(1))
-    task = session.next_task()
-    session.submit(submit_to(task, {"choice": "tie"}))
-    session.undo(task.label_id)
-    session.submit(submit_to(session.next_task(), {"choice": "tie"}))
-    session._file.close()
+    submit_undo_and_submit(session, {"choice": "tie"})
     output = str(tmp_path / "imported.jsonl")
     for form in ("datasets", "argilla", "label-studio"):
         path = str(tmp_path / form) + ENDINGS[form].removeprefix("labels")

@@ -35,6 +35,7 @@ from tests.labeling.helpers import (
     ranking_rows,
     shown,
     submission,
+    submit_undo_and_submit,
 )
 
 
@@ -255,11 +256,7 @@ def test_a_session_continues_after_a_restart(tmp_path: Path):
 def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path):
     """An exported file has no undone labels, but its labels keep the ids of later attempts."""
     session = open_session(tmp_path, rows=pair_rows(1))
-    task = session.next_task()
-    session.submit(submission(task, {"choice": "tie"}))
-    session.undo(task.label_id)
-    session.submit(submission(session.next_task(), {"choice": "tie"}))
-    session._file.close()
+    task = submit_undo_and_submit(session, {"choice": "tie"})
     write_jsonl(tmp_path / "kept.jsonl", live_labels(lines(tmp_path / "labels.jsonl")))
     kept = open_session(tmp_path, rows=pair_rows(1), file="kept.jsonl")
     with pytest.raises(ConflictingLabel, match="different label"):  # the first attempt is not live
