@@ -12,6 +12,7 @@ import gymnasium as gym
 from rlhf.common.objects import is_object_reference, object_of
 from rlhf.common.plugins import load_module, split_reference
 from rlhf.common.registry import Registry
+from rlhf.errors import UserError
 
 Creator = Callable[..., gym.Env]
 """An environment class, or a function that returns an environment."""
@@ -29,22 +30,28 @@ def register_environment(env_id: str, creator: Creator, **options: Any) -> None:
         options: Further arguments of `gymnasium.register`, such as ``reward_threshold``.
 
     Raises:
-        UserError: Different code has registered the id.
+        UserError: The id exists already, and was not registered by the same file or module.
     """
+    if env_id not in ENVIRONMENTS and (spec := gym.registry.get(env_id)):
+        raise UserError(
+            f"environment {env_id!r} exists already ({spec.entry_point}): choose another name"
+        )
     ENVIRONMENTS.add(env_id, creator, creator)
     _register(env_id, creator, **options)
 
 
 def import_environment_id(env_id: str) -> str:
-    """Return the gymnasium id for the id of an environment in a configuration.
+    """Return the gymnasium id of the environment that ``env.id`` in a configuration names.
+
+    A class or function that was not registered is registered under a new id.
 
     Args:
-        env_id: A gymnasium id, or ``module:name`` or ``file.py:name``. The module or file is
-            imported. The name is an id that it registers, an environment class, or a function
-            that returns an environment.
+        env_id: A gymnasium id, ``module:name``, ``file.py:name``, or an ``object:`` name from
+            `rlhf.common.objects`. The module or file is imported. The name is an id that it
+            registers, an environment class, or a function that returns an environment.
 
     Raises:
-        UserError: The module or file cannot be imported.
+        UserError: The module or file cannot be imported, or this process does not have the object.
     """
     module_name, name = split_reference(env_id)
     if not name:

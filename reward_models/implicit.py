@@ -73,7 +73,8 @@ class ImplicitReward(Reward):
 
         Raises:
             FileNotFoundError: ``policy`` or ``reference`` is not a checkpoint.
-            UserError: The tokenizers or the chat templates differ.
+            UserError: The tokenizers or the chat templates differ, weights are missing, or beta is
+                not above 0.
         """
         tokenizers = [
             call_loader(AutoTokenizer.from_pretrained, path) for path in (policy, reference)
@@ -82,8 +83,8 @@ class ImplicitReward(Reward):
         if not same_vocab or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
             raise UserError(f"{policy} and {reference} have different tokenizers or chat templates")
         return cls(
-            _load_policy(policy, dtype=dtype, device=device),
-            _load_policy(reference, dtype=dtype, device=device),
+            _load_model_or_adapter(policy, dtype=dtype, device=device),
+            _load_model_or_adapter(reference, dtype=dtype, device=device),
             tokenizers[0],
             beta=beta,
             average=average,
@@ -91,10 +92,12 @@ class ImplicitReward(Reward):
         )
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values, reasons, counts = score_each(self._score_one, conversations, name=self.name)
+        values, reasons, counts = score_each(
+            self._truncate_and_score, conversations, name=self.name
+        )
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _score_one(self, conversation: Conversation) -> float | None:
+    def _truncate_and_score(self, conversation: Conversation) -> float | None:
         ids, start = ids_and_reply_start(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
             num_removed = len(ids) - self.max_length
@@ -107,7 +110,7 @@ class ImplicitReward(Reward):
         return self.beta * float(of_reply.mean() if self.average else of_reply.sum())
 
 
-def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
+def _load_model_or_adapter(path: str | Path, *, dtype: str, device: str | None) -> Any:
     """Load a language model, or a LoRA adapter with its base model.
 
     The base model of an adapter is in its subfolder ``base``, or its configuration names it. The
@@ -142,9 +145,10 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def ids_and_reply_start(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
-    """Return the token ids of a conversation with EOS, and the first index of the last message.
+    """Return the token ids of a conversation with EOS, and the index of the reply's first token.
 
-    The index is at least 1, because the first token has no log-probability.
+    The reply is the content of the last message, without the header that the template writes. The
+    index is at least 1, because the first token has no log-probability.
     """
     ids = encode_conversation(tokenizer, conversation, append_eos=True)
     with_empty_reply = [*conversation[:-1], {**conversation[-1], "content": ""}]

@@ -38,10 +38,12 @@ def answer_verdict_and_reason(
     Args:
         reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        seconds: Limit of the CPU time for each of the two texts; None means no limit.
+        seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
+            comparing the two; None means no limit.
 
     Returns:
-        - ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed.
+        - ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed, has no value, or
+          exceeds the time limit.
         - The reason, which is empty for ``right``.
     """
     failure = "reference"
@@ -95,7 +97,7 @@ def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:
             state its answer after "the answer is", or consist of up to four words.
 
     Raises:
-        NotUnderstood: A part of the answer cannot be parsed.
+        NotUnderstood: There is no answer, it cannot be parsed, or it is ambiguous or not asserted.
     """
     segment, boxed = answer_segment_and_is_boxed(reply)
     try:

@@ -345,6 +345,11 @@ def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, capsys, echo_
             r"kind of reward 'math' exists already in the toolkit: .*\(mine.py:2\)",
         ),
         (
+            "from rlhf.plugins import register_environment\n"
+            "@register_environment('text/Echo-v0')\nclass A: ...\n",
+            r"environment 'text/Echo-v0' exists already \(rlhf.envs.*\): .*\(mine.py:2\)",
+        ),
+        (
             "from rlhf.plugins import *\nregister_algorithm('a', title='A', loss='clippd')\n",
             r"unknown policy loss 'clippd'; did you mean 'clipped'\? \(mine.py:2\)",
         ),

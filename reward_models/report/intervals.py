@@ -54,7 +54,7 @@ def paired_difference_interval(
     the sizes of the groups.
 
     Args:
-        gains: Differences of outcomes in [0, 1], [N].
+        gains: Differences in [-1, 1] between two outcomes that are each in [0, 1], [N].
         groups: Group of each difference, such as its prompt, [N].
 
     Returns:

@@ -33,9 +33,9 @@ def pairs_report_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"# Reward report: {escape_markdown(str(report['reward']))}",
         "## Verdict\n\n" + "\n".join(f"- {escape_markdown(line)}" for line in report["verdict"]),
-        f"## Accuracy\n\n{percent_with_interval(report['accuracy'])} on {data['pairs']} pairs of "
-        f"{data['prompts']} prompts; {data['ties']} ties (each counts 1/2), "
-        f"{data['unscored']} unscored (omitted).",
+        f"## Accuracy\n\nThe accuracy is {percent_with_interval(report['accuracy'])}. The data "
+        f"are {data['pairs']} pairs of {data['prompts']} prompts. {data['ties']} of the pairs are "
+        f"ties, which count 1/2, and {data['unscored']} could not be scored and are omitted.",
         _table(
             ["baseline", "accuracy of the baseline", "gain over the baseline"],
             [
@@ -63,8 +63,8 @@ def labeled_report_markdown(name: str, report: Mapping[str, Any]) -> str:
     rows |= {f"gain over {baseline}": gain for baseline, gain in report["gains"].items()}
     cells = [[label, *(values.get(m, "") for m in measures)] for label, values in rows.items()]
     size = (
-        f"{report['rows']:,} held-out rows from {report['units']:,} independent units (such as "
-        "prompts); 95% intervals."
+        f"The report is on {report['rows']:,} held-out rows from {report['units']:,} independent "
+        "units (such as prompts). The intervals have a confidence level of 95%."
     )
     return "\n\n".join([f"# {escape_markdown(name)}", size, _table(["", *measures], cells)]) + "\n"
 

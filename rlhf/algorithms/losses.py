@@ -1,11 +1,12 @@
 """Policy losses, the value loss, and the total loss with the KL and the entropy bonus.
 
 A policy loss is a decorated function of the new log-probabilities, a `TrainingBatch` and the
-settings. `Algorithm.loss` is the name of the function. All tensors are [B, T] unless stated
-otherwise; index t describes token t. Entries outside `batch.loss_mask` may have any value, nan
-included, and affect neither values nor gradients. The argument `denominator` is the denominator of
-the *global* mini-batch, so that losses and metrics can be added over micro-batches. Every policy
-loss, `value_loss` and `compute_loss` return a scalar loss and a `MetricSums`.
+settings. `Algorithm.loss` is the name that is given to the decorator, such as "clipped". All
+tensors are [B, T] unless stated otherwise; index t describes token t. Entries outside
+`batch.loss_mask` may have any value, nan included, and affect neither values nor gradients. The
+argument `denominator` is the denominator of the *global* mini-batch, so that losses and metrics can
+be added over micro-batches. Every policy loss, `value_loss` and `compute_loss` return a scalar loss
+and a `MetricSums`.
 """
 
 from __future__ import annotations
@@ -178,8 +179,9 @@ def clipped_sequence_loss(
     The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio of a sequence.
     The implementation is the paper's GSPO-token: the ratio of each token has the value s, and the
     gradient of this ratio is s times the gradient of the token's log-probability. If all tokens of
-    a sequence have the same advantage, the loss and its gradient equal those of GSPO. The tokens
-    may also have different advantages, as with the estimator `return_to_go`.
+    a sequence have the same advantage and `aggregation` is "sequence", the loss and its gradient
+    equal those of GSPO. The tokens may also have different advantages, as with the estimator
+    `return_to_go`.
     """
     mask = batch.require("loss_mask")
     log_ratio = masked_difference(logprobs, batch.require("old_logprobs"), mask)
@@ -316,7 +318,8 @@ def value_loss(
 
     With `value_clip` > 0, two squared errors are computed for each token, and the larger one is
     used: the error of the value, and the error of the value that is clipped to within `value_clip`
-    of the value at rollout (lm-human-preferences, `train_policy.py`).
+    of `batch.values`, the value at the start of the update (lm-human-preferences,
+    `train_policy.py`).
     """
     mask, clip = batch.require("loss_mask"), settings.value_clip
     values = torch.where(mask, values, 0.0)

@@ -86,7 +86,7 @@ def _repeat_update_checks(
     try:
         if checkpoint := remove_damaged_and_find_latest(alarm_folder):
             load_checkpoint(checkpoint, trainer)
-        trainer.repeat_checks_before_update(evidence)
+        trainer.repeat_checks_of_halted_update(evidence)
     finally:
         trainer.close()
 

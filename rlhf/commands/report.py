@@ -40,9 +40,12 @@ class CompareConfig:
     metric: str | None = None
     """Metric to compare: return, success, cost, turns, invalid, tokens, normalized, or the name of
     a reward. By default, the return is compared. If every return is 0, as for prompt datasets, the
-    gold score is compared if it was computed, and the training reward otherwise."""
+    gold score is compared if it was computed, and the training reward otherwise. The default for
+    reward models that were evaluated on preference pairs is accuracy."""
     baseline: str | None = None
-    """Method with which the other methods are compared; the default is the first method."""
+    """Method with which the other methods are compared; the default is the first trained method.
+    With the default and a single directory, the trained methods are also compared with each
+    other."""
     tables: str | None = None
     """Folder to which the scores and the differences are written as CSV, LaTeX and JSON."""
     json: bool = False

@@ -1,11 +1,11 @@
-"""Names of scores that are logged beside the components of rewards."""
+"""Names of the components with sums of rewards, and names that no component may have."""
 
 from __future__ import annotations
 
 GOLD = "gold"
 """Component with the sum of the rewards that are only measured."""
 SCORE = "score"
-"""Component with the sum of the rewards that are trained on."""
+"""Component with the sum of the rewards that are trained on or evaluated."""
 OTHER_METRICS = frozenset(
     {
         "env",

@@ -32,7 +32,9 @@ class Dimension:
             if self.log:
                 raise ValueError("log has no effect with choices")
         elif self.low is None or self.high is None or self.low >= self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+            raise ValueError(
+                f"low must be below high, and both are needed: got low={self.low}, high={self.high}"
+            )
         elif self.log and self.low <= 0:
             raise ValueError(f"low must be > 0 with log, got {self.low}")
 

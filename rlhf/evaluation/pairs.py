@@ -17,24 +17,24 @@ from rlhf.reward_models.report.pairs import ScoredPairs, evaluate_reward_model, 
 PAIR_SCORES_FILE = "pair_scores.jsonl"
 """Name of the file with one line for each scored pair, in the folder of the report."""
 PAIR_SCORE_COLUMNS: Columns = {"pair": TEXT, "prompt": TEXT, "correct": NUMBER}
-"""Columns of the file that a comparison reads."""
+"""Columns of `PAIR_SCORES_FILE` that a comparison of rewards reads, with their types."""
 
 
 def write_pair_evaluation(
     reward: Any,
     rows: Sequence[dict[str, Any]],
-    directory: Path,
+    run_directory: Path,
     *,
     name: str,
     train_rows: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a reward on preference rows and write ``evaluation/<name>/`` in `directory`.
+    """Evaluate a reward on preference rows and write ``evaluation/<name>/`` in `run_directory`.
 
     Args:
         reward: The reward.
         rows: Held-out canonical preference rows.
-        directory: Run directory.
+        run_directory: Run directory.
         name: Name of the folder and of the report.
         train_rows: Rows on which the reward was trained; empty if they are unknown.
         options: Further arguments of `evaluate_reward_model`.
@@ -55,9 +55,9 @@ def write_pair_evaluation(
         **options,
     )
     summary = {"name": name, "env": "pairs", "policy": name, "metrics": {}} | report
-    write_evaluation_report(directory, summary, pairs_report_markdown(report))
+    write_evaluation_report(run_directory, summary, pairs_report_markdown(report))
     if scored is not None:
-        write_jsonl(directory / "evaluation" / name / PAIR_SCORES_FILE, pair_score_rows(scored))
+        write_jsonl(run_directory / "evaluation" / name / PAIR_SCORES_FILE, pair_score_rows(scored))
     return report
 
 

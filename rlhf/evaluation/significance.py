@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from rlhf.common.text import count_text
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.evaluation.shared_error import ReferenceUncertainty, fewest_seeds_to_see_failed_run
 from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
@@ -30,7 +29,7 @@ LOWER_IS_BETTER = frozenset(
 )
 """Metrics for which lower values are better."""
 _MAX_SUGGESTED_PAIRS = 10_000
-"""If a suggested sample size would exceed about this number of pairs, it is not suggested."""
+"""Larger sample sizes are not suggested."""
 _ROUNDING = 1e-9
 """Largest rounding error of a difference of two outcomes, as a fraction of their span."""
 _FEWEST_RESAMPLED = 20
@@ -82,13 +81,13 @@ class _PairedTest:
     level: float
     """Significance level."""
     runs: int
-    """Number of training runs of the method that has fewer training runs."""
+    """Smallest number of training runs of a method; reference policies are not counted."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
     shared: ReferenceUncertainty | None = None
     """Error that all differences have in common; None if there is none."""
     excludes_zero: bool = True
-    """Result of `_strict_interval_excludes_zero`."""
+    """Result of `_zero_is_outside_interval_with_shared_error`."""
 
     @property
     def n(self) -> int:
@@ -96,14 +95,14 @@ class _PairedTest:
         return self.deltas.size
 
     @property
-    def fewest_seeds(self) -> int:
-        """Minimum number of training seeds of each method."""
+    def fewest_runs_for_winner(self) -> int:
+        """Minimum number of training seeds of each method that is not a reference policy."""
         return fewest_seeds_to_see_failed_run(self.level) if self.shared else FEWEST_SEEDS
 
     @property
     def too_few_runs(self) -> bool:
-        """Whether the units are training seeds and a method has fewer than `fewest_seeds` runs."""
-        return self.unit == "training seeds" and self.runs < self.fewest_seeds
+        """Whether the units are training seeds and a method has too few runs for a winner."""
+        return self.unit == "training seeds" and self.runs < self.fewest_runs_for_winner
 
     @property
     def same_sign(self) -> bool:
@@ -111,11 +110,11 @@ class _PairedTest:
         return abs(np.sign(self.deltas).sum()) == self.n
 
     @property
-    def significant(self) -> bool:
+    def significant_given_enough_runs(self) -> bool:
         """Whether the mean difference is significant at `level`.
 
-        Training seeds and the error of a single reference evaluation may be skewed. The interval,
-        which is corrected for skewness, must therefore also exclude 0 if there is such an error.
+        With a shared error, an interval that is corrected for skewness must also exclude 0, because
+        the values of the training seeds and of the reference evaluation may be skewed.
         """
         if not self.excludes_zero:
             return False
@@ -152,8 +151,9 @@ def compare_means(
 
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
     most 5%. A winner is declared if the difference is significant at this level, as `_PairedTest`
-    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs,
-    or `fewest_seeds_to_see_failed_run` runs with `shared_differences`.
+    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs.
+    With `shared_differences`, one of the two is a reference policy, and the other one needs
+    `fewest_seeds_to_see_failed_run` runs.
 
     Args:
         values: Value of `method` for each unit, [n].
@@ -165,11 +165,12 @@ def compare_means(
         decoding: Decoding of the policies, copied into the result.
         metric: Name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
         comparisons: Number of comparisons, including this one, for the Bonferroni correction.
-        fewest_runs: Number of training runs of the method that has fewer; by default n. With one
-            run, the variation of this method between training seeds is unknown.
+        fewest_runs: Smallest number of training runs of a method, without reference policies; by
+            default n. With one run, the variation of this method between training seeds is unknown.
         span: Difference between the two possible values of a binary metric; inferred if None.
-        shared_differences: Values of units, [units]; the error of their mean is common to all
-            differences, such as that of a baseline with a single evaluation.
+        shared_differences: Difference of each unit of the single evaluation of a reference policy,
+            averaged over the training seeds, [units]. The error of the mean over these units is
+            common to all differences.
         measure_coverage: Whether to simulate the coverage of the interval.
 
     Raises:
@@ -186,10 +187,12 @@ def compare_means(
     p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
     estimate = _difference_interval(deltas, is_count, span, shared)
-    excludes_zero = _strict_interval_excludes_zero(deltas, is_count, span, shared, level)
+    excludes_zero = _zero_is_outside_interval_with_shared_error(
+        deltas, is_count, span, shared, level
+    )
     test = _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
-    winner = leader if test.significant and not test.too_few_runs else None
+    winner = leader if test.significant_given_enough_runs and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
     simulated = measure_coverage and not shared
     coverage = _normal_and_observed_coverage(deltas, estimate, span) if simulated else (None, None)
@@ -207,7 +210,7 @@ def first_method_wins(deltas: np.ndarray, *, comparisons: int = 1) -> bool:
     """
     level = 0.05 / comparisons
     test = _PairedTest(deltas, "training seeds", level, deltas.size, sign_flip_test(deltas))
-    return bool(deltas.mean() > 0) and test.significant and not test.too_few_runs
+    return bool(deltas.mean() > 0) and test.significant_given_enough_runs and not test.too_few_runs
 
 
 def _binary_span(metric: str, values: Sequence[float]) -> float | None:
@@ -223,7 +226,7 @@ def _difference_interval(
     shared: ReferenceUncertainty | None,
     level: float = 0.95,
 ) -> Interval:
-    """Return the interval of a mean difference, widened by the shared error of `compare_means`."""
+    """Return the interval of a mean difference, widened by the error `shared` if there is one."""
     if span:
         # Differences of outcomes such as 0.5 and 0.6 are multiples of the span only up to rounding.
         shares, whole = deltas / span, np.rint(deltas / span)
@@ -234,19 +237,22 @@ def _difference_interval(
     return shared.widened_interval(estimate, deltas, level) if shared else estimate
 
 
-def _strict_interval_excludes_zero(
+def _zero_is_outside_interval_with_shared_error(
     deltas: np.ndarray,
     is_count: bool,
     span: float | None,
     shared: ReferenceUncertainty | None,
-    level: float,
+    significance_level: float,
 ) -> bool:
-    """Return whether the interval at the stricter level excludes 0; True without `shared`."""
+    """Return whether the interval that is widened by `shared` excludes 0; True without `shared`.
+
+    The confidence level of the interval exceeds 1 - `significance_level`, see
+    `confidence_level_of_stricter_test`.
+    """
     if shared is None:
         return True
-    interval = _difference_interval(
-        deltas, is_count, span, shared, shared.confidence_level_of_stricter_test(level)
-    )
+    confidence = shared.confidence_level_of_stricter_test(significance_level)
+    interval = _difference_interval(deltas, is_count, span, shared, confidence)
     return interval.low > 0 or interval.high < 0
 
 
@@ -270,25 +276,26 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
     if not test.deltas.any():
         return f"{method} and {baseline} have equal values in every pair"
     if n == 1:
-        return f"no result: one pair of {unit} is not enough to compare {method} with {baseline}"
+        one = f"one {unit.removesuffix('s')}"
+        return f"no result: {one} is not enough to compare {method} with {baseline}"
     if test.too_few_runs:
-        if not test.significant and not test.same_sign:
+        if not test.significant_given_enough_runs and not test.same_sign:
             return no_winner
         runs = test.runs
         of_each = "" if test.shared else " of each"
         number = "a single run of one method is" if runs == 1 else f"{runs} training seeds are"
         return (
             f"{leader} has the better mean in these runs, but {number} not enough to call it "
-            f"better than {other} (at least {test.fewest_seeds} seeds{of_each})"
+            f"better than {other} (at least {test.fewest_runs_for_winner} seeds{of_each})"
         )
-    if not test.significant and n < needed:
-        found = f"{count_text(n, unit.removesuffix('s'))} {'is' if n == 1 else 'are'}"
+    if not test.significant_given_enough_runs and n < needed:
         return (
-            f"no result: {found} not enough to compare {method} with {baseline} (at least {needed})"
+            f"no result: {n} {unit} are not enough to compare {method} with {baseline} "
+            f"(at least {needed})"
         )
-    if not test.significant:
+    if not test.significant_given_enough_runs:
         # More pairs do not reduce the shared error.
-        return no_winner + ("" if test.shared else _sample_size_hint(test.deltas, unit))
+        return no_winner + ("" if test.shared else _sample_size_hint(test))
     p_value = f"p = {test.p_value:.2g}" if test.p_value >= 1e-4 else "p < 0.0001"
     if unit != "training seeds":
         return (
@@ -299,16 +306,19 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
     return f"{leader} is significantly better than {other} (95%, {n} training seeds{sign_flip})"
 
 
-def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
-    """Return text on the number of pairs needed to detect a difference of the observed size.
+def _sample_size_hint(test: _PairedTest) -> str:
+    """Return text on the number of pairs with which `test` detects the observed difference.
 
     The text is empty if this number would be very large, or if all differences are equal.
     """
-    mean, sd = float(deltas.mean()), float(deltas.std(ddof=1))
-    if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MAX_SUGGESTED_PAIRS):
+    mean, sd = float(test.deltas.mean()), float(test.deltas.std(ddof=1))
+    # Far above the limit, the number is not computed.
+    if sd == 0 or abs(mean) < sd / math.sqrt(_MAX_SUGGESTED_PAIRS):
         return ""
-    pairs = sample_size(mean, seed_sd=sd).seeds
-    return f"; detecting a difference of this size needs about {pairs} {unit}"
+    pairs = sample_size(mean, seed_sd=sd, level=1 - test.level).seeds
+    if pairs > _MAX_SUGGESTED_PAIRS:
+        return ""
+    return f"; detecting a difference of this size needs about {pairs} {test.unit}"
 
 
 def _normal_and_observed_coverage(

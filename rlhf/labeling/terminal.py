@@ -32,7 +32,7 @@ STRENGTH_NAMES: dict[int, tuple[str, ...]] = {
 def label_in_terminal(
     session: LabelingSession, *, read: Read = input, write: Callable[[str], Any] = print
 ) -> None:
-    """Show items until all are labeled, the annotator quits, or the input ends.
+    """Show items until all are labeled or skipped, the annotator quits, or the input ends.
 
     Args:
         session: The annotator's session.
@@ -62,7 +62,7 @@ def label_in_terminal(
             return
         except (InvalidLabel, ConflictingLabel) as error:
             write(f"Not saved: {error}")
-    write("All items are labeled.")
+    write("All items are labeled or skipped.")
 
 
 def help_text(settings: LabelSettings) -> str:
@@ -77,7 +77,7 @@ def help_text(settings: LabelSettings) -> str:
 
 
 def pair_answers(strengths: int) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the key, the text and the answer of each choice, as on the page."""
+    """Return the key, the text and the answer of each choice, in the order of the web page."""
     names = STRENGTH_NAMES[strengths]
     choices: list[tuple[str, dict[str, Any]]] = [
         *(
@@ -98,15 +98,15 @@ def task_text(task: Task) -> str:
 
     All lines of the data are indented, so that no text looks like the title of a reply.
     """
-    parts = [_turns_text(task.item.prompt, with_role=True)]
+    parts = [_indented_escaped_turns(task.item.prompt, with_role=True)]
     for place, index in enumerate(task.order, start=1):
         title = f"Reply {place}" if len(task.order) > 1 else "Reply"
         reply = task.item.replies[index]
-        parts.append(f"--- {title} ---\n{_turns_text(reply, with_role=len(reply) > 1)}")
+        parts.append(f"--- {title} ---\n{_indented_escaped_turns(reply, with_role=len(reply) > 1)}")
     return "\n\n".join(parts)
 
 
-def _turns_text(turns: Sequence[Message], *, with_role: bool) -> str:
+def _indented_escaped_turns(turns: Sequence[Message], *, with_role: bool) -> str:
     texts = [(f"[{turn['role']}] " if with_role else "") + turn_text(turn) for turn in turns]
     return textwrap.indent(escape_invisible("\n".join(texts)), "  ")
 

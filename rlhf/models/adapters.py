@@ -38,7 +38,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
-from rlhf.models.checks import read_causal_model, relative_difference
+from rlhf.models.checks import max_or_mean_relative_difference, read_causal_model
 from rlhf.models.comparison import evaluation_mode, forward_errors_as_user_errors, tolerance_of
 from rlhf.models.hub import check_model_files, find_weight_folders
 from rlhf.models.sharding.processes import (
@@ -383,7 +383,7 @@ def _merge_adapters(adapted: Any, folder: str) -> Any:
     ):
         expected = adapted(input_ids=ids).logits
         merged = adapted.merge_and_unload()
-        gap = relative_difference(merged(input_ids=ids).logits, expected)
+        gap = max_or_mean_relative_difference(merged(input_ids=ids).logits, expected)
     if not gap <= tolerance_of(merged):
         raise UserError(
             f"{folder} cannot be merged into its base: the merge would change the logits by a "

@@ -24,7 +24,7 @@ from rlhf.models.comparison import (
 )
 from rlhf.models.output_head import head_is_weight_product
 
-# Maximum number of tokens in the rows that are compared.
+# Maximum number of tokens in the rows that are compared, without the padding that is added.
 CHECKED_ROW_TOKENS = 24
 
 
@@ -75,8 +75,9 @@ def check_padding_and_causality(model: Any, tokenizer: Any) -> None:
         tokenizer: Tokenizer of the model, with a pad token.
 
     Raises:
-        UserError: The tokenizer has ids without an embedding, or the output head cannot be applied
-            to single positions, or the logits of a token depend on padding or on later tokens.
+        UserError: The tokenizer has ids without an embedding, the model cannot be run, its logits
+            cannot be computed from its last hidden states, or the logits of a token depend on
+            padding or on later tokens.
     """
     check_ids_have_embeddings(model, tokenizer)
     check_logits_ignore_padding_and_future(model, pad_id=tokenizer.pad_token_id)
@@ -90,8 +91,8 @@ def check_logits_ignore_padding_and_future(model: Any, *, pad_id: int) -> None:
         pad_id: Id of the padding token.
 
     Raises:
-        UserError: The output head cannot be applied to single positions, or the logits of a token
-            depend on padding or on later tokens.
+        UserError: The model cannot be run, its logits cannot be computed from its last hidden
+            states, or the logits of a token depend on padding or on later tokens.
     """
     head_is_weight_product(model)
     config = unwrap_peft(model).config.get_text_config()
@@ -114,9 +115,12 @@ def check_logits_ignore_padding_and_future(model: Any, *, pad_id: int) -> None:
         with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
     for gap, problem in (
-        (relative_difference(with_padding[:, :length], full), "padding changes the logits"),
         (
-            relative_difference(truncated, full[:, :cut]),
+            max_or_mean_relative_difference(with_padding[:, :length], full),
+            "padding changes the logits",
+        ),
+        (
+            max_or_mean_relative_difference(truncated, full[:, :cut]),
             "tokens change the logits of earlier tokens",
         ),
     ):
@@ -126,7 +130,7 @@ def check_logits_ignore_padding_and_future(model: Any, *, pad_id: int) -> None:
             )
 
 
-def check_scores_read_last_real_token(model: Any) -> None:
+def check_scores_ignore_padding_but_not_last_token(model: Any) -> None:
     """Check that the scores of a reward model depend on the last token but not on padding.
 
     Args:
@@ -183,8 +187,8 @@ def check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
         )
 
 
-def relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """Return the difference of two tensors relative to the size of ``expected``.
+def max_or_mean_relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the difference of two tensors relative to the magnitude of ``expected``.
 
     In float32 and float64, the result is the largest absolute difference divided by the largest
     absolute element of ``expected``, or by 1 if this element is less than 1. In half precision, the

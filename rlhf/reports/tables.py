@@ -67,8 +67,8 @@ def save_tables_beside_other_files(folder: Path, tables: Sequence[Table]) -> Non
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
     """Write `<slug>.csv` and `<slug>.tex` for each table, and `tables.json` with all tables.
 
-    `tables.json` is written first: it marks the folder, so that the command can be repeated if the
-    disk is full.
+    `tables.json` is written first. If a later file cannot be written, for example because the disk
+    is full, `save_tables_beside_other_files` can therefore replace the files in a second attempt.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tree = {table.slug: table.to_records() for table in tables}

@@ -73,8 +73,8 @@ def with_system_and_examples(
 def step_with_reply(env: gym.Env, text: str, spec: RolloutSpec) -> StepResult:
     """Step an environment with a reply; see `step_environment`.
 
-    If the reply contains no valid action, the environment is not called, and the result is that of
-    the setting ``rollout.invalid``.
+    If the reply contains no valid action, the environment is not called. The reward is then
+    ``rollout.invalid_reward``, and ``rollout.invalid`` determines whether the episode ends.
     """
     action = text_to_action(text, env)
     if action is not None:

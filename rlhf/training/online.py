@@ -236,7 +236,7 @@ class OnlineTrainer(Trainer):
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or the KL exceeded the budget."""
+        """Whether all steps are done, a callback ended training, or the KL exceeded the budget."""
         return self.kl.stop or super().done
 
     @contextlib.contextmanager
@@ -314,7 +314,7 @@ class OnlineTrainer(Trainer):
             metrics |= self.external_engine.metrics()
         return metrics
 
-    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:
         if "scores" in evidence:
             check_scores_and_rewards_are_finite(evidence["scores"], evidence["rewards"], evidence)
             return
@@ -341,7 +341,7 @@ class OnlineTrainer(Trainer):
         keys = gold_metric_keys({"gold": config.gold, "env": {"prompts": config.env.prompts}})
         keys = [key for key in keys if key.startswith("eval/")]
         if (reward := self.rewards) is not None:
-            # The value of a reward without weight, clipping or parts is its only component.
+            # The value of a reward that is not a composition is the component with its name.
             keys.append(f"eval/{reward.name if reward.leaves() == (reward,) else SCORE}")
         return -next((metrics[key] for key in keys if key in metrics), -math.inf)
 
@@ -374,18 +374,23 @@ class OnlineTrainer(Trainer):
 
     def save_unfinished_work(self, checkpoint: Path) -> None:
         """Write the replies that were sampled for later steps."""
+        if self.done:  # the last batch is not needed, and one of its environments may hang
+            self.rollout_source.stop()
         replies = self.rollout_source.replies_of_unfinished_batch()
         if replies:
             write_jsonl(checkpoint / REPLIES_FILE, (reply.to_row() for reply in replies))
 
     def load_unfinished_work(self, checkpoint: Path) -> None:
-        """Replay the replies that were sampled for later steps."""
+        """Load the replies that were sampled for later steps, and schedule their replay."""
         if (checkpoint / REPLIES_FILE).exists():
             rows = read_jsonl(checkpoint / REPLIES_FILE)
             self.rollout_source.schedule_replay(RecordedReply.from_row(row) for row in rows)
 
     def close(self) -> None:
-        """Stop collecting, and close every environment and the connections of the engine."""
+        """Stop collecting, and close the environments and the connections of the engine.
+
+        The training environments stay open if one of them is still in a call.
+        """
         if self.rollout_source.stop():
             self.collector.close()
         self.eval_collector.close()

@@ -266,7 +266,7 @@ class SupervisedTrainer(Trainer):
         check_losses_are_finite(total)
         return total
 
-    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:
         device = self.model.device
         batch = {name: value.to(device) for name, value in evidence["batch"].items()}
         self.compute_checked_gradients(TrainingBatch(**batch))

@@ -274,7 +274,7 @@ class Trainer:
         )
         return norm
 
-    def repeat_checks_before_update(self, evidence: Mapping[str, Any]) -> None:
+    def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:
         """Repeat the checks that precede the update at which an alarm halted the run.
 
         The update itself is not repeated, so the model does not change.

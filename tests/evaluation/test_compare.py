@@ -284,7 +284,7 @@ def test_evaluations_of_one_name_are_not_dropped_silently(tmp_path: Path):
 def test_one_pair_is_too_few(tmp_path: Path):
     runs = [write_run(tmp_path / name, {0: value}) for name, value in (("a", 0.0), ("b", 1.0))]
     (found,) = compare(runs).differences
-    assert found.verdict == "no result: one pair of episodes is not enough to compare b with a"
+    assert found.verdict == "no result: one episode is not enough to compare b with a"
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path):

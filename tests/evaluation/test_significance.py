@@ -108,6 +108,20 @@ def test_noise_names_nobody_and_says_how_many_seeds_it_would_take():
     assert "34 training seeds" in result.verdict
 
 
+def test_the_suggested_number_of_pairs_is_for_the_corrected_level():
+    """Power of the t test at level 0.0125 from the noncentral t distribution: 48 pairs, 0.8025."""
+    deltas = np.array([-1.0, 1, -1, 1, -1, 1, -1, 1]) * np.sqrt(7 / 8) + 0.5
+    keys = {"method": "a", "baseline": "b", "unit": "training seeds", "comparisons": 4}
+    assert "48 training seeds" in compare_means(deltas, np.zeros(8), **keys).verdict
+
+
+@pytest.mark.parametrize("mean", [1e-9, 0.027])
+def test_very_large_numbers_of_pairs_are_not_suggested(mean: float):
+    """A mean of 0.027 standard deviations needs (1.96 + 0.84)^2 / 0.027^2 = 10,767 pairs."""
+    deltas = np.array([-1.0, 1, -1, 1, -1, 1, -1, 1]) * np.sqrt(7 / 8) + mean
+    assert "needs about" not in verdict(deltas.tolist()).verdict
+
+
 def test_lower_cost_wins():
     assert verdict([1.0, 1.1, 0.9, 1.2, 1.0], metric="cost").winner == "sft"
 
@@ -116,7 +130,7 @@ def test_identical_and_single_pairs():
     assert "equal values" in verdict([0.0] * 5).verdict
     single = verdict([1.0])
     assert single.winner is None
-    assert "one pair of training seeds is not enough" in single.verdict
+    assert "one training seed is not enough" in single.verdict
 
 
 def test_coverage_is_measured_for_normal_and_for_observed_values():

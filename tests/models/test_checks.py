@@ -17,7 +17,10 @@ from transformers import (
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.checks import check_padding_and_causality, check_scores_read_last_real_token
+from rlhf.models.checks import (
+    check_padding_and_causality,
+    check_scores_ignore_padding_but_not_last_token,
+)
 from rlhf.models.loading import load_causal_model, load_model
 from rlhf.reward_models.implicit import ImplicitReward
 from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
@@ -137,7 +140,7 @@ def test_a_score_of_the_first_token_is_refused():
 
     model = BertForSequenceClassification(config_of("bert")).eval()
     with pytest.raises(UserError, match="does not depend on the last token") as error:
-        check_scores_read_last_real_token(model)
+        check_scores_ignore_padding_but_not_last_token(model)
     one_line(error)
 
 

@@ -120,12 +120,14 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
 
 
 def test_an_error_discards_busy_environments_and_keeps_the_others() -> None:
-    release = threading.Event()
+    busy, release = threading.Event(), threading.Event()
 
     def step(env: Any, action: str) -> Any:
         if env.seed == 0:
+            busy.set()
             release.wait(WAIT)
         if env.seed == 1:
+            assert busy.wait(WAIT)
             raise ValueError("broken")
         return GOOD
 

@@ -1,4 +1,4 @@
-"""Estimate a run that TRL's or transformers' trainer trains."""
+"""Estimate the memory and the duration of a run with a trainer of TRL or transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlhf.training.plan.plan import Parallelism, Plan
 from rlhf.training.plan.tracing import blocks_or_none, formula_pass_size
 
 MAX_EXAMPLES = 2048
-"""Number of examples whose lengths are read."""
+"""Maximum number of examples whose lengths are read."""
 
 
 def estimate_trl(
@@ -34,7 +34,7 @@ def estimate_trl(
     num_steps: int,
     parallelism: Parallelism,
 ) -> Plan:
-    """Estimate a run that TRL's or transformers' trainer trains.
+    """Estimate the memory and the duration of a run with a trainer of TRL or transformers.
 
     The memory follows from formulas, because the code of these trainers is not traced. TRL computes
     the logits of all tokens, padding included.
@@ -67,8 +67,8 @@ def estimate_trl(
     speed = PassSpeed(flops / tokens / rate, 0.0, rate)
     duration = StepDuration(passes=flops / parallelism.processes / rate)
     assumptions = [
-        "TRL trains this run: the memory follows from formulas, and the time is a lower bound, "
-        "which is that of products of large matrices",
+        "a trainer of TRL or transformers trains the model: the memory follows from formulas, and "
+        "the time is a lower bound, computed from the measured speed of a large matrix product",
     ]
     bound = phases_of(config.max_length)
     overhead = overhead_bytes(state, model.device)

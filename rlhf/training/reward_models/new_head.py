@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, load_merged_model
-from rlhf.models.checks import check_scores_read_last_real_token, read_causal_model
+from rlhf.models.checks import check_scores_ignore_padding_but_not_last_token, read_causal_model
 from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_model_files, fetch_model_folder
 from rlhf.models.loading import ensure_pad_token_and_embedding, load_tokenizer, move_and_cast
@@ -72,7 +72,7 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
     set_thread_count(model, device)
     cast_heads_to_fp32(model)
     if not kind.per_token:
-        check_scores_read_last_real_token(model)
+        check_scores_ignore_padding_but_not_last_token(model)
     pooling = "steps" if kind.per_token else pooling_of(model)
     if config.model.lora:
         model = add_adapters(model, kind)

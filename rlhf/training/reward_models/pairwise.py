@@ -17,7 +17,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class PairwiseKind(LogOddsKind):
-    """Kind that predicts the log-odds that the first of two replies is better.
+    """Kind of reward model whose output is the log-odds that the first of two replies is better.
 
     The order of the chosen and the rejected reply is random. The labels [B, 1] are 1 if the first
     reply is the chosen reply, otherwise 0.

@@ -71,7 +71,10 @@ class TrainableRewardModel:
         restore_model(self.model, directory)
 
     def count_computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
-        """Return the number of tokens, including padding, that one pass over a batch computes."""
+        """Return the number of tokens in a forward pass over a batch.
+
+        Without packing, padding is included. With packing, shared prefixes count once.
+        """
         return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: Tensor) -> bool:
@@ -89,7 +92,7 @@ class TrainableRewardModel:
         return score() if self.sharding is None else self.sharding.run(score)
 
     def _score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """Compute the result of `score`. The weights that are not in blocks must be whole."""
+        """Compute the result of `score`. If the model is sharded, `ShardedModules.run` calls it."""
         hidden, index = flat_states_and_token_index(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
