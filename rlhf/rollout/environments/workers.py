@@ -309,7 +309,11 @@ class ThreadedWorkers:
                 )
 
     def _abandon_busy_environment(self, env: gym.Env) -> None:
-        """Forget an environment whose thread is busy; it is closed when its call returns."""
+        """Discard an environment whose thread is busy.
+
+        The environment is closed when its call returns. If it runs in a process, the process is
+        killed.
+        """
         self._running.pop(id(env), None)
         thread = self._threads.pop(id(env))
         if isinstance(env, ProcessEnvironment):

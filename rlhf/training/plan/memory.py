@@ -155,11 +155,6 @@ class HeadSize:
         return self.chunk_tokens * self.vocabulary * self.itemsize
 
     @property
-    def saved_logit_bytes(self) -> int:
-        """Bytes of logits saved for the backward pass; 0 if several chunks are recomputed in it."""
-        return self.chunk_logit_bytes if self.chunk_tokens == self.tokens else 0
-
-    @property
     def weight_gradient_bytes(self) -> int:
         """Bytes of the gradient of the head's weight, if it is trained."""
         return self.vocabulary * self.width * self.itemsize if self.trained else 0
