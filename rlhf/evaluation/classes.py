@@ -37,13 +37,14 @@ def classification_report(
             classified.
         spec: Question and names of the classes.
         examples: Few-shot messages before each question.
-        max_length: Maximum number of tokens of a question with its label.
+        max_length: Maximum number of tokens of the examples, a question and its label together.
 
     Returns:
         The result of `labeled_report`.
 
     Raises:
-        UserError: A label has no class name, or a text is too long.
+        UserError: A label has no class name, a text is too long, or the chat template cannot render
+            a question.
     """
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):

@@ -51,7 +51,7 @@ class MethodScore:
     """Independent unit of the interval."""
     estimate: Interval
     episodes: int
-    """Number of episodes of all training seeds together."""
+    """Number of episodes with a value of the metric, of all training seeds together."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,16 @@ def compare(
         run_dirs: Run or pipeline directories.
         metric: Name of an episode field (return, success, cost, ...) or of a reward component, or
             "normalized". The normalized return is 0 for the random policy and 1 for the optimal
-            policy. The default is the result of `default_metric`.
+            policy. The default is `ACCURACY` if the runs are those of rewards, otherwise the result
+            of `default_metric`.
         baseline: Name of the method with which the other methods are compared, by default the first
             trained method. If `baseline` is None and there is only one directory, the trained
-            methods are also compared with each other.
+            methods are also compared with each other, up to `MAX_PAIRED_METHODS` of them.
 
     Raises:
-        UserError: No episodes were evaluated, a name is unknown, a directory is given twice, or no
-            two methods have common units.
+        UserError: A directory contains no runs or is given twice, no episodes were evaluated, a
+            name is unknown, the default metric cannot be determined, or no two methods have common
+            training seeds and common units.
     """
     directories = [Path(os.path.realpath(directory)) for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1
@@ -160,9 +162,10 @@ def compare_runs(
         baseline: See `compare`.
         every_pair: Whether to compare all pairs of trained methods, if there are at most
             `MAX_PAIRED_METHODS` of them.
-        keep_going: Whether to return a comparison without differences if no two methods have a
-            common unit, instead of raising an error. If only some pairs of methods have no common
-            units, a note is added in any case.
+        keep_going: Whether to return a comparison without differences if no two methods can be
+            paired, and to use "return" if `default_metric` finds no other metric, instead of
+            raising an error. If only some pairs of methods cannot be paired, a note is added in any
+            case.
 
     Raises:
         UserError: See `compare`.
@@ -289,9 +292,11 @@ def _compared_episodes(runs: Sequence[RunRecord]) -> list[Mapping[str, Any]]:
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
     """Return the name of the main metric of a report, or None if no episodes were evaluated.
 
-    The metric is the first gold component that all episodes have. Without a gold component, it is
-    "return". If every return is 0, as for a prompt dataset, it is "score", the weighted sum of
-    several training rewards, or the first training reward if there is no "score".
+    The metric is the first component, in the order of names, whose name begins with "gold", that
+    all episodes have and that no run was trained on. Otherwise, it is "return" if a return is not
+    0, or if the episodes have no common component. If every return is 0, as for a prompt dataset,
+    it is the first common component of this list: "score", the weighted sum of several training
+    rewards; the training rewards; other components, those of the key `gold` last.
     """
     rows = _compared_episodes(runs)
     if not rows:
@@ -475,8 +480,8 @@ def _method_pairings(
 ) -> Iterator[_PairedMethodRuns]:
     """Yield every pair of methods in every setting in which both methods were evaluated.
 
-    Reference policies are evaluated without decoding. If the baseline is a reference policy, it is
-    therefore paired with every decoding of a method in the same environment.
+    The random and the expert policy are evaluated without decoding. A baseline that is not trained
+    is therefore paired with every decoding of a method in the same environment.
     """
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
@@ -573,8 +578,8 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
     notes = []
     if len(differences) > 1:
         notes.append(
-            f"{len(differences)} comparisons: a method is the winner if the sign-flip test gives "
-            f"p <= {0.05 / len(differences):.2g} (Bonferroni)"
+            f"{len(differences)} comparisons: the significance level of each test is "
+            f"{0.05 / len(differences):.2g} (Bonferroni)"
         )
     if any(d.unit != "training seeds" for d in differences):
         notes.append(
@@ -583,8 +588,8 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
         )
     if any(d.coverage_observed is not None and d.coverage_observed < 0.93 for d in differences):
         notes.append(
-            "some differences are so skewed that the coverage of their 95% intervals is below 93%: "
-            "evaluate more episodes"
+            "some differences are so skewed that the simulated coverage of their 95% intervals is "
+            "below 93%: evaluate more episodes, or train with more seeds"
         )
     return notes
 

@@ -40,9 +40,9 @@ from rlhf.stats import Interval
 FILES = frozenset({"episodes.jsonl", "summary.json"})
 """Names of the files of an evaluation."""
 RANDOM_STREAM = 11
-"""First element of the seed of the random generator that reference policies use."""
+"""First element of the seed of the random policy's generator."""
 _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
-"""Fields of an episode that are metrics. The reward components are also metrics."""
+"""Fields of an episode that are metrics of the summary. The reward components are also metrics."""
 
 
 def evaluation_episode_seeds(
@@ -112,16 +112,16 @@ def play_reference_episodes(
         starts: Seeds of the episodes.
         rewards: Rewards whose components are added to the episodes.
         spec: Sampling settings of the evaluation, which may have a system message.
-        counts: Counter to which the numbers of missing scores by reason and of environment failures
-            are added.
+        counts: Counter to which the numbers of truncated texts, of missing scores by reason and of
+            environment failures are added.
         calls: Error handling for environment code; by default a failure raises UserError.
 
     Returns:
         The rows of ``episodes.jsonl``.
 
     Raises:
-        UserError: The environment does not have the policy, every episode failed, or an episode
-            failed and ``calls`` does not count failures.
+        UserError: The policy is unknown, the environment does not have it, every episode failed, or
+            an episode failed and ``calls`` does not count failures.
     """
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
@@ -284,8 +284,9 @@ def summarize(
     """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
 
     The intervals are computed over independent units. Episodes with the same prompt, or the same
-    seed, belong to one unit; see `independent_unit_of`. If a seed has several samples, pass@k is
-    included. Rewards that could not score every episode are listed under ``unscored``.
+    seed, belong to one unit; see `independent_unit_of`. If a seed has several samples, pass@k of
+    binary metrics is included. Rewards that could not score every episode are listed under
+    ``unscored``.
 
     Args:
         rows: Episodes of one policy, as in ``episodes.jsonl``.

@@ -69,8 +69,8 @@ def binary_values(
 
     For `success` and pass@k, the values are 0 and 1. For a reward, they are its declared outcomes
     if every value is one of them. For the return, they are 0 and 1 if every value is 0 or 1 and the
-    known returns are in [0, 1]. The normalized return has the normalized values of 0 and 1. For any
-    other metric that is not a count, the result is that of `two_frequent_values`.
+    known returns are in [0, 1]. The normalized return has the normalized values of 0 and 1. In
+    every other case, except for counts, the result is that of `two_frequent_values`.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -100,7 +100,7 @@ def pass_at_k_by_seed(
     Returns:
         Name -> seed -> pass@k. The name is `pass@k` for `success` and `METRIC/pass@k` for other
         metrics. k is 1, 2, 4, ... and the largest number of samples. A seed is omitted for every k
-        that exceeds its number of scored samples.
+        that exceeds its number of scored samples. Returns and counts are omitted.
     """
     columns: dict[str, dict[Hashable, float]] = {}
     for name, seeds in values_by_metric_and_seed.items():

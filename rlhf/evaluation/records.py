@@ -36,7 +36,7 @@ class ReferenceReturns:
 
     @classmethod
     def if_known(cls, random: Any, optimal: Any) -> ReferenceReturns | None:
-        """Return the bounds, or None if a value is not a number or `random` is not below `optimal`.
+        """Return both returns; None if one is not a number, or `random` is not below `optimal`.
 
         In a constrained task, the return of the optimal policy may be lower than that of the random
         policy, because the random policy may violate the constraint.
@@ -194,7 +194,7 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
 
     Raises:
         UserError: The directory does not exist, is neither a pipeline nor a run directory, or is a
-            pipeline directory without runs.
+            pipeline directory without runs, or a file in it is damaged.
     """
     root = Path(directory)
     if root.is_file():

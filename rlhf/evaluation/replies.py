@@ -41,10 +41,12 @@ def play_episode_groups(
         seed: Seed for loading the model and the data.
 
     Returns:
-        The episodes of each start state, in the order of ``seeds``.
+        The episodes of each start state, in the order of ``seeds``. Episodes that failed are
+        omitted if ``env.errors`` is "count".
 
     Raises:
-        UserError: The environment or the model cannot be loaded, or an episode fails.
+        UserError: The environment or the model cannot be loaded, every episode failed, or an
+            episode failed and ``env.errors`` is "raise".
     """
     rows = load_and_log(env.prompts, "prompt", data_name="prompts", seed=seed)
     prompts = [prompt_with_tools(row) for row in rows]

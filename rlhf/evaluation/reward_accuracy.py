@@ -12,7 +12,8 @@ from rlhf.evaluation.pairs import PAIR_SCORE_COLUMNS, PAIR_SCORES_FILE
 from rlhf.evaluation.records import Evaluation, RunRecord
 
 ACCURACY = "accuracy"
-"""Name of the metric: 1 if the chosen reply of a pair has the higher score, 0.5 for a tie."""
+"""Name of the metric: 1 if the chosen reply of a pair has the higher score, 0.5 for a tie, else
+0."""
 _SETTING = {"env": "preference pairs", "decoding": ""}
 
 
@@ -26,10 +27,10 @@ class RewardAccuracyRuns:
 
 
 def as_reward_accuracy_runs(runs: Sequence[RunRecord]) -> RewardAccuracyRuns | None:
-    """Return the runs of several rewards; None if the runs are not those of rewards.
+    """Return the runs of several rewards that have scored preference pairs.
 
-    Runs with episodes are not those of rewards. Only the pairs that all rewards have scored are
-    used. The independent units are prompts.
+    The result is None if a run has episodes, or if fewer than two runs have scores of pairs. Only
+    the pairs that all rewards have scored are used. The independent units are prompts.
 
     Raises:
         UserError: The rewards have no common pair.

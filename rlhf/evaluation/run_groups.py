@@ -77,11 +77,12 @@ class MethodEvaluation:
 
 
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
-    """Return every evaluation that has episodes, with its method and training seed.
+    """Return the evaluations that are compared, each with its method and training seed.
 
     `rlhf evaluate` can evaluate the models of several runs in one run directory. The method of
     such an evaluation is named after the policy, not after the directory. The evaluation replaces
-    the final evaluation of a training run with the same method name.
+    the final evaluation of a training run with the same method name. Evaluations without episodes
+    are omitted.
     """
     return _evaluations_and_omission_notes(runs)[0]
 
@@ -126,7 +127,8 @@ class MetricValuesByMethod:
     notes: list[str]
     """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
-    """Environment -> the two possible values of a binary metric, see `binary_values`."""
+    """Environment -> the two possible values of a binary metric, see `binary_values`; None for
+    other metrics."""
     limits: Mapping[tuple[str, Setting], MetricLimits]
     """(method, setting) -> known limits of the metrics in its evaluations."""
     references: frozenset[str]

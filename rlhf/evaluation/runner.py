@@ -72,8 +72,11 @@ class EvaluationInputs:
 
 
 def run_evaluation(command: str, config: EvaluateConfig, run: Run) -> Path:
-    """Run all evaluations of the configuration that are not finished; return the run directory."""
-    for spec in config.policies:  # before an evaluation replaces an earlier one
+    """Evaluate the policies that have no complete evaluation, and the rewards on the pairs.
+
+    The result is the run directory.
+    """
+    for spec in config.policies:  # Wrong paths are errors before the first evaluation.
         if spec.path:
             import_object(spec.path, what=f"policies: {spec.name}: path")
         if spec.model:
@@ -172,7 +175,7 @@ def _add_metrics_without_episodes(
 ) -> None:
     """Add the metrics that need no episodes to `summary`, in place.
 
-    They are the loss on text, the accuracy on labeled texts, and the standard tasks.
+    They are the loss on text, and the metrics on labeled texts and standard tasks.
     """
     config = data.config
     if data.text:
@@ -212,10 +215,10 @@ def _play_episodes(
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Play the episodes of a model or of a reference policy; return the rows of `episodes.jsonl`.
+    """Play the episodes of a policy; return the rows of `episodes.jsonl`.
 
-    `policy` is None for a reference policy. `examples` are few-shot messages. The numbers of
-    missing scores, truncated texts and environment failures are added to `counts`.
+    `policy` is None if the policy is not a local model. `examples` are few-shot messages. The
+    numbers of missing scores, truncated texts and environment failures are added to `counts`.
     """
     config = data.config
     assert config.env is not None

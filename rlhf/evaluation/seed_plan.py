@@ -44,7 +44,8 @@ class SeedPlan:
     seeds: int | None
     """Number of training seeds of each method; None if `MAX_SEEDS` are not enough."""
     power: Interval | None
-    """Simulated power of the verdict of `rlhf compare` with this number of seeds."""
+    """Simulated power of the verdict of `rlhf compare` with this number of seeds; None if `seeds`
+    is None."""
 
 
 def plan_seeds(
@@ -56,10 +57,11 @@ def plan_seeds(
     power: float = 0.8,
     comparisons: int = 1,
 ) -> SeedPlan:
-    """Return the smallest number of training seeds with which a difference is declared.
+    """Return the smallest number of training seeds that detects a difference with `power`.
 
-    The search starts at the size of the paired t test and simulates the verdict of `rlhf compare`
-    for normally distributed differences, which needs more seeds if there are few.
+    The search starts at the number of seeds that the paired t test needs. For each number, the
+    verdict of `rlhf compare` is simulated for normally distributed differences. If this number is
+    small, the verdict needs more seeds than the t test.
 
     Args:
         difference: True mean difference between two methods.
@@ -68,6 +70,9 @@ def plan_seeds(
         episodes: Number of evaluation episodes of each trained model.
         power: Required probability that the better method is declared the winner.
         comparisons: Number of comparisons, for the Bonferroni correction.
+
+    Raises:
+        UserError: Both standard deviations are 0.
     """
     sd = math.hypot(seed_sd, episode_sd / math.sqrt(episodes))
     if sd == 0:
@@ -96,7 +101,8 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
         metric: Name of the metric.
 
     Raises:
-        UserError: There are more than two methods, several settings, or too few seeds or episodes.
+        UserError: There are not one or two trained methods, there is not exactly one common
+            setting, or there are too few seeds or episodes.
     """
     values = collect_metric_values(runs, metric)
     trained = {name: m for name, m in values.methods.items() if name not in values.references}
@@ -125,7 +131,7 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
     seed_limit = math.sqrt(max(0.0, limit**2 - evaluation_variance))
     notes = [
         f"the standard deviations are estimated from {len(columns)} training seeds of {names}; "
-        f"over training seeds, the true value exceeds {seed_limit:.3g} with a probability of 20%"
+        f"the upper 80% confidence limit of that over training seeds is {seed_limit:.3g}"
     ]
     if len(trained) == 1:
         notes.append(

@@ -15,13 +15,13 @@ from rlhf.stats.shares import adjusted_wald_moments
 from rlhf.stats.units import no_interval_reason, require_finite_vector, rounded_to_13_digits
 
 FEWEST_SHARED_UNITS = 10
-"""Several training seeds are compared with a reference evaluation of at least this many units."""
+"""Minimum number of units of a reference evaluation with which training seeds are compared."""
 
 _COLLAPSE_RATE = 0.3
-"""Fraction of failed training runs that a comparison with a reference evaluation must allow for."""
+"""Assumed probability that a training run fails, see `fewest_seeds_to_see_failed_run`."""
 
 _STRICTER_LEVEL = 0.4
-"""The interval that must exclude 0 has this multiple of the significance level."""
+"""Factor of the significance level for the interval that must exclude 0."""
 
 
 def fewest_seeds_to_see_failed_run(level: float = 0.05) -> int:
@@ -73,7 +73,8 @@ class ReferenceUncertainty:
         """Return the interval of the mean difference, with the additional error.
 
         `estimate` is the interval of the mean of `deltas` [n] without this error, at the confidence
-        level `level`.
+        level `level`. The result has no bounds if there are too few training seeds, or if one of
+        the two errors is unknown.
         """
         n, needed = deltas.size, fewest_seeds_to_see_failed_run()
         if n < needed:
@@ -96,9 +97,10 @@ class ReferenceUncertainty:
 
     @staticmethod
     def confidence_level_of_stricter_test(significance: float) -> float:
-        """Return the confidence level of the interval that must exclude 0 at significance `level`.
+        """Return the confidence level of the interval that must exclude 0.
 
-        It is higher than 1 - `level`, because the sign-flip test is not exact for skewed seeds.
+        It is higher than 1 - `significance`, because the sign-flip test is not exact if the values
+        of the training seeds are skewed.
         """
         return 1 - _STRICTER_LEVEL * significance
 

@@ -31,9 +31,9 @@ class CompletionLosses:
     nats: list[float]
     """Negative log-likelihood of each completion, summed over its tokens."""
     tokens: list[int]
-    """Number of tokens of each completion."""
+    """Number of tokens of each completion, after truncation."""
     bytes: list[int]
-    """Number of UTF-8 bytes of each completion."""
+    """Number of UTF-8 bytes of each completion, after truncation and without special tokens."""
     truncated: int
     """Number of rows that were truncated to the maximum length."""
     emptied: int

@@ -46,11 +46,12 @@ _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name", "tools
 POLICY_STREAM = 12
 """First element of the seed of the random generator that a function receives."""
 ATTEMPTS = 3
-"""Number of times that a request is sent before the evaluation ends with an error."""
+"""Maximum number of times that a request is sent before the evaluation ends with an error."""
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; the wait doubles with each attempt."""
 _TEMPORARY = frozenset({408, 409, 425, 429})
-"""Numbers of client errors after which a request is repeated, as after every server error."""
+"""HTTP status codes of client errors after which a request is repeated, as after every server
+error."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class TextPolicy(Protocol):
     """A policy that replies to conversations."""
 
     parallel: int
-    """Number of episodes that are played at the same time."""
+    """Maximum number of episodes that are played at the same time."""
 
     def reply(
         self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]
@@ -316,7 +317,7 @@ class TextEpisodes:
 
         Raises:
             UserError: The policy failed, an environment failed and failures are not counted, or
-                every environment failed.
+                every episode failed.
         """
         waiting = deque(enumerate(starts))
         free = [self.make_env() for _ in range(min(self.policy.parallel, len(starts)))]
