@@ -25,7 +25,7 @@ class JobsFailedError(UserError):
 
 
 class Interruption(str):
-    """Error message of a job that a signal or a full disk stopped.
+    """Error message of a job that a signal or a write error, such as a full disk, stopped.
 
     The reason is not the configuration of the job, so the study can continue it.
     """
@@ -36,7 +36,7 @@ class Job:
     """Stages that one process runs in order."""
 
     key: str
-    """Path of the last stage under runs/, such as menu/seed0/ppo."""
+    """Name of the job, such as menu/seed0/ppo; the names of a study's jobs differ."""
     stages: tuple[tuple[str, dict[str, Any]], ...]
     """(command, configuration) pairs."""
     after: str | None = None
@@ -66,8 +66,8 @@ def lock_study_directory(
         jobs: Jobs whose stored configurations are compared with the current ones when resuming.
 
     Raises:
-        UserError: The directory exists and neither `resume` nor `overwrite` is set, or a stage was
-            started with a different configuration.
+        UserError: The directory exists and neither `resume` nor `overwrite` is set, the directory
+            is in use or cannot be written, or a stage was started with a different configuration.
     """
     if config.resume and not config.overwrite:
         for command, stage in (stage for job in jobs for stage in job.stages):

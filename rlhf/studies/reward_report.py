@@ -55,20 +55,20 @@ class RewardReportConfig(RunConfig):
     split: str = "train"
     """Split of the benchmark's folder or hub id."""
     policy: ModelSpec | None = None
-    """Policy that will be trained with the reward. The report then contains the standard deviation
-    of the scores of its samples."""
+    """Policy that will be trained with the reward. The report then contains the mean and the
+    standard deviation of the scores of its samples."""
     gold: list[dict[str, Any]] = field(default_factory=list)
     """Gold score for the best-of-n curve; requires a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policy."""
     prompts: PositiveInt = 32
-    """Number of prompts to sample the policy on."""
+    """Maximum number of different prompts of the pairs for which the policy is sampled."""
     samples: AtLeastTwo = 8
     """Number of samples for each prompt."""
     stress_size: NonNegativeInt = 200
-    """Number of conversations in each stress test; 0 skips these tests."""
+    """Maximum number of conversations in each stress test; 0 skips these tests."""
     invariance_size: NonNegativeInt = 32
-    """Number of conversations that are scored alone and in batches; 0 skips this test."""
+    """Maximum number of conversations that are scored alone and in batches; 0 skips this test."""
     save: bool = False
     """Write the fitted temperature (and with a policy, the mean and standard deviation on its
     samples) into the checkpoint's reward_model.json; requires `reward`."""

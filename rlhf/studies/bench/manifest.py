@@ -55,7 +55,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
         commands: Commands that the runs use.
 
     Raises:
-        UserError: A key is wrong; the message names the environment or the algorithm, and the key.
+        UserError: A key, a name or a value is wrong; the message names it.
     """
     config = build_config(BenchConfig, tree)
     bench = Bench(
@@ -84,7 +84,7 @@ def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) 
         if not _is_folder_name(name):
             raise UserError(
                 f"{group}: {name!r} is not a valid folder name: use letters, digits and . + - _, "
-                "and do not use 'seed'"
+                "begin with a letter or a digit, and do not use 'seed'"
             )
     return {
         name: build_manifest_entry(cls, item, f"{group}.{name}") for name, item in items.items()
@@ -133,7 +133,10 @@ def _check_policies(bench: Bench) -> None:
         given = {"name": name, **item} if isinstance(item, Mapping) else item
         spec = build_manifest_entry(PolicySpec, given, key)
         if spec.model is not None or spec.examples:
-            raise UserError(f"{key}: give path or api; a benchmark trains its models")
+            raise UserError(
+                f"{key}: give path or api, without model and examples; a benchmark trains its "
+                "models"
+            )
 
 
 def _check_algorithms(bench: Bench) -> None:

@@ -132,8 +132,8 @@ def _paired_scores(
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """Return (row, environment) -> scores of the current and the earlier result, each [seeds].
 
-    The mean of each row over all common environments is added as the environment
-    `ALL_ENVIRONMENTS`. Reference policies are omitted.
+    The mean of each row over all common environments, if there are several, is added as the
+    environment `ALL_ENVIRONMENTS`. Rows that are not trained are omitted.
     """
     cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for row, table in now["scores"].items():
@@ -144,7 +144,7 @@ def _paired_scores(
                 _values_in_seed_order(before, earlier_table[env], seeds),
             )
             for env, values in table.items()
-            # Reference policies have a single value instead of one for each seed.
+            # Rows that are not trained have a single value instead of one for each seed.
             if env in earlier_table and len(values) == len(now["seeds"])
         }
         cells |= {(row, env): pair for env, pair in pairs.items()}

@@ -36,7 +36,7 @@ from rlhf.studies.bench.result import (
 from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
 
 MAX_CHART_LINES = 6
-"""Number of colors, which is the maximum number of lines in a chart."""
+"""Number of colors, which is the maximum number of algorithms in a chart."""
 
 
 def write_bench_report(bench: Bench, scores: Scores, findings: Findings) -> Path:
@@ -110,10 +110,10 @@ def _tiles_html(findings: Findings) -> str:
 
 
 def _comparison_list_html(findings: Findings) -> str:
-    """Return the results of the comparisons between algorithms as an HTML list.
+    """Return the results of the comparisons between trained rows as an HTML list.
 
-    An item is green if the algorithm is significantly better than the baseline, and red if it is
-    significantly worse.
+    An item on the baseline is green if the row is significantly better than the baseline, and red
+    if it is significantly worse. An item on two algorithms that differ significantly is green.
     """
     significant = [d for d in findings.pairs if d.winner]
     items = [
@@ -131,7 +131,7 @@ def _comparison_list_html(findings: Findings) -> str:
 
 
 def _score_plot_html(findings: Findings) -> str:
-    """Return the forest plot of the IQM of every algorithm and reference policy.
+    """Return the forest plot of the IQM of every row that all environments have.
 
     Vertical lines show the scores of the random and the optimal policy.
     """
@@ -148,7 +148,10 @@ def _score_plot_html(findings: Findings) -> str:
 
 
 def _charts_html(findings: Findings) -> str:
-    """Draw learning curves and performance profiles, with up to `MAX_CHART_LINES` lines each."""
+    """Return the charts of learning curves and performance profiles, as HTML.
+
+    A chart has up to `MAX_CHART_LINES` algorithms.
+    """
     charts = []
     names = list(findings.curves)
     for first in range(0, len(names), MAX_CHART_LINES):

@@ -220,7 +220,7 @@ def _verdict_line(difference: Difference) -> str:
 
 
 def _cell_text(cell: Cell) -> str:
-    """Return a cell as text; numbers have two decimals."""
+    """Return a cell as text; numbers other than integers have two decimals."""
     if cell is None:
         return "–"
     if isinstance(cell, str | int):

@@ -33,8 +33,9 @@ def run_bench(bench: Bench, launcher: LauncherConfig | None = None) -> Path:
         The path of the HTML page.
 
     Raises:
-        UserError: The directory exists and neither `resume` nor `overwrite` is set, or some jobs
-            failed; finished runs are kept.
+        UserError: The model or an environment cannot be loaded, the directory exists and neither
+            `resume` nor `overwrite` is set, some jobs failed (finished runs are kept), or the
+            random or optimal return of an environment is unknown.
     """
     check_model_and_environments(bench)
     with lock_study_directory(

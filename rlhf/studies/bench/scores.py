@@ -63,11 +63,12 @@ class Findings:
     """Row that all environments have -> name (IQM, mean, optimality gap) -> aggregate over seeds
     and environments. IQM is the interquartile mean."""
     improvement: Mapping[str, Interval]
-    """Row -> probability that a run of the row has a higher score than a run of the baseline."""
+    """Trained row other than the baseline -> probability that a run of the row has a higher score
+    than a run of the baseline."""
     cells: Mapping[str, Mapping[str, Interval]]
     """Row -> environment -> mean over training seeds, if the environment has the row."""
     profile: Mapping[str, np.ndarray]
-    """Row -> proportion of runs with a score above each of `THRESHOLDS`."""
+    """Trained row -> proportion of runs with a score above each of `THRESHOLDS`."""
     curves: Mapping[str, list[Interval]]
     """Algorithm -> IQM at the start and at each point during training."""
     against_baseline: list[Difference]
@@ -256,7 +257,7 @@ def _training_curves(
     def scores_during_training(environment: str, seed: int) -> list[float]:
         rows = read_metrics(bench.run_path(environment, f"seed{seed}", algorithm))
         values = [row["eval/return"] for row in rows if "eval/return" in row]
-        # If the KL budget ended a run early, its last score is used for the remaining points.
+        # If a run ended early, its last score is used for the remaining points.
         values += values[-1:] * (bench.config.curve_points - len(values))
         return [bounds[environment].normalize(value) for value in values]
 

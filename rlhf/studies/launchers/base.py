@@ -41,7 +41,7 @@ class Launcher(Protocol):
 
 
 class JobQueue:
-    """The jobs that have not started, in their order, and what became of the others.
+    """The jobs that have not started, in their order, and the results of those that ended.
 
     Args:
         jobs: All jobs.
@@ -83,11 +83,11 @@ class FutureLauncher(ABC):
     """Base of launchers that submit one job at a time and receive a future."""
 
     capacity: int | None
-    """Maximum number of submitted jobs; None if there is no limit."""
+    """Maximum number of submitted jobs that have not ended; None if there is no limit."""
 
     @abstractmethod
     def submit(self, job: Job) -> Future[str | None]:
-        """Start a job; the future has its error message, or None if the job succeeded."""
+        """Start a job; the result of the future is its error message, or None if it succeeded."""
 
     @abstractmethod
     def error_message(self, future: Future[str | None]) -> str | None:

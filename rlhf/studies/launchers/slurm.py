@@ -28,7 +28,7 @@ from rlhf.studies.jobs import Interruption, Job
 from rlhf.studies.launchers.base import JobQueue
 
 MAX_ARRAY_TASKS = 1000
-"""Maximum number of tasks of an array. Slurm's default limit for task numbers is 1001."""
+"""Maximum number of tasks of an array. By default, task numbers of Slurm must be below 1001."""
 _SIGNAL_CODES = frozenset(str(128 + number) for number in STOP_SIGNALS)
 """Exit codes of commands that a signal stopped."""
 POLL_SECONDS = 1.0
@@ -171,7 +171,7 @@ def _escape_pattern(folder: Path) -> str:
 
 
 def _wait_for_array_id(process: subprocess.Popen[str], log: Path) -> str:
-    """Return the id of an array, for which sbatch is waited; "" if sbatch failed."""
+    """Wait until sbatch has printed the id of an array; return the id, or "" if sbatch failed."""
     while "\n" not in (text := log.read_text()) and process.poll() is None:
         time.sleep(POLL_SECONDS / 20)
     return text.partition("\n")[0].partition(";")[0].strip()

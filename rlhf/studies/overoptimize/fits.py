@@ -218,7 +218,8 @@ def _gold_fall_is_significant(
 ) -> bool:
     """Return whether gold beyond the peak is significantly below gold near the peak.
 
-    The test is Student's t test over clusters.
+    The test is a paired t test over the clusters that have points in both ranges. It is Welch's t
+    test if there are fewer than 3 such clusters.
     """
     margin = min(peak, sqrt_kl.max() - peak) / 2
     if not margin > 0:

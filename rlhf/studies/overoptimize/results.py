@@ -46,7 +46,9 @@ def best_of_n_result(
     gold: np.ndarray,
     units: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Return the proxy and gold scores of best-of-n for n = 1, 2, 4, ..., the fit and its advice.
+    """Return the proxy and gold scores of best-of-n, the fit and its advice.
+
+    The values of n are the powers of two below the number of samples, and this number.
 
     Args:
         name: Name of the proxy.
@@ -247,7 +249,7 @@ def fit_as_dict(fit: OveroptimizationFit) -> dict[str, Any]:
 
 
 def verdict_sentences(results: dict[str, Any]) -> list[str]:
-    """Return one sentence for each optimization by RL and by best-of-n.
+    """Return one sentence for each optimization by RL, and by best-of-n with the first proxy.
 
     A sentence describes how the gold score changed and recommends when to stop.
     """

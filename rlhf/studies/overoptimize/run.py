@@ -88,7 +88,8 @@ def run_overoptimize(
         The run directory.
 
     Raises:
-        UserError: A key of the configuration is wrong, or a reply has no gold score.
+        UserError: A key of the configuration is wrong, a model or a reward cannot be loaded, there
+            are too few pairs or prompts, or a reply has no score.
     """
     study = _OveroptimizationStudy(config, run.directory, commands)
     study.check_configurations()

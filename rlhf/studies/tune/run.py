@@ -190,8 +190,8 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
 
     Raises:
         UserError: The directory exists and neither `resume` nor `overwrite` is set, the study or
-            its manifest has changed since it started, Optuna is not installed, or every trial of
-            an algorithm failed.
+            its manifest has changed since it started, Optuna is not installed, the training of an
+            initial model failed, or every trial of an algorithm failed.
     """
     check_model_and_environments(study.bench)
     # The files that the manifest names, such as its plug-ins, are inputs of the study too.
