@@ -47,7 +47,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     color: str = "c1"
-    """CSS class: proxy, gold, or c1 ... c6."""
+    """CSS class: proxy, gold, ref, or c1 ... c6."""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 

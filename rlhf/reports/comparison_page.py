@@ -43,8 +43,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     """Write one page for several runs to `path`, and its tables to `<stem>_tables/` next to it.
 
     Runs whose paths differ only in a part such as `seed3` are runs of one method with different
-    training seeds. The curve of such a method is the mean over seeds, with 95% t intervals as a
-    band.
+    training seeds. The curve of such a method is the mean over seeds, with 95% intervals as a band.
 
     Returns:
         The path of the page.
@@ -225,8 +224,8 @@ def _metric_charts_html(
 ) -> str:
     """Return the charts of all metrics as HTML.
 
-    Charts of metrics that only one method logged are collapsed. Constant metrics are listed as
-    text.
+    Charts of metrics that only one method logged are collapsed, except for those in
+    `_FIRST_METRICS`. Constant metrics are listed as text.
     """
     shared, alone, constant = [], [], []
     for key in _metric_keys(methods):

@@ -148,7 +148,7 @@ def _panel_series(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Serie
     lines = []
     for key, name in keys:
         x, y = run.series(key)
-        # Omit a line of a panel that is always zero or equals an earlier line.
+        # Omit a line that equals an earlier line, or is always zero in a panel of several metrics.
         repeated = any(line.y == y for line in lines)
         if x and (any(y) or len(keys) == 1) and not repeated:
             lines.append(Series(name, x, y, color=f"c{len(lines) % 6 + 1}"))

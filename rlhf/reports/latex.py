@@ -75,7 +75,7 @@ def _cell_latex(cell: Cell) -> str:
 
 
 def _number_latex(value: float) -> str:
-    """Return a number with a LaTeX minus sign."""
+    """Return a number with a LaTeX minus sign, or a dash if it is not finite."""
     if not math.isfinite(value):
         return "--"
     text = decimal_text(value)

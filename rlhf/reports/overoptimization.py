@@ -96,7 +96,10 @@ def _peak_mark_and_shade(
 
 
 def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
-    """Return the charts of one training run: proxy and gold over sqrt(KL), and sqrt(KL) by step."""
+    """Return the charts of the training with one way of combining the members of the proxy.
+
+    They show the means over training seeds: proxy and gold over sqrt(KL), and sqrt(KL) by step.
+    """
     observed, fit = row["observed"], row["fit"]
     mark, shade = _peak_mark_and_shade(fit) if fit else (None, None)
     proxy = _series_over_sqrt_kl(row, "proxy_score", "proxy", "proxy")

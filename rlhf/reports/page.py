@@ -27,7 +27,7 @@ def write_page(path: Path, html: str) -> None:
     """Write a page of `page_html` to a path that a user chose.
 
     Raises:
-        UserError: The path is a file that is not such a page.
+        UserError: The path is a folder, or a file that is not such a page.
     """
     check_page_path(path)
     write_text(path, html)
@@ -37,7 +37,7 @@ def check_page_path(path: Path) -> None:
     """Check that a page does not replace a file that is not a page of the toolkit.
 
     Raises:
-        UserError: The file is not a page of `page_html`.
+        UserError: The path is a folder, or a file that is not a page of `page_html`.
     """
     if not path.exists():
         return

@@ -23,8 +23,8 @@ PROFILE_METRICS = {
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
     """Return the tables of time and of profiles; each cell is the median over the logged steps.
 
-    The first table has the seconds of each part of a step. The second has the `PROFILE_METRICS`. A
-    table without data is omitted.
+    The first table has the seconds of each part of a step, and the sum of these medians. The second
+    has the `PROFILE_METRICS`. A table without data is omitted.
     """
     waits = any(run.series(f"time/{WAITING}")[1] for run in runs)
     parts = (*STEP_PARTS, WAITING) if waits else STEP_PARTS

@@ -40,9 +40,9 @@ def compare_by_each_metric(
 ) -> list[Comparison]:
     """Compare runs by `headline_metric`, then by other metrics that all evaluations have.
 
-    Metrics that are equal in all episodes are omitted. The numbers of turns and tokens and the
-    times are also omitted. If `every_pair` is set, trained methods are also compared with each
-    other, see `compare_runs`.
+    Metrics that are equal in all episodes are omitted. The metrics "normalized", "seconds",
+    "turns", "tokens" and "length_limited" are also omitted. If `every_pair` is set, trained methods
+    are also compared with each other, see `compare_runs`.
     """
     first_rows = [item.evaluation.episodes[0] for item in method_evaluations(runs)]
     shared = set.intersection(*(set(episode_metric_names(row)) for row in first_rows))
@@ -224,7 +224,10 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def notes_html(comparisons: Sequence[Comparison]) -> str:
-    """Return notes as HTML: the lowest simulated coverage, and the notes of the comparisons."""
+    """Return the notes of comparisons as HTML.
+
+    The lowest simulated coverage in the first comparison is the first note.
+    """
     worst = min(
         (d for c in comparisons[:1] for d in c.differences), key=_lowest_coverage, default=None
     )

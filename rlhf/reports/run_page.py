@@ -42,7 +42,7 @@ def write_report(directory: str | Path) -> Path:
         The path of the page.
 
     Raises:
-        UserError: The directory contains no run.
+        UserError: The directory contains no run, or the page would replace a file of the user.
     """
     root = Path(directory)
     runs = read_runs(root)

@@ -15,7 +15,7 @@ _ROWS_PER_STEP = 2
 
 
 def token_samples_html(run: RunRecord) -> str:
-    """Return the samples of a run that have recorded tokens, as HTML.
+    """Return up to `_ROWS_PER_STEP` samples with recorded tokens for each step, as HTML.
 
     The reader of the page selects the quantity that determines the color. Pointing at a token shows
     all its quantities.

@@ -93,7 +93,7 @@ def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison)
 
 
 def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Return method -> evaluation seed -> episode, for one training seed of each method."""
+    """Return method -> evaluation seed -> episode, for one training seed of each trained method."""
     episodes: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
     for item in method_evaluations(runs):
         rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
