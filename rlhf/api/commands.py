@@ -1,4 +1,4 @@
-"""The commands without a typed function of their own as Python functions.
+"""Python functions for the commands that have no function with typed arguments.
 
 A configuration is a mapping, a path to a YAML file, or a list of mappings and paths. In a list,
 later entries take precedence.
@@ -45,6 +45,7 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
+        Halt: An alarm ended training.
     """
     commands = load_command_table()
     checked = commands.read_config(command, as_sources(config), list(overrides.items()))
@@ -76,6 +77,7 @@ def run(pipeline: str | Path, **overrides: Any) -> Path:
 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
+        Halt: An alarm ended training.
     """
     commands = load_command_table()
     from rlhf.pipeline import run_pipeline
@@ -101,7 +103,7 @@ def report(*directories: Directory) -> Path:
         The path of the report.
 
     Raises:
-        UserError: A directory contains no run.
+        UserError: A directory contains no run, or the report would replace a file of the user.
     """
     from rlhf.reports import write_comparison_report, write_report
 
@@ -126,11 +128,12 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
         metric: Metric, as for `rlhf compare`.
 
     Returns:
-        Paired differences between the runs, each with a confidence interval and a sentence that
-        states whether the difference is significant.
+        The scores of the runs, and their paired differences, each with a confidence interval and a
+        sentence that states whether the difference is significant.
 
     Raises:
-        UserError: The runs have no common evaluation, or the metric does not exist.
+        UserError: A directory contains no run or is given twice, no episodes were evaluated, the
+            metric does not exist, or the runs have no common training seeds and evaluation seeds.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 

@@ -15,7 +15,9 @@ from rlhf.api.table import as_sources, load_command_table
 def evaluate(
     config: Config | Sequence[Config] | None = None, /, **options: Unpack[EvaluationOptions]
 ) -> Run:
-    """Evaluate policies on episodes, texts or tasks, and rewards on pairs (`rlhf evaluate`).
+    """Evaluate policies on episodes, texts, labels or tasks, and rewards on pairs.
+
+    The function corresponds to `rlhf evaluate`.
 
     Example:
         >>> run = rlhf.evaluate(

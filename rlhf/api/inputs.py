@@ -86,8 +86,9 @@ def to_evaluation_config(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration for the keyword arguments of `rlhf.evaluate`.
 
     Args:
-        options: Configuration keys. ``policies`` can be a mapping from names to models, and
-            ``text``, ``pairs`` and ``pairs_train`` can be data of any form of `to_data_configs`.
+        options: Configuration keys, see `to_training_config`. ``policies`` can be in any form of
+            `to_policy_configs`, and ``text``, ``pairs`` and ``pairs_train`` in any form of
+            `to_data_configs`.
 
     Raises:
         UserError: An object cannot be used.
@@ -164,7 +165,8 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
             ``model.name_or_path``.
 
     Raises:
-        UserError: The model is an adapter, or it has no tokenizer.
+        UserError: The model is an adapter, it has no tokenizer, or a tokenizer is given for a model
+            that is not loaded.
     """
     if not hasattr(model, "save_pretrained"):
         if tokenizer is not None:
@@ -365,6 +367,9 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
             model, finished run of `train_reward`, or mapping; the ``path`` of a mapping of kind
             function can be a function, and the rewards in a mapping of kind gate all of these.
         key: Configuration key of the reward.
+
+    Raises:
+        UserError: The value is none of these.
     """
     if is_mapping(reward):
         tree = dict(reward)
@@ -414,7 +419,8 @@ def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
         key: Configuration key, for messages.
 
     Raises:
-        UserError: The data cannot be stored.
+        UserError: The data have none of these forms, have no rows, have several splits, or cannot
+            be stored.
     """
     if is_path(data):
         return [{"path": os.fspath(data)}]

@@ -1,4 +1,7 @@
-"""Types of the arguments of the training functions. The keys are those of the configuration."""
+"""Types of the arguments of the training functions and of `evaluate`.
+
+The keys are those of the configuration.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class TrainingOptions(TypedDict, total=False):
 
 
 class OfflineOptions(TrainingOptions, total=False):
-    """Arguments of `sft`, `dpo` and `kto`."""
+    """Arguments of `sft`, `dpo` and `kto`, and of `train_reward`."""
 
     data: Data
     eval_data: Data

@@ -1,4 +1,4 @@
-"""`Run`, a finished run in Python: configuration, metrics, samples, model and report."""
+"""`Run`, a run directory in Python: configuration, metrics, samples, model and report."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Run:
             UserError: The run trained no reward model.
         """
         if self.command != "reward":
-            raise UserError(f"{self.directory} trained a language model: use Run.policy")
+            raise UserError(f"{self.directory} trained no reward model; a language model is Run.policy")
         from rlhf.models.rewards import load_rewards
 
         return load_rewards({"kind": "trained", "path": str(self.model_path)})
