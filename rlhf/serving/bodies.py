@@ -151,7 +151,7 @@ def _validate_conversations(value: Any) -> list[list[dict[str, Any]]]:
 
 def _validate_temperature(value: float) -> float:
     if 0 < value < 1e-3:
-        raise ValueError("must be 0 (greedy) or at least 0.001, because the logits would overflow")
+        raise ValueError("must be 0 (greedy) or at least 0.001; below, the logits could overflow")
     return value
 
 
@@ -264,7 +264,8 @@ class ChatBody(SamplingBody):
 
     messages: Annotated[list[dict[str, Any]], BeforeValidator(_validate_messages)]
     max_tokens: PositiveCount | None = None
-    """Maximum number of tokens of a completion; by default, the limit of the server."""
+    """Maximum number of tokens of a completion; by default, the limit of the server minus the
+    number of tokens of the prompt."""
     max_completion_tokens: PositiveCount | None = None
     """New name of ``max_tokens`` in the OpenAI API."""
     logprobs: Flag = False

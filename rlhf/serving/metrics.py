@@ -40,14 +40,14 @@ class ServerMetrics:
         )
 
     def watch(self, scheduler: Scheduler) -> None:
-        """Add the numbers of completions of a scheduler."""
+        """Add the numbers of running and of unfinished completions of a scheduler."""
         running = Gauge(
             "rlhf_completions_running", "Completions in the engine.", registry=self.registry
         )
         running.set_function(lambda: scheduler.num_running)
         unfinished = Gauge(
             "rlhf_completions_unfinished",
-            "Completions in the engine or waiting.",
+            "Completions, and requests for log-probabilities of prompts, in the engine or waiting.",
             registry=self.registry,
         )
         unfinished.set_function(lambda: scheduler.num_unfinished)
@@ -63,8 +63,8 @@ class RequestCounter:
     Args:
         app: The application.
         metrics: The counters.
-        routes: Paths that are counted separately. All others are counted as ``other``, so that
-            clients cannot create counters.
+        routes: Paths that are counted separately. All others, also those that match a pattern with
+            a parameter, are counted as ``other``, so that clients cannot create counters.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, routes: Collection[str]) -> None:

@@ -156,6 +156,7 @@ class ServedModel:
 
         Raises:
             ApiError: The queue is full, or the time limit is exceeded.
+            EngineFailed: The engine cannot be used.
         """
         results: list[NewTokens] = []
         rows_per_pass = max(1, PREFILL_TOKENS // max(map(len, prompts)))
@@ -199,6 +200,7 @@ class ServedModel:
 
         Raises:
             ApiError: The queue is full.
+            EngineFailed: The engine cannot be used.
         """
         generation = Generation(self.scheduler, seconds=self.limits.seconds)
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64

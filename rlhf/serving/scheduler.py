@@ -91,7 +91,7 @@ class Job:
     num_delivered: int = 0
     """Number of tokens that were delivered. Only the thread of the engine uses it."""
     ended: bool = False
-    """Whether the job ended or was cancelled. Only the event loop uses it."""
+    """Whether the job ended or was canceled. Only the event loop uses it."""
     submitted: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -356,7 +356,7 @@ class Scheduler:
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    """Set the result of a future, unless its task was cancelled."""
+    """Set the result of a future, unless its task was canceled."""
     if future.done():
         return
     if error is None:
