@@ -155,7 +155,9 @@ class Run:
             UserError: The run trained no reward model.
         """
         if self.command != "reward":
-            raise UserError(f"{self.directory} trained no reward model; a language model is Run.policy")
+            raise UserError(
+                f"{self.directory} trained no reward model; a language model is Run.policy"
+            )
         from rlhf.models.rewards import load_rewards
 
         return load_rewards({"kind": "trained", "path": str(self.model_path)})
