@@ -133,7 +133,8 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
 
     Raises:
         UserError: A directory contains no run or is given twice, no episodes were evaluated, the
-            metric does not exist, or the runs have no common training seeds and evaluation seeds.
+            metric does not exist, or the runs share an environment, but no training seeds or no
+            evaluation seeds.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 

@@ -50,8 +50,8 @@ class LivePlot(Callback):
     Args:
         metrics: A metric of docs/metrics.md, or several of them, each with a chart of its own. A
             metric that the run does not log has none. The default is `MAIN_METRICS`.
-        every: Number of steps between drawings. They are also drawn after each evaluation
-            and at the end.
+        every: Number of steps between drawings. The charts are also drawn after each evaluation and
+            at the end.
     """
 
     def __init__(self, metrics: str | Sequence[str] = MAIN_METRICS, *, every: int = 1) -> None:

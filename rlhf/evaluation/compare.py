@@ -118,12 +118,12 @@ def compare(
             of `default_metric`.
         baseline: Name of the method with which the other methods are compared, by default the first
             trained method. If `baseline` is None and there is only one directory, the trained
-            methods are also compared with each other, up to `MAX_PAIRED_METHODS` of them.
+            methods are also compared with each other, if there are at most `MAX_PAIRED_METHODS`.
 
     Raises:
         UserError: A directory contains no runs or is given twice, no episodes were evaluated, a
-            name is unknown, the default metric cannot be determined, or no two methods have common
-            training seeds and common units.
+            name is unknown, the default metric cannot be determined, or methods were evaluated in
+            the same setting, but have no training seeds or no units in common.
     """
     directories = [Path(os.path.realpath(directory)) for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1

@@ -160,7 +160,8 @@ class ApiPolicy:
         decoding: "greedy" or "sampled".
 
     Raises:
-        UserError: The API key cannot be sent, or a sampling setting is not part of the protocol.
+        UserError: The address contains credentials, the API key cannot be sent, or a sampling
+            setting is not part of the protocol.
     """
 
     def __init__(self, name: str, spec: ApiSpec, rollout: RolloutSpec, decoding: str) -> None:

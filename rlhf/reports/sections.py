@@ -48,7 +48,7 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
 
 
 def run_warnings(run: RunRecord, *, with_false_alarm_rates: bool = True) -> list[str]:
-    """Return the warnings about one run, most serious first.
+    """Return the warnings about one run; those about metrics come first, most serious first.
 
     Args:
         run: The run.

@@ -151,7 +151,7 @@ def _validate_conversations(value: Any) -> list[list[dict[str, Any]]]:
 
 def _validate_temperature(value: float) -> float:
     if 0 < value < 1e-3:
-        raise ValueError("must be 0 (greedy) or at least 0.001; below, the logits could overflow")
+        raise ValueError("must be 0 (greedy) or at least 0.001; logits may overflow below it")
     return value
 
 

@@ -64,7 +64,7 @@ class Findings:
     and environments. IQM is the interquartile mean."""
     improvement: Mapping[str, Interval]
     """Trained row other than the baseline -> probability that a run of the row has a higher score
-    than a run of the baseline."""
+    than a run of the baseline; ties count half."""
     cells: Mapping[str, Mapping[str, Interval]]
     """Row -> environment -> mean over training seeds, if the environment has the row."""
     profile: Mapping[str, np.ndarray]
