@@ -23,7 +23,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
-from rlhf.evaluation.records import RunRecord, read_runs
+from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.reward_accuracy import ACCURACY, as_reward_accuracy_runs
 from rlhf.evaluation.run_groups import (
     Episodes,
@@ -480,14 +480,14 @@ def _method_pairings(
 ) -> Iterator[_PairedMethodRuns]:
     """Yield every pair of methods in every setting in which both methods were evaluated.
 
-    The random and the expert policy are evaluated without decoding. A baseline that is not trained
-    is therefore paired with every decoding of a method in the same environment.
+    The random and the expert policy are evaluated without decoding. As a baseline, they are
+    therefore paired with every decoding of a method in the same environment.
     """
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
             for other, baseline_runs in values.methods[baseline].items():
-                is_reference = baseline in values.references
-                if other == setting or (is_reference and other[0] == setting[0]):
+                without_decoding = baseline in REFERENCE_POLICIES
+                if other == setting or (without_decoding and other[0] == setting[0]):
                     unit = values.unit_names[setting]
                     yield _PairedMethodRuns(
                         method,

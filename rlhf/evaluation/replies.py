@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
+
+log = logging.getLogger(__name__)
 
 
 def play_episode_groups(
@@ -90,16 +93,26 @@ def sample_replies(
 ) -> SampledReplies:
     """Sample ``samples`` conversations from each of ``prompts`` held-out start states.
 
-    If there are fewer different prompts, start states repeat prompts.
+    If there are fewer different prompts, start states repeat prompts. Start states of which an
+    episode failed are omitted.
 
     Raises:
-        UserError: See ``play_episode_groups``.
+        UserError: See ``play_episode_groups``, or an episode of every start state failed.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
     groups = play_episode_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
-    first = [group[0] for group in groups]
+    complete = [group for group in groups if len(group) == samples]
+    if len(complete) < prompts:
+        log.warning(
+            "%d of %d start states are omitted, because an episode failed",
+            prompts - len(complete),
+            prompts,
+        )
+    if not complete:
+        raise UserError("an episode of every start state failed; correct the environment")
+    first = [group[0] for group in complete]
     return SampledReplies(
-        [[episode.scored_conversation for episode in group] for group in groups],
+        [[episode.scored_conversation for episode in group] for group in complete],
         [prompt_id_of(episode) or episode.seed for episode in first],
     )
 

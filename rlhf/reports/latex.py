@@ -71,6 +71,8 @@ def _cell_latex(cell: Cell) -> str:
         return f"{_number_latex(cell.value)}{interval}"
     if isinstance(cell, float):
         return _number_latex(cell)
+    if isinstance(cell, int) and cell < 0:
+        return f"$-${-cell}"
     return escape_latex(str(cell))
 
 

@@ -93,6 +93,8 @@ class RewardReportConfig(RunConfig):
             raise ValueError(
                 "save writes into the checkpoint of a reward model; give --reward FOLDER"
             )
+        if self.save and not self.data:
+            raise ValueError("save writes the temperature that is fitted on pairs; give data")
 
 
 def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:

@@ -182,6 +182,17 @@ def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_n
     assert not any("single run" in note for note in result.notes)
 
 
+def test_a_function_as_baseline_is_compared_only_within_its_decoding(tmp_path):
+    """A function or a model on a server was evaluated with one decoding, unlike `random`."""
+    for decoding in ("greedy", "sampled"):
+        write_run(tmp_path / "ppo", dict.fromkeys(range(10), 1.0), decoding=decoding)
+    run = write_run(tmp_path / "rule", dict.fromkeys(range(10), 0.5), policy="rule")
+    summary = {"env": "echo", "policy": "rule", "decoding": "greedy", "fixed_policy": True}
+    (run / "evaluation/rule-greedy-echo/summary.json").write_text(json.dumps(summary))
+    found = compare([tmp_path / "ppo", run], baseline="rule").differences
+    assert [difference.decoding for difference in found] == ["greedy"]
+
+
 def test_the_error_of_one_reference_evaluation_is_not_reduced_by_training_seeds(tmp_path: Path):
     """Ten seeds return 0.3 on every start state; the random policy returns 0.00, 0.05, ... 0.45."""
     values = dict.fromkeys(range(10), 0.3)

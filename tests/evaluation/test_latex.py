@@ -16,6 +16,7 @@ TABLE = Table(
         ["10% {b}", Interval.without_bounds(0.5, 3, "3 units"), None],
         ["c", 3, "\\input{x}\n\\end{tabular}"],
         ["d", math.nan, "$^~#<>|"],
+        ["e", -3, "-3"],
     ],
 )
 
@@ -32,6 +33,7 @@ def test_a_table_by_hand():
         "c & 3 & \\textbackslash{}input\\{x\\} \\textbackslash{}end\\{tabular\\} \\\\\n"
         "d & -- & \\$\\textasciicircum{}\\textasciitilde{}\\#\\textless{}\\textgreater{}"
         "\\textbar{} \\\\\n"
+        "e & $-$3 & -3 \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}\n"
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.studies.bench import result as bench_result
 from rlhf.studies.bench.regression_check import ALL_ENVIRONMENTS, check_regression, read_result
 from rlhf.studies.bench.report import write_bench_report
 from rlhf.studies.bench.result import protocol_sentences, verdict_lines
@@ -120,6 +121,15 @@ def test_everything_is_written_and_the_same_scores_give_the_same_text(tmp_path):
     lines = (tmp_path / "b/tables/scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 2 + 3 * 2 * 5
     assert (tmp_path / "b/pages/maze.html").stat().st_size > 5000
+
+
+def test_no_single_budget_is_stated_where_budgets_differ(tmp_path, monkeypatch):
+    bench = planted_bench(tmp_path / "b", RETURNS)
+    episodes = {"echo": {"good": 128, "twin": 64}, "maze": {"good": 128, "twin": 128}}
+    monkeypatch.setattr(bench_result, "training_episodes", lambda _: episodes)
+    lines = protocol_sentences(bench)
+    assert "Budgets differ on echo: good 128, twin 64 training episodes." in lines
+    assert "Training episodes of each algorithm: maze 128." in lines
 
 
 def test_the_budget_of_tuning_is_told(tmp_path):

@@ -77,6 +77,17 @@ def test_benchmark_report(tmp_path):
         ({"benchmark": "rmbench"}, "or neither"),
         ({"gold": [{"kind": "length"}]}, "no effect without a policy"),
         ({"save": True}, "give --reward FOLDER"),
+        (
+            {
+                "save": True,
+                "reward": "model",
+                "rewards": [],
+                "data": [],
+                "benchmark": "rewardbench2",
+                "path": "bench.jsonl",
+            },
+            "fitted on pairs; give data",
+        ),
         ({"samples": 1}, "samples must be >= 2"),
     ],
 )

@@ -105,6 +105,14 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
         lost.best_trial()
 
 
+def test_trials_beyond_a_reduced_number_are_not_used(tmp_path):
+    """An interrupted search may have stored more trials of one algorithm than of another."""
+    whole = searched(tmp_path, range(12))
+    fewer = AlgorithmSearch("ppo", SPACE, tmp_path, seed=0, count=4)
+    assert fewer.trials() == whole[:4]
+    assert fewer.best_trial()[1] == max(score for _, score in whole[:4] if score is not None)
+
+
 class OneFailure:
     """A launcher in which the first job of a trial fails for the given reason."""
 

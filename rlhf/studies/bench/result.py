@@ -141,14 +141,15 @@ def protocol_sentences(bench: Bench) -> list[str]:
                 f"The row {row} exists only in {', '.join(names)}, so it has no value over all "
                 "environments."
             )
-    episodes = training_episodes(bench)
-    for env, counts in episodes.items():
+    equal_budgets = []
+    for env, counts in training_episodes(bench).items():
         if len(set(counts.values())) > 1:
             parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             lines.append(f"Budgets differ on {env}: {parts} training episodes.")
-    budgets = {env: next(iter(c.values())) for env, c in episodes.items()}
-    parts = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
-    lines.append(f"Training episodes: {parts}.")
+        else:
+            equal_budgets.append(f"{env} {next(iter(counts.values())):,}")
+    if equal_budgets:
+        lines.append(f"Training episodes of each algorithm: {', '.join(equal_budgets)}.")
     lines.append(_tuning_sentence(config.tuning, bench.algorithms))
     return lines
 

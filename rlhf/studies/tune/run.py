@@ -210,7 +210,13 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
 def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
     """Run all trials with a launcher and write the result; return the path of tuned.yaml."""
     searches = {
-        name: AlgorithmSearch(name, space, study.root, seed=study.config.sampler_seed)
+        name: AlgorithmSearch(
+            name,
+            space,
+            study.root,
+            seed=study.config.sampler_seed,
+            count=study.config.trials,
+        )
         for name, space in study.spaces.items()
     }
     with make_launcher(config, study.bench.commands, study.root) as launcher:

@@ -41,13 +41,21 @@ class AlgorithmSearch:
         space: Dotted key -> dimension.
         folder: Folder of the study.
         seed: Seed of the search.
+        count: Number of trials of the search; None means no limit. Stored trials beyond it are not
+            used, so that every algorithm has equally many.
 
     Raises:
         UserError: Optuna is not installed.
     """
 
     def __init__(
-        self, name: str, space: Mapping[str, Dimension], folder: Path, *, seed: int
+        self,
+        name: str,
+        space: Mapping[str, Dimension],
+        folder: Path,
+        *,
+        seed: int,
+        count: int | None = None,
     ) -> None:
         try:
             import optuna
@@ -60,7 +68,7 @@ class AlgorithmSearch:
         # killed process. Optuna would wait for this lock, and never end if the path is relative.
         (folder / f"{JOURNAL_FILE}.lock").unlink(missing_ok=True)
         self.optuna: Any = optuna
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.count = name, seed, count
         self.space = {key: _distribution(optuna, item) for key, item in space.items()}
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),
@@ -95,10 +103,8 @@ class AlgorithmSearch:
 
     def trials(self) -> list[tuple[Trial, float | None]]:
         """Return every trial with its score; the score is None if the trial has none."""
-        return [
-            (Trial(i, dict(t.params)), t.value)
-            for i, t in enumerate(self._trials_with_all_parameters())
-        ]
+        stored = self._trials_with_all_parameters()[: self.count]
+        return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(stored)]
 
     def num_trials_without_score(self) -> int:
         """Return the number of trials without a score."""
