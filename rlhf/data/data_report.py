@@ -70,7 +70,7 @@ def make_data_report(
     max_length: int | None = None,
     seed: int = 0,
 ) -> DataReport:
-    """Run all checks on loaded rows.
+    """Run the checks that apply to the kind of the loaded rows.
 
     Args:
         loaded: Rows of any kind.

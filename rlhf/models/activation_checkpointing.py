@@ -2,7 +2,7 @@
 
 Only the inputs of each block are kept for the backward pass, which computes the block again.
 Transformers' own option has an effect only in training mode. This toolkit trains in evaluation
-mode, because most losses must not use dropout.
+mode, except if SFT or a reward model uses dropout, because other losses must not use dropout.
 """
 
 from __future__ import annotations
