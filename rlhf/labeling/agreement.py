@@ -20,7 +20,7 @@ Weights = Literal["quadratic"] | None
 
 @dataclass(frozen=True)
 class AnnotatorSummary:
-    """Statistics of the labels of one annotator."""
+    """Statistics of the labels of one annotator. Fractions are averaged over prompts."""
 
     annotator: str
     labels: int
@@ -39,13 +39,16 @@ class AnnotatorSummary:
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Agreement of two annotators on the items that both labeled."""
+    """Agreement of two annotators on the items that both labeled.
+
+    In rankings, each pair of replies is an item.
+    """
 
     first: str
     second: str
     items: int
     agreement: Interval
-    """Fraction of items with equal labels."""
+    """Fraction of items with equal labels, averaged over prompts."""
     kappa: Interval
 
 
@@ -58,7 +61,7 @@ class AgreementReport:
     fleiss: Interval | None
     """Fleiss' kappa of the items with several labels; None if there are no such items."""
     shared_items: int
-    """Number of items that several annotators labeled."""
+    """Number of items that several annotators labeled; in rankings, of pairs of replies."""
 
 
 def agreement_report(rows: Iterable[Row]) -> AgreementReport:
