@@ -202,7 +202,8 @@ def length_bias(rows: Sequence[Row]) -> Finding:
     low, high = rate.low, rate.high
     level: Level = "ok" if low <= 0.5 <= high else "fault" if low > 0.6 or high < 0.4 else "note"
     verdict = (
-        f"the longer reply is chosen in {longer / unequal:.1%} of pairs [{low:.1%}, {high:.1%}]"
+        f"the longer reply is chosen in {longer / unequal:.1%} of the pairs with replies "
+        f"of unequal length [{low:.1%}, {high:.1%}]"
     )
     return Finding("length bias", level, verdict, longer, unequal)
 
@@ -246,9 +247,9 @@ def label_balance(rows: Sequence[Row]) -> Finding:
 def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
     """Find rows with more than `max_length` tokens, which training would truncate or drop.
 
-    The tokens of the chat template are not counted. The verdict also states how many rows have a
-    prompt that alone has at least `max_length` tokens. Truncation makes the chosen and rejected
-    replies of such a row equal.
+    The tokens of the chat template are not counted. The verdict also states how many of these rows
+    have a prompt that alone has at least `max_length` tokens. SFT, DPO and KTO drop such rows.
+    Reward models remove the oldest tokens instead.
     """
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):

@@ -125,7 +125,7 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
         raise UserError("order: suspicion needs pairs with labels: chosen and rejected")
     if len(items) < MIN_SUSPICION_ITEMS:
         raise UserError(
-            f"order: suspicion needs {MIN_SUSPICION_ITEMS} pairs, the data have {len(items)}"
+            f"order: suspicion needs at least {MIN_SUSPICION_ITEMS} pairs, got {len(items)}"
         )
     fitted = cross_fitted_margins([_labeled_row(item) for item in items], seed=seed)
     log.info(

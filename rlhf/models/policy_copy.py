@@ -21,7 +21,7 @@ class Snapshot:
 
 
 class PolicyCopy:
-    """A copy of the policy's model with weights of its own.
+    """A copy of the policy's model with trained weights of its own.
 
     One thread trains the policy and takes snapshots, and another one samples from the copy and
     loads snapshots into it. The copy shares the weights that are not trained, such as the base
