@@ -202,7 +202,7 @@ def length_bias(rows: Sequence[Row]) -> Finding:
     low, high = rate.low, rate.high
     level: Level = "ok" if low <= 0.5 <= high else "fault" if low > 0.6 or high < 0.4 else "note"
     verdict = (
-        f"the longer reply is chosen in {longer / unequal:.1%} of the pairs with replies "
+        f"the longer reply is chosen in {longer / unequal:.1%} of pairs with replies "
         f"of unequal length [{low:.1%}, {high:.1%}]"
     )
     return Finding("length bias", level, verdict, longer, unequal)
