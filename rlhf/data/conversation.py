@@ -29,7 +29,7 @@ _HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 REPLY_OF_WEIGHT_0 = "every reply has weight 0"
-"""Reason why a row is dropped whose weights exclude a reply."""
+"""Reason for dropping a row with a reply whose messages all have weight 0."""
 MIN_PASSAGE_WORDS = 5
 """Minimum number of words of a context that may match a part of a line of a prompt."""
 

@@ -40,7 +40,7 @@ _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "respon
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
 
 ROW_OF_WEIGHT_0 = "row of weight 0"
-"""Reason why a row is dropped whose own weight excludes it."""
+"""Reason for dropping a row whose own weight is 0."""
 
 OPTIONAL_FIELDS = (
     "system",

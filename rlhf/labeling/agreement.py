@@ -31,8 +31,8 @@ class AnnotatorSummary:
     median_seconds: float | None
     """Median time for a label, in seconds; None if no time is known."""
     first_shown: Interval | None
-    """Fraction of preferences for the reply that was shown first. It is 0.5 without a bias, because
-    the order is random. None if there are no preferences."""
+    """Fraction of preferences for the reply that was shown first. Its expected value is 0.5 without
+    a bias, because the order is random. None if there are no preferences."""
     checks: Interval | None
     """Fraction of correct answers to check items; None if there are none."""
 
@@ -68,7 +68,7 @@ def agreement_report(rows: Iterable[Row]) -> AgreementReport:
     """Return the agreement of the annotators of some labels (`rlhf.data.labels`) of one mode.
 
     The categories are the better reply or a tie, or the rating. A ranking counts as one label for
-    each pair of its replies. Intervals are over prompts.
+    each pair of its replies. Demonstrations have no categories. Intervals are over prompts.
     """
     rows = list(rows)
     live = [row for row in live_labels(rows) if not row.get("skipped")]
