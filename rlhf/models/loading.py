@@ -251,8 +251,8 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     The folder is written under a temporary name and then renamed, so it is always complete.
 
     Raises:
-        UserError: The folder contains no adapter, its base model is not available, or ``target``
-            exists or cannot be created.
+        UserError: The folder contains no adapter, its base model is not available, the adapters
+            cannot be merged, or ``target`` exists or cannot be created.
     """
     check_output_path(target, option="target")
     if target.exists():
@@ -266,7 +266,8 @@ def save_merged_model(adapter: str, folder: Path) -> None:
     """Write the model of `merge_adapter` to a folder.
 
     Raises:
-        UserError: The folder ``adapter`` contains no adapter, or its base model is not available.
+        UserError: The folder ``adapter`` contains no adapter, its base model is not available, or
+            the adapters cannot be merged.
     """
     if not is_adapter(adapter):
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")
