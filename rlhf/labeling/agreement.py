@@ -100,7 +100,7 @@ class LabelTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> LabelTable:
-        """Return the table of labels that were neither undone nor skipped."""
+        """Return the table of some labels, none of which was undone or skipped."""
         categories: dict[Hashable, dict[str, Hashable]] = {}
         prompts: dict[Hashable, str] = {}
         for row in rows:

@@ -33,7 +33,10 @@ MAX_TEXT = 200_000
 
 
 class InvalidLabel(ValueError):
-    """A submission is malformed or refers to no item or label. The message states the reason."""
+    """A submission is invalid; the message states the reason.
+
+    For example, the answer is not possible in the mode, or the item is not in the queue.
+    """
 
 
 class ConflictingLabel(ValueError):

@@ -2,8 +2,8 @@
 
 A record is an item. Its fields are chat fields. Its questions are `preference` (response_a,
 response_b or tie), `strength`, `rating`, `ranking` and `completion`, depending on the mode, and
-`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the ids here. The
-metadata `checks` maps the users for whom the item was a check to the known answer.
+`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the annotators'
+ids. The metadata `checks` maps the users for whom the item was a check to the known answer.
 """
 
 from __future__ import annotations

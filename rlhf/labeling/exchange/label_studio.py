@@ -97,7 +97,7 @@ def _task_data(row: Row) -> dict[str, Any]:
 
 
 def _ranked_reply(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the entry of a list, which shows one text; several messages are kept as a key."""
+    """Return the entry of a list. It shows one text; the key `messages` keeps several messages."""
     entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
     return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
 
