@@ -20,10 +20,12 @@ FINAL_ANSWER_MARKER = "####"
 def reference_answer(value: Any) -> Answer | None:
     """Return the answer in a cell, or None if it contains none.
 
-    - number: its shortest text, such as "42" for 42.0
+    - boolean: "True" or "False"
+    - number: its shortest text, such as "42" for 42.0; None for nan and infinity
     - text: the part after the last `####`, or the whole text if it contains no `####`; the JSON of
       a list of texts, as in CSV cells, is read as this list
-    - list: the list of the answers in its items, without repetitions
+    - list: the list of the answers in its items, without repetitions; None if an item does not
+      contain exactly one answer
     - object: the answer in the first of the keys `target`, `ground_truth`, `value` and `text` that
       the object has
     """
@@ -77,7 +79,8 @@ def solution_answer(value: Any) -> Answer | None:
     r"""Return the final answer in a solution, or None if it contains none.
 
     The answer is the content of the last \boxed{...}. Without it, the answer is the text after the
-    last `####`. Without both, it is the whole solution, provided that this is a single line.
+    last `####`. Without both, it is the whole solution, provided that this is a single line. A
+    value that is not a text is read by `reference_answer`.
     """
     if not isinstance(value, str):
         return reference_answer(value)

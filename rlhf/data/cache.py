@@ -2,7 +2,8 @@
 
 An entry is a folder whose name contains a hash of everything that determines its content. It is
 written under a temporary name and then renamed, so a killed process leaves no incomplete entry.
-Only one process at a time prepares an entry; other processes wait for it and then read it.
+Only one process at a time prepares an entry; other processes wait for it and then read it. They do
+not wait on Windows and on file systems without locks.
 Checksums detect damaged entries, which are prepared again.
 """
 
@@ -84,7 +85,8 @@ def cached_entry(target: Path, build: Callable[[Path], None]) -> Path:
 def _lock(target: Path) -> Iterator[None]:
     """Return a context manager during which no other process prepares the entry ``target``.
 
-    The lock is that of the operating system, so it ends with the process.
+    The lock is that of the operating system, so it ends with the process. There is no lock on
+    Windows and on file systems without locks.
 
     Raises:
         UserError: The folder of the cache cannot be written.

@@ -1,4 +1,4 @@
-"""Checks of a dataset; each returns a `Finding` with the affected rows."""
+"""Checks of a dataset; each returns a `Finding`."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ class Finding:
     verdict: str
     """The result in one line."""
     count: int
-    """Number of affected rows."""
+    """Number of affected rows; in "columns", the number of unused columns and ignored parts."""
     total: int
     """Number of checked rows."""
     rows: tuple[int, ...] = ()
-    """Indices of all affected rows in `LoadedRows.rows`."""
+    """Indices of the affected rows in `LoadedRows.rows`. Empty in the findings of `unusable_rows`,
+    `unused_columns`, `length_bias` and `label_balance`."""
     examples: tuple[str, ...] = ()
-    """Beginnings of the first affected prompts. For unusable rows, each reason with the path and
-    the number of its first row."""
+    """Beginnings of the prompts of the first of `rows`. For unusable rows, each reason with the
+    path and the number of its first row."""
 
 
 def _finding(
@@ -186,7 +187,7 @@ def reversed_scores(rows: Sequence[Row]) -> Finding:
 
 
 def length_bias(rows: Sequence[Row]) -> Finding:
-    """Measure the fraction of pairs in which the longer reply is chosen.
+    """Measure the fraction of pairs with replies of unequal length in which the longer is chosen.
 
     The level is "ok" if the 95% confidence interval contains 0.5. It is "fault" if the whole
     interval is above 0.6 or below 0.4. Otherwise, it is "note".
@@ -201,7 +202,8 @@ def length_bias(rows: Sequence[Row]) -> Finding:
     low, high = rate.low, rate.high
     level: Level = "ok" if low <= 0.5 <= high else "fault" if low > 0.6 or high < 0.4 else "note"
     verdict = (
-        f"the longer reply is chosen in {longer / unequal:.1%} of pairs [{low:.1%}, {high:.1%}]"
+        f"the longer reply is chosen in {longer / unequal:.1%} of pairs with replies "
+        f"of unequal length [{low:.1%}, {high:.1%}]"
     )
     return Finding("length bias", level, verdict, longer, unequal)
 
@@ -209,7 +211,8 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 def suspicious_pair_labels(rows: Sequence[Row], *, seed: int) -> Finding:
     """Find the pairs whose label a bag-of-words model, fitted on other prompts, contradicts most.
 
-    No pair is listed unless the model predicts labels better than chance.
+    No pair is listed if there are fewer than `MIN_FOR_SUSPECTS` distinct prompts, or if the model
+    does not predict labels better than chance.
     """
     prompts = len({prompt_key(row) for row in rows})
     if prompts < MIN_FOR_SUSPECTS:
@@ -244,9 +247,9 @@ def label_balance(rows: Sequence[Row]) -> Finding:
 def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
     """Find rows with more than `max_length` tokens, which training would truncate or drop.
 
-    The tokens of the chat template are not counted. The verdict also states how many rows have a
-    prompt that alone has at least `max_length` tokens. Truncation makes the chosen and rejected
-    replies of such a row equal.
+    The tokens of the chat template are not counted. The verdict also states how many of these rows
+    have a prompt that alone has at least `max_length` tokens. SFT, DPO and KTO drop such rows.
+    Reward models remove the oldest tokens instead.
     """
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):

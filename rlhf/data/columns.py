@@ -150,10 +150,10 @@ def find_layouts(
     *,
     with_answer_and_tests: bool,
 ) -> list[ColumnAssignment]:
-    """Return all layouts with which rows of the table can be read, in order of preference.
+    """Return the layouts with which rows of the table can be read, in order of preference.
 
     The user's mapping takes precedence over column names. Layouts with more mapped fields come
-    first.
+    first. The result has only layouts with the field `text`, or only layouts without it.
 
     Args:
         kind: Kind of rows.
@@ -163,8 +163,8 @@ def find_layouts(
         with_answer_and_tests: Whether every kind has the optional fields `answer` and `tests`.
 
     Raises:
-        UserError: The mapping has an unknown field or column, or a required field has no column.
-            The message lists the columns and explains how to map them.
+        UserError: The mapping has an unknown field or column, a mapped path has no value in the
+            first rows, or each set of required fields has a field without a column.
     """
     mapping = {
         _OLD_NAMES.get(field, field): column for field, column in (spec.columns or {}).items()

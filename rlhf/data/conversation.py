@@ -1,6 +1,6 @@
 """Read conversations from cells, validate them, and split them into a prompt and its replies.
 
-`check_role_order` validates the rows of every dataset format. A row that cannot be used raises
+`check_role_order` validates the messages of every dataset format. A row that cannot be used raises
 `RowDropped`; the loader counts these rows by reason.
 """
 
@@ -29,7 +29,7 @@ _HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 REPLY_OF_WEIGHT_0 = "every reply has weight 0"
-"""Reason why a row is dropped whose weights exclude a reply."""
+"""Reason for dropping a row with a reply whose messages all have weight 0."""
 MIN_PASSAGE_WORDS = 5
 """Minimum number of words of a context that may match a part of a line of a prompt."""
 
@@ -92,7 +92,7 @@ def check_role_order(messages: Sequence[Message]) -> None:
 
     - A system turn is allowed only at the start.
     - The first other turn is a user turn.
-    - User and assistant turns alternate.
+    - Consecutive turns have different roles, except tool turns.
     - A tool turn follows an assistant turn or another tool turn.
 
     Raises:
@@ -359,7 +359,7 @@ def _read_prompt_and_reply_cell(
 ) -> tuple[Conversation, Conversation]:
     """Return (prompt, reply) from the reply column `field`.
 
-    The reasoning column of a completion is added to its last turn.
+    The reasoning column of a completion is added to its last turn if this has no reasoning.
     A system message in the reply column is moved to the prompt.
     """
     value, cell = cells[field], cells.get("prompt")
@@ -448,11 +448,14 @@ def read_prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Con
 def read_prompt_and_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
     """Return (prompt, chosen, rejected) from the cells of a row with a chosen and a rejected reply.
 
-    The prompt comes from the prompt cell. Without this cell, it comes from the messages cell, and
-    without both cells, it consists of the turns that both replies begin with.
+    If both replies are lists of messages that begin with a user turn, the prompt consists of the
+    turns that both begin with; the turns of a prompt cell must be the first of these. Otherwise,
+    the prompt comes from the prompt cell, or without this cell from the messages cell. Without both
+    cells, the replies are conversations, and the prompt consists of the turns that both begin with.
 
     Raises:
-        RowDropped: The replies are equal, or the prompt or a reply is not valid.
+        RowDropped: The replies are equal, the prompts differ, or the prompt or a reply is not
+            valid.
     """
     sides = [cells["chosen"], cells["rejected"]]
     have_prompt = all(_begins_with_prompt(value) for value in sides)

@@ -24,7 +24,7 @@ class DataReport:
     lengths: dict[str, dict[str, float]]
     """Field and unit, such as "prompt, characters" -> median, p95 and max of the lengths."""
     total: int
-    """Number of rows in the source."""
+    """Number of rows of all sources, see `LoadedRows.total`."""
 
     @property
     def ok(self) -> bool:
@@ -70,7 +70,7 @@ def make_data_report(
     max_length: int | None = None,
     seed: int = 0,
 ) -> DataReport:
-    """Run all checks on loaded rows.
+    """Run the checks that apply to the kind of the loaded rows.
 
     Args:
         loaded: Rows of any kind.
@@ -128,8 +128,8 @@ def check_dataset(
 ) -> DataReport:
     """Load and check datasets, as `rlhf data check` does.
 
-    The arguments and errors are those of `load` and `make_data_report`. The datasets `against` are
-    loaded in the same way as `specs`.
+    The arguments and errors are described at `load` and `make_data_report`. The datasets `against`
+    are loaded in the same way as `specs`.
     """
     return make_data_report(
         load(specs, kind, seed=seed),

@@ -27,7 +27,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def read_rows(spec: DataSpec) -> Sequence[Row]:
-    """Return all rows of `spec.path`, unchanged.
+    """Return all rows of `spec.path`, before their conversion to canonical rows.
 
     A local path takes precedence over a Hugging Face Hub id with the same name.
 

@@ -40,7 +40,7 @@ _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "respon
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
 
 ROW_OF_WEIGHT_0 = "row of weight 0"
-"""Reason why a row is dropped whose own weight excludes it."""
+"""Reason for dropping a row whose own weight is 0."""
 
 OPTIONAL_FIELDS = (
     "system",
@@ -239,8 +239,8 @@ SECOND_REPLY_NAMES = ("b", "model_b", "response_b", "second", "chosen_b", "right
 def chosen_and_rejected_cells(cells: Cells) -> dict[str, Any]:
     """Return the cells `chosen` and `rejected` of a row with two replies and a winner or scores.
 
-    If the row has scores, the result also has `margin`, the difference of the scores. The winner is
-    read by `winner_is_second`.
+    A winner is read by `winner_is_second`. If there are scores instead, the result also has
+    `margin`, the difference of the scores.
 
     Raises:
         RowDropped: There is a tie, or the winner or a score cannot be read.

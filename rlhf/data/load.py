@@ -30,8 +30,8 @@ class LoadedRows:
     """
 
     rows: Sequence[dict[str, Any]]
-    """Shuffled canonical rows: a list, or rows that are read from a file. Every message list is a
-    Conversation. The keys of each kind are:
+    """Canonical rows, shuffled if there is a seed: a list, or rows that are read from a file. Every
+    message list is a Conversation. The keys of each kind are:
 
     - sft: prompt, completion
     - preference: prompt, chosen, rejected, and optionally margin
@@ -49,7 +49,7 @@ class LoadedRows:
     dropped: dict[str, int]
     """Reason -> number of dropped rows, the most common first."""
     total: int
-    """Number of rows in all sources."""
+    """Number of rows of all sources. A row that gives several canonical rows counts as several."""
     unused: int = 0
     """Number of rows that were not used because of a limit or of the mixture weights."""
     sources: dict[str, int] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class LoadedRows:
     """Whether rewards read the rows, so that `reward_columns` can name further columns."""
 
     def summary(self) -> str:
-        """Return one line: the numbers of used, dropped and unused rows, and the unused columns."""
+        """Return one line: the numbers of used, dropped and unused rows, and `reading_notes`."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -138,7 +138,7 @@ def load(
 
     Raises:
         UserError: A path does not exist, its content is malformed, its columns cannot be assigned
-            to fields, or no row is usable.
+            to fields, no row of a source is usable, or an argument is not valid.
     """
     specs = checked_specs(specs, kind)
     options = {"keep": tuple(keep), "with_answer_and_tests": with_answer_and_tests}

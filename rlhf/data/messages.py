@@ -139,7 +139,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     Descriptions of ignored keys are added to `notes`.
 
     Raises:
-        RowDropped: The role is unknown, or a value has the wrong type.
+        RowDropped: The role is unknown, or a value is not valid.
     """
     raw_role = item.get("role", item.get("from"))
     role = ROLES.get(raw_role.lower()) if isinstance(raw_role, str) else None
@@ -249,7 +249,7 @@ def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str
 def _parse_tool_calls(value: Any, notes: Notes) -> list[Message]:
     """Convert tool calls to [{type, function: {name, arguments}}] and decode JSON arguments.
 
-    Descriptions of ignored keys are added to `notes`.
+    The id of a call is kept if it is a text. Descriptions of ignored keys are added to `notes`.
 
     Raises:
         RowDropped: The value is not a list of tool calls, or a call has no function name, or has

@@ -38,7 +38,8 @@ class SimulatedAnnotator:
     """
 
     tau: NonNegativeFloat = 1.0
-    """Temperature in units of the gold score. At 0, the reply with the higher score is chosen."""
+    """Temperature in units of the gold score. At 0, the reply with the higher score is chosen
+    before the label flips, and the biases decide only between equal scores."""
     flip: LabelNoise = 0.0
     """Probability that the label is flipped."""
     length_bias: Finite = 0.0
@@ -86,7 +87,7 @@ def pairs_from_gold(
     Returns:
         Preference rows with `gold_margin`, the gold score of the chosen reply minus that of the
         rejected reply, which is negative if the reply with the lower score was chosen. `total` is
-        the number of pairs. Pairs with an empty or unscored reply, or with equal replies, are
+        the number of pairs. Pairs with an invalid or unscored reply, or with equal replies, are
         dropped.
 
     Raises:

@@ -1,8 +1,8 @@
 """Convert the rows of a table to canonical rows, block by block, in one or several processes.
 
 Everything that the loader records about a row (its outcome, the columns that were used, and the
-ignored parts of cells) is stored as the number of an `Effect`. The records of any selection and
-order of the rows are computed from these numbers.
+ignored parts of cells) is stored as the index of a `RowConversionRecord`. The counts of any
+selection and order of the rows are computed from these indices.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class TableHeader:
 
 
 class RowConversionRecord(NamedTuple):
-    """Record of the conversion of one row of a table: outcomes, ignored parts, used columns."""
+    """Record of the conversion of one row of a table.
+
+    It contains the outcomes, the ignored parts of cells, and the skipped and the used columns.
+    """
 
     outcomes: tuple[str | None, ...]
     """The reason why a row is dropped, or None for a canonical row; in order."""
@@ -58,7 +61,7 @@ class ConvertedBlock(NamedTuple):
 
     effects: list[RowConversionRecord]
     numbers: np.ndarray
-    """[B], index in `effects` for each row of the table."""
+    """[B], index in `effects` for each row of the block."""
     rows: list[bytes]
     """JSON of the canonical rows."""
     keys: bytes
@@ -131,7 +134,7 @@ class BlockReader:
         )
 
     def replace_table(self, table: Table, reader: TableReader) -> None:
-        """Convert the rows of another table, which was gathered from this one, with a reader."""
+        """Read another table, which was gathered from this one, with ``reader`` from now on."""
         self.table, self._reader = table, reader
 
     def _make_reader(self, header: TableHeader) -> TableReader:

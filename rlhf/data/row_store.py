@@ -1,8 +1,9 @@
 """Canonical rows of a source in a folder: they are read from the disk, not held in memory.
 
-A folder contains the rows in the order of the source, the prompt key of every row, and the effect
-of every row of the source (`rlhf.data.row_blocks`). None of these depends on the seed. The order,
-the limit and the counts of a run are computed when the folder is opened.
+A folder contains the rows in the order of the source, the prompt key of every row, and the
+`RowConversionRecord` of every row of the source. None of these depends on the seed, except which
+rows are stored for a source with a limit. The order, the limit and the counts of a run are computed
+after the folder is opened.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rlhf.errors import UserError
 BLOCK_ROWS = 1000
 """Number of rows that a process converts at a time."""
 ROWS_PER_PROCESS = 10_000
-"""A worker process is started for each of this number of rows, up to the configured number."""
+"""One worker process is started per this many rows, up to the configured number of processes."""
 _FIRST_ROWS = 100
 _ROWS, _KEYS, _EFFECT_INDICES = "rows.arrow", "keys.bin", "effects.npy"
 _COUNTS, _INDICES, _TABLE = "counts.npy", "indices.npy", "table.json"

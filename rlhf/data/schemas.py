@@ -1,8 +1,8 @@
 """Schemas of public datasets that need more than a mapping of columns.
 
-A schema is recognized by its columns. It converts a row to the cells of any number of canonical
-rows. For example, it selects the chosen reply of a pair, or converts a ranking to pairs or a tree
-to conversations. docs/data.md lists the schemas.
+A schema is recognized by its columns, and in some cases by the cells of the first row. It converts
+a row to the cells of any number of canonical rows. For example, it selects the chosen reply of a
+pair, or converts a ranking to pairs or a tree to conversations. docs/data.md lists the schemas.
 """
 
 from __future__ import annotations

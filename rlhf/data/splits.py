@@ -40,7 +40,8 @@ def split_by_prompt(
 
     Prompts are held out in the order of a seeded hash, so the split does not depend on the order of
     `rows`. The rows of each part keep their order. A prompt is skipped if the held-out part would
-    become larger than requested, so the part may be smaller than requested.
+    become larger than requested, so the part may be smaller than requested. If every prompt has
+    more rows than requested, the prompt with the fewest rows is held out.
 
     Args:
         rows: Rows with a prompt.
@@ -70,6 +71,9 @@ def folds_by_prompt(
     """Return `num_folds` pairs (train, held out), each without common prompts.
 
     Every row is held out in one fold, see `fold_indices`.
+
+    Raises:
+        UserError: As in `fold_indices`.
     """
     fold = fold_indices(rows, num_folds, seed=seed)
     return [

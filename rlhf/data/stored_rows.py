@@ -161,7 +161,7 @@ def split_stored_by_prompt(
     """Split rows like `rlhf.data.splits.split_by_prompt`, without reading them.
 
     Raises:
-        UserError: There are fewer than two distinct prompts.
+        UserError: `fraction` is not between 0 and 1, or there are fewer than two distinct prompts.
     """
     size = held_out_size(len(rows), fraction, None)
     keys, group, counts = np.unique(rows.prompt_keys(), return_inverse=True, return_counts=True)

@@ -33,9 +33,9 @@ class StreamPosition(NamedTuple):
     rows: int = 0
     """Number of rows before the position."""
     lines: int = 0
-    """Number of lines before the position, of a file of lines."""
+    """Number of lines before the position in an uncompressed JSON-lines file; otherwise 0."""
     byte: int = 0
-    """Number of bytes before the position, of a file of lines that is not compressed."""
+    """Number of bytes before the position in an uncompressed JSON-lines file; otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class RowStream:
     Attributes:
         spec: The source.
         block_rows: Number of rows of a block. The last block of a source can be shorter.
+
+    Raises:
+        UserError: The source does not exist, or is a file that cannot be read forward.
     """
 
     spec: DataSpec
@@ -63,8 +66,8 @@ class RowStream:
         """Yield blocks of rows with the positions after them.
 
         Args:
-            start: Position before the first block. A file of lines that is not compressed is read
-                from there. Other sources are read from their start, and rows are skipped.
+            start: Position before the first block. An uncompressed JSON-lines file is read from
+                there. Other sources are read from their start, and rows are skipped.
 
         Raises:
             UserError: The source does not exist, or its content is malformed.

@@ -46,6 +46,9 @@ def cross_fitted_margins(
         num_folds: Number of folds.
         seed: Seed of the folds.
         regularization: Inverse strength of the L2 penalty (scikit-learn's `C`).
+
+    Raises:
+        UserError: There are fewer distinct prompts than folds, or fewer than two folds.
     """
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression

@@ -1,7 +1,7 @@
 """Tables of a data source that are read in blocks instead of as a whole.
 
-`rlhf.data.files` defines the formats and their error messages. Files that cannot be read in blocks
-(compressed or not made of lines) are first converted to a temporary file that can.
+`rlhf.data.files` defines the formats and their error messages. Only uncompressed JSON-lines files
+are read directly. Other files are first converted to a temporary file that can be read in blocks.
 """
 
 from __future__ import annotations

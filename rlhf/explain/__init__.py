@@ -1,4 +1,6 @@
-"""Explain why a reward prefers a reply, what a policy assigns to its tokens, and what training did.
+"""Explain rewards, policies and the differences between stages of training.
+
+A reward is explained by attributions of its scores, a policy by quantities of reply tokens.
 
     from rlhf.explain import RewardExplainer, Explanation
 

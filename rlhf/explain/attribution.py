@@ -1,7 +1,8 @@
 """Attribute a score to the tokens of a text: gradient x input, and integrated gradients.
 
-The attribution of a token is the sum over the dimensions of its input embedding. The reference text
-of integrated gradients has zero embeddings, for which gradient x input is the first-order estimate.
+The attribution of a token is the sum of the attributions of the dimensions of its input embedding.
+Integrated gradients attribute the score of the text minus the score of zero embeddings. Gradient x
+input is the first-order estimate of this difference.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rlhf.reward_models.pairs import Pair
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Words whose deletion flips the verdict, or brings the margin closest to 0."""
+    """Words whose deletion flips the verdict, or moves the margin towards 0."""
 
     words: list[Word]
     """The deleted words, in the order in which they were found."""
@@ -36,9 +36,8 @@ def find_counterfactual(
     """Delete words greedily until the margin changes its sign.
 
     In each round, the deletion of each candidate is scored, and the best one is kept. After the
-    sign has changed, each deleted word is restored if the sign does not change back. The result is
-    therefore minimal in the sense that no deleted word can be restored, but another set of words
-    can be smaller.
+    sign has changed, each deleted word except the last is restored, one after another, if the sign
+    does not change back. Another set of words can be smaller.
 
     Args:
         reward: The reward.
@@ -49,7 +48,8 @@ def find_counterfactual(
         max_candidates: Maximum number of words that are tried.
 
     Returns:
-        The best deletion that was found, or None if there are no candidates or the margin is 0.
+        The best deletion that was found. None if there are no candidates, the margin is 0, or no
+        deletion of one word moves the margin towards the other sign.
     """
     remaining = list(candidates[:max_candidates])
     if not remaining or margin == 0:

@@ -34,7 +34,10 @@ class AttributedText:
 
 @dataclass(frozen=True)
 class DeletionResult:
-    """Decrease of the margin after a fraction of the tokens of both replies was deleted."""
+    """Decrease of the margin after a fraction of the tokens of both replies was deleted.
+
+    Each cluster of pairs, such as a prompt, has the same weight in the means.
+    """
 
     fraction: float
     """Deleted fraction of the tokens."""

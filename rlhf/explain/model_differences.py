@@ -53,9 +53,11 @@ class LayerChange:
     weights: float
     """||W' - W|| / ||W|| over all weights of the block (Frobenius norm)."""
     states: float
-    """Mean over tokens of ||h' - h|| / ||h||, where h is the output of the block."""
+    """Mean of ||h' - h|| / ||h||, where h is the output of the block, first over the tokens of each
+    reply, then over the replies."""
     cosine: float
-    """Mean over tokens of the cosine of h and h'."""
+    """Mean of the cosine of h and h', first over the tokens of each reply, then over the
+    replies."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,10 @@ class StageDifference:
     """Mean change of the log-probability per reply token, in nats."""
     kl: Interval
     """Mean KL(later || earlier) of the distributions of reply tokens, in nats. It is first averaged
-    over the tokens of each reply, then over the replies."""
+    over the tokens of each reply, then over the replies to each prompt, then over the prompts."""
     same_top_token: Interval
     """Fraction of reply tokens for which both stages have the same most likely token, averaged
-    over replies."""
+    in the same way."""
     gained: list[TokenChange]
     """Tokens whose log-probability increased most."""
     lost: list[TokenChange]
@@ -110,12 +112,14 @@ def compare_stages(
         before: The earlier stage.
         after: The later stage, with the same tokenizer and architecture.
         conversations: Conversations that end with a reply. Those that the chat template cannot
-            render, or that exceed the context of the models, are omitted.
+            render, that exceed the context of the models, or whose replies have no tokens, are
+            omitted.
         names: Names of the two stages.
         num_tokens: Number of tokens in each of the two lists of tokens.
 
     Raises:
-        UserError: The tokenizers or the architectures differ, or no conversation can be encoded.
+        UserError: The tokenizers, the chat templates or the architectures differ, or no
+            conversation can be encoded.
     """
     check_same_encoding(before.tokenizer, after.tokenizer, f"{names[0]} and {names[1]}")
     weights = _weight_changes(before, after, names)

@@ -47,7 +47,8 @@ class TrainingPairIndex:
         pairs: Training pairs. Pairs that cannot be scored are omitted.
 
     Raises:
-        UserError: The reward has no model, or no pair can be scored.
+        UserError: The reward has no model, its first model has no linear output layer, or no pair
+            can be scored.
     """
 
     def __init__(self, reward: Reward, pairs: Sequence[Pair]) -> None:
@@ -92,7 +93,11 @@ def _hidden_state_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Te
 
 @torch.no_grad()
 def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the hidden states of N texts that the last layer of the head reads, [N, D]."""
+    """Return the hidden states of N texts that the last layer of the head reads, [N, D].
+
+    Raises:
+        UserError: The model has no linear output layer.
+    """
     found: list[Tensor] = []
     layer = output_layer(model.model)
     if layer is None:

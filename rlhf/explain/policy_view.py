@@ -52,8 +52,8 @@ class PolicyExplanation:
     """Value of the state before each token; None without a critic."""
     advantages: list[float] | None = None
     """Advantage of each token; None without a reward. With a critic, it is the generalized
-    advantage estimate. Without a critic, it is the score minus the mean score of the other replies
-    to the same prompt (RLOO), and None if there are no other replies."""
+    advantage estimate. Without a critic, it is the score minus the mean score of the other scored
+    replies to the same prompt (RLOO), and None if there are no such replies."""
     score: float | None = None
     """Score of the reply; None without a reward."""
 
@@ -91,15 +91,17 @@ def explain_policy(
     Args:
         policy: The policy pi.
         conversations: Conversations that end with a reply. Those that the chat template cannot
-            render, or that exceed the context of the policy, are omitted with a warning.
-        reference: The reference policy pi_ref, with the same tokenizer.
+            render, or that exceed the context of the policy, are omitted with a warning. Those
+            whose replies have no tokens are omitted without one.
+        reference: The reference policy pi_ref, with the same tokenizer and chat template.
         reward: Reward of the replies, which is paid at their last tokens.
         gamma: Discount of generalized advantage estimation (Schulman et al. 2016, eq. 16).
         lam: Parameter lambda of generalized advantage estimation.
         temperature: Sampling temperature of the log-probabilities and the entropies.
 
     Raises:
-        UserError: The tokenizers of the policies differ, or no conversation can be encoded.
+        UserError: The tokenizers or chat templates of the policies differ, or no conversation can
+            be encoded.
     """
     if reference is not None:
         check_same_encoding(policy.tokenizer, reference.tokenizer, "the policy and its reference")

@@ -18,11 +18,11 @@ class PromptInfluence:
 
     share: float | None
     """Share of the prompt in the sum of the absolute attributions to prompt and replies; None if
-    there are no attributions."""
+    no attribution to the prompt differs from 0."""
     without_prompt: float | None
     """Margin if all messages of the prompt are empty; None if this cannot be scored."""
     other_prompts: Interval | None
-    """Mean margin after the prompts of other pairs; None if there are no other prompts."""
+    """Mean margin after the prompts of other pairs; None if no such margin can be computed."""
 
 
 def prompt_influence(

@@ -73,7 +73,10 @@ def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
 def _shaded_cards_html(
     methods: Sequence[str], names: Mapping[str, str], note: str, cards: Sequence[str]
 ) -> str:
-    """Return cards that the last method colors first, with the reason if there is a choice."""
+    """Return cards that are first shaded by the last of the methods.
+
+    If this is integrated gradients and there are other methods, the note gives the reason.
+    """
     if len(methods) > 1 and methods[-1] == "integrated_gradients":
         note += _FIRST_COLOR_NOTE
     return html_with_shading_selector([names[m] for m in methods], names[methods[-1]], note, cards)

@@ -37,7 +37,8 @@ class RewardExplainer:
         seed: Seed of the random orders of Shapley values and of the random deletions.
 
     Raises:
-        UserError: The reward cannot be differentiated, or captum is not installed.
+        UserError: The reward cannot be differentiated, captum is not installed, or `train_pairs`
+            cannot be used (see `TrainingPairIndex`).
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class RewardExplainer:
 
         Args:
             pairs: The pairs. All of them are scored, for the standard deviation of the margins.
-            shown: Number of pairs that are explained, starting with the first; by default all.
-            measure_on: Number of pairs, starting with the first, on which the faithfulness of the
-                methods is measured. The faithfulness of Shapley values is not measured.
+            shown: Maximum number of pairs that are explained, starting with the first pair that can
+                be scored; by default all.
+            measure_on: Maximum number of pairs, starting with the first that can be scored, on
+                which the faithfulness of the methods is measured. The faithfulness of Shapley
+                values is not measured.
             draws: Number of random deletions of each pair.
 
         Raises:
@@ -112,6 +115,9 @@ class RewardExplainer:
 
         The messages before the last one are the prompt. The tolerance of integrated gradients is
         relative to the larger of |score| and the standard deviation of the scores.
+
+        Raises:
+            UserError: No text can be scored.
         """
         scores = self.reward.score(conversations)
         values = scores.values
@@ -219,7 +225,7 @@ def _sides(pair: Pair) -> list[tuple[Side, Conversation]]:
 def prompt_share(explanation: PairExplanation, method: str) -> float | None:
     """Return the share of the prompt in the absolute attributions to the prompt and the replies.
 
-    The result is None if no attribution is in the prompt, as for Shapley values.
+    The result is None if all attributions to the prompt are 0, as for Shapley values.
     """
     sums = {"template": 0.0, "prompt": 0.0, "reply": 0.0}
     for text in (explanation.chosen, explanation.rejected):

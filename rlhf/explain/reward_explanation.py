@@ -21,7 +21,8 @@ class TextExplanation:
     """The explanation of one text: a reply with its prompt, or a classified text."""
 
     tokens: list[str]
-    """Text of each token, [T]."""
+    """Text of each token, [T]. For Shapley values, a token is a message of the prompt or a word of
+    the last message."""
     parts: list[Part]
     """Part of each token, [T]."""
     score: float
@@ -75,7 +76,7 @@ class RewardExplanation:
     faithfulness: list[Faithfulness] = field(default_factory=list)
     """Result of deletions for each method, if it was measured."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Reason -> number of conversations that could not be explained."""
+    """Reason -> number of pairs or texts that could not be explained."""
 
     @property
     def largest_relative_completeness_gap(self) -> float | None:

@@ -53,7 +53,8 @@ class DifferentiableReward:
 
         Raises:
             Unscorable: The conversation cannot be rendered, or has no tokens.
-            UserError: The models have different tokenizers or chat templates.
+            UserError: The models encode the conversation differently, or a tokenizer does not
+                return the characters of its tokens.
         """
         first, *others = (
             encode_with_parts(model, conversation, num_prompt_messages=num_prompt_messages)
@@ -95,7 +96,7 @@ class DifferentiableReward:
 
         Args:
             inputs: Input embeddings for each model, each [B, T, D].
-            constants: Result of `constants`.
+            constants: Result of `scores_without_models`.
 
         Raises:
             UserError: A model accepts only token ids, such as the classifiers of BART.

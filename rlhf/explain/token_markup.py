@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from rlhf.reports.markup import esc, number_text
 
 _MAX_TOKENS = 1_500
-"""Maximum number of tokens of one text on the page."""
+"""Maximum number of tokens of a prompt or of a reply on the page."""
 
 
 class ShadedTokens:

@@ -20,7 +20,7 @@ Weights = Literal["quadratic"] | None
 
 @dataclass(frozen=True)
 class AnnotatorSummary:
-    """Statistics of the labels of one annotator."""
+    """Statistics of the labels of one annotator. Fractions are averaged over prompts."""
 
     annotator: str
     labels: int
@@ -31,21 +31,24 @@ class AnnotatorSummary:
     median_seconds: float | None
     """Median time for a label, in seconds; None if no time is known."""
     first_shown: Interval | None
-    """Fraction of preferences for the reply that was shown first. It is 0.5 without a bias, because
-    the order is random. None if there are no preferences."""
+    """Fraction of preferences for the reply that was shown first. Its expected value is 0.5 without
+    a bias, because the order is random. None if there are no preferences."""
     checks: Interval | None
     """Fraction of correct answers to check items; None if there are none."""
 
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Agreement of two annotators on the items that both labeled."""
+    """Agreement of two annotators on the items that both labeled.
+
+    In rankings, each pair of replies is an item.
+    """
 
     first: str
     second: str
     items: int
     agreement: Interval
-    """Fraction of items with equal labels."""
+    """Fraction of items with equal labels, averaged over prompts."""
     kappa: Interval
 
 
@@ -58,14 +61,14 @@ class AgreementReport:
     fleiss: Interval | None
     """Fleiss' kappa of the items with several labels; None if there are no such items."""
     shared_items: int
-    """Number of items that several annotators labeled."""
+    """Number of items that several annotators labeled; in rankings, of pairs of replies."""
 
 
 def agreement_report(rows: Iterable[Row]) -> AgreementReport:
     """Return the agreement of the annotators of some labels (`rlhf.data.labels`) of one mode.
 
     The categories are the better reply or a tie, or the rating. A ranking counts as one label for
-    each pair of its replies. Intervals are over prompts.
+    each pair of its replies. Demonstrations have no categories. Intervals are over prompts.
     """
     rows = list(rows)
     live = [row for row in live_labels(rows) if not row.get("skipped")]
@@ -97,7 +100,7 @@ class LabelTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> LabelTable:
-        """Return the table of labels that were neither undone nor skipped."""
+        """Return the table of some labels, none of which was undone or skipped."""
         categories: dict[Hashable, dict[str, Hashable]] = {}
         prompts: dict[Hashable, str] = {}
         for row in rows:

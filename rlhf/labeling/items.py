@@ -30,8 +30,9 @@ _KINDS: Mapping[LabelMode, tuple[Kind, ...]] = {
 _NEEDS: Mapping[LabelMode, str] = {
     "pairs": "prompt with chosen and rejected, response_a and response_b, replies, or completion "
     "in several rows of a prompt",
-    "ratings": "prompt with completion, or with replies",
-    "rankings": "prompt with replies, or with completion in several rows of a prompt",
+    "ratings": "prompt with completion, replies, or chosen and rejected",
+    "rankings": "prompt with replies, chosen and rejected, or completion in several rows of a "
+    "prompt",
     "demonstrations": "prompt",
 }
 
@@ -52,7 +53,7 @@ class LabelItem:
 
 
 def read_items(specs: Sequence[DataSpec], mode: LabelMode) -> list[LabelItem]:
-    """Return the distinct items of several sources, in the order of the sources.
+    """Return the distinct items of several sources, in the order of their first rows.
 
     Raises:
         UserError: A source cannot be read or does not have the columns of the mode.

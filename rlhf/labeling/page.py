@@ -106,7 +106,7 @@ def task_json(task: Task) -> dict[str, Any]:
 
 
 def turn_json(turn: Message) -> dict[str, str]:
-    """Return the role and the text of a message without control codes."""
+    """Return the role and the text of a message, with control codes escaped."""
     return {"role": escape_invisible(turn["role"]), "text": escape_invisible(turn_text(turn))}
 
 

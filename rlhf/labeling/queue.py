@@ -38,7 +38,7 @@ def order_items(
         load_rewards: Function that loads the members of the ensemble.
 
     Raises:
-        UserError: The order needs several reward models, or pairs with labels.
+        UserError: The order needs several reward models, or more pairs, all with labels.
     """
     if order == "random":
         return random.Random(seed).sample(list(items), len(items))
@@ -117,7 +117,7 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
     The value is the negative cross-fitted margin, see `rlhf.data.suspects`.
 
     Raises:
-        UserError: Some pairs have no label, or there are too few pairs.
+        UserError: Some pairs have no label, or there are too few pairs or prompts.
     """
     from rlhf.data.suspects import cross_fitted_margins
 
@@ -125,7 +125,7 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
         raise UserError("order: suspicion needs pairs with labels: chosen and rejected")
     if len(items) < MIN_SUSPICION_ITEMS:
         raise UserError(
-            f"order: suspicion needs {MIN_SUSPICION_ITEMS} pairs, the data have {len(items)}"
+            f"order: suspicion needs at least {MIN_SUSPICION_ITEMS} pairs, got {len(items)}"
         )
     fitted = cross_fitted_margins([_labeled_row(item) for item in items], seed=seed)
     log.info(
@@ -148,9 +148,9 @@ def _labeled_row(item: LabelItem) -> Mapping[str, Any]:
 def insert_checks(
     items: Sequence[LabelItem], checks: Sequence[LabelItem], *, every: int, seed: str
 ) -> list[LabelItem]:
-    """Insert one check item at a random position in each block of ``every`` items.
+    """Insert one check item at a random position in each block, until all are used.
 
-    Each check item is used once. Items that are also check items are removed from ``items``.
+    A check item is used at most once. Items that are also check items are removed from ``items``.
 
     Args:
         items: Ordered items.

@@ -33,11 +33,18 @@ MAX_TEXT = 200_000
 
 
 class InvalidLabel(ValueError):
-    """A label is malformed, or the mode does not allow it. The message contains the reason."""
+    """A submission is invalid; the message states the reason.
+
+    For example, the answer is not possible in the mode, or the item is not in the queue.
+    """
 
 
 class ConflictingLabel(ValueError):
-    """An item has a different label already, for example from a second window."""
+    """A submission is out of date.
+
+    For example, the item has a different label already, the label was undone, or the page has
+    other settings.
+    """
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class LabelSettings:
 
     @property
     def answer_range_column(self) -> dict[str, int]:
-        """Column of a label that gives the range of its answer, if the mode has one."""
+        """Column that states the range of an answer -> its value; empty for modes without one."""
         column = RANGE_COLUMNS.get(self.mode)
         return {column: getattr(self, column)} if column else {}
 
@@ -200,6 +207,7 @@ class LabelingSession:
             ConflictingLabel: The item has a label with a different answer, the label was undone,
                 the id is not that of the item's next label, or the page has other settings.
             OSError: The label could not be written.
+            UserError: The file was deleted or replaced.
         """
         if submission.item_id not in self._items:
             raise InvalidLabel("the item is not in this queue")
@@ -234,6 +242,8 @@ class LabelingSession:
 
         Raises:
             InvalidLabel: The annotator has no label with this id in this queue.
+            OSError: The row that undoes the label could not be written.
+            UserError: The file was deleted or replaced.
         """
         with self._lock:
             row = self._row_with_id(label_id)

@@ -94,7 +94,7 @@ def pair_answers(strengths: int) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def task_text(task: Task) -> str:
-    """Return the prompt and the replies as text without control codes.
+    """Return the prompt and the replies as text, with control codes escaped.
 
     All lines of the data are indented, so that no text looks like the title of a reply.
     """

@@ -2,7 +2,7 @@
 
 Only the inputs of each block are kept for the backward pass, which computes the block again.
 Transformers' own option has an effect only in training mode. This toolkit trains in evaluation
-mode, because most losses must not use dropout.
+mode, except if SFT or a reward model uses dropout, because other losses must not use dropout.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _compute_block_and_trim_heap(forward: Any, *args: Any) -> Any:
 
     Small objects that outlive a block, such as the nodes of the graph, split the memory that its
     tensors free, so that the tensors of the next block, which have the same sizes, get new memory.
-    The process would grow by several times the memory that exists at a time.
+    Without trimming, the process would grow to several times the memory that is in use at a time.
     """
     if next(_computed_blocks) % BLOCKS_PER_TRIM == 0 and args[0].device.type == "cpu":
         trim_heap()

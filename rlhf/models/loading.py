@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
-# Pad tokens in order of preference: reserved tokens that do not occur in ordinary text.
+# Pad tokens in order of preference: reserved tokens that rarely occur in encoded text.
 _FALLBACK_PAD_TOKENS = (
     "<|pad|>",
     "<pad>",
@@ -81,7 +81,8 @@ def load_model(
         The model, in a PEFT wrapper if the configuration has LoRA adapters, and the tokenizer.
 
     Raises:
-        UserError: The model is not available, or ``check_padding_and_causality`` fails.
+        UserError: The model is not available, ``check_padding_and_causality`` fails, or the model
+            does not support the attention implementation or the adapters.
     """
     device = device or default_device()
     hub = None
@@ -232,8 +233,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     The pooling of Transformers reads the last token that is not padding. If the pad token were EOS,
     this pooling would skip the EOS of a finished reply. The pad token is a reserved token of the
     vocabulary if there is one. Otherwise, ``<|pad|>`` is added, and the caller must resize the
-    model's embedding to ``len(tokenizer)``. In both cases, the caller must set
-    ``model.config.pad_token_id`` to the returned id before training.
+    model's embedding to ``len(tokenizer)`` if it has no row for this token. In both cases, the
+    caller must set ``model.config.pad_token_id`` to the returned id before training.
     """
     taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
@@ -250,8 +251,8 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     The folder is written under a temporary name and then renamed, so it is always complete.
 
     Raises:
-        UserError: The folder contains no adapter, its base model is not available, or ``target``
-            exists or cannot be created.
+        UserError: The folder contains no adapter, its base model is not available, the adapters
+            cannot be merged, or ``target`` exists or cannot be created.
     """
     check_output_path(target, option="target")
     if target.exists():
@@ -265,7 +266,8 @@ def save_merged_model(adapter: str, folder: Path) -> None:
     """Write the model of `merge_adapter` to a folder.
 
     Raises:
-        UserError: The folder ``adapter`` contains no adapter, or its base model is not available.
+        UserError: The folder ``adapter`` contains no adapter, its base model is not available, or
+            the adapters cannot be merged.
     """
     if not is_adapter(adapter):
         raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")

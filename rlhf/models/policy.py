@@ -89,7 +89,7 @@ class Policy:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the policy has LoRA adapters. If so, the base weights are not trained."""
+        """Whether the policy has LoRA adapters, which are trained instead of the base weights."""
         return self.model is not unwrap_peft(self.model)
 
     @property
@@ -133,7 +133,7 @@ class Policy:
         return self.sharding.whole_weights()
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the model and, if the policy has them, the value head and its decoder, by name."""
+        """Return by name the model and, if they exist, the value head and the critic's decoder."""
         named = {
             "model": self.model,
             "value_head": self.value_head,
@@ -189,7 +189,11 @@ class Policy:
         with_entropy: bool,
         with_balancing_loss: bool,
     ) -> TokenLogprobsAndValues:
-        """Compute the result of `score`. The weights that are not in blocks must be whole."""
+        """Compute the result of `score`.
+
+        If the policy is sharded, the weights outside the transformer blocks must be gathered, as
+        in `ShardedModules.run`.
+        """
         tied, balance = make_tied_embedding(self.model), None
         if with_balancing_loss and self.balancing_weight:
             hidden, index, balance = states_index_and_balancing_loss(

@@ -21,7 +21,7 @@ class Snapshot:
 
 
 class PolicyCopy:
-    """A copy of the policy's model with weights of its own.
+    """A copy of the policy's model with trained weights of its own.
 
     One thread trains the policy and takes snapshots, and another one samples from the copy and
     loads snapshots into it. The copy shares the weights that are not trained, such as the base
@@ -40,12 +40,12 @@ class PolicyCopy:
 
     @torch.no_grad()
     def snapshot(self, version: int) -> Snapshot:
-        """Return the current weights of the policy, in the thread that trains it."""
+        """Return a copy of the policy's trained weights; call it in the thread that trains."""
         return Snapshot(version, {name: p.clone() for name, p in self._trained.items()})
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
-        """Replace the weights of the copy, in the thread that samples from it."""
+        """Replace the trained weights of the copy; call it in the thread that samples."""
         if snapshot.version == self._version:
             return
         for name, weight in snapshot.weights.items():

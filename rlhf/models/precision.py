@@ -162,7 +162,7 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the state of the fused optimizers and of the separate master weights."""
+        """Return the state of the fused optimizers, and copies of the separate master weights."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._weights_with_separate_master()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]

@@ -34,7 +34,8 @@ _MAX_CONFIG_VALUES = {
 def small_random_model_like(model: Any, *, device: torch.device | None = None) -> Any | None:
     """Return a small model with the architecture of ``model``, in evaluation mode.
 
-    The result is None if no model with a reduced configuration can be made and run.
+    The result is None if no model with a reduced configuration can be made and run, or if every
+    such model has more than MAX_PARAMS parameters.
 
     Args:
         model: The model.

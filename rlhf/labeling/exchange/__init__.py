@@ -21,8 +21,8 @@ def skip_and_count_unreadable(
     """Yield the labels of one record of another tool.
 
     Args:
-        labels: The labels, None for an answer whose fields or questions have other names. The
-            iteration fails at a malformed record.
+        labels: The labels, None for an answer that cannot be read, for example because its fields
+            or questions have other names. The iteration fails at a malformed record.
         problem: Counts the labels that are not read.
         malformed: Reason for a malformed record, of which no label is used.
         unknown: Reason for None.

@@ -2,8 +2,8 @@
 
 A record is an item. Its fields are chat fields. Its questions are `preference` (response_a,
 response_b or tie), `strength`, `rating`, `ranking` and `completion`, depending on the mode, and
-`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the ids here. The
-metadata `checks` maps the users for whom the item was a check to the known answer.
+`note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the annotators'
+ids. The metadata `checks` maps the users for whom the item was a check to the known answer.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def from_argilla(
 
 
 def _labels_of_record(record: Mapping[str, Any], names: Names) -> Iterator[ForeignLabel | None]:
-    """Yield the label of each user; None if the questions have other names."""
+    """Yield the label of each user; None if an answer cannot be read."""
     users, checks = (_metadata_by_user(record, key) for key in ("annotators", "checks"))
     for user, answers in _answers_by_user(record["responses"]).items():
         label = _label(record["fields"], answers, names, users.get(user, user))
@@ -136,7 +136,10 @@ def _answers_by_user(responses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _label(
     fields: Mapping[str, Any], answers: Mapping[str, Any], names: Names, annotator: str
 ) -> ForeignLabel | None:
-    """Return the label that one user gave; None if the questions have other names."""
+    """Return the label that one user gave.
+
+    The result is None if the questions or the replies have other names, or a ranking is incomplete.
+    """
 
     def field(name: str) -> Any:
         return fields.get(names.get(name, name))
@@ -167,7 +170,10 @@ def _label(
 
 
 def _ranks(ranking: Sequence[Any], names: Sequence[str]) -> list[int] | None:
-    """Return the rank of each reply, from names in order or from names with ranks."""
+    """Return the rank of each reply, from names in order or from names with ranks.
+
+    The result is None if the ranking is incomplete or there are no replies.
+    """
     if all(isinstance(entry, Mapping) for entry in ranking):
         ranks = {entry.get("value"): entry.get("rank") for entry in ranking}
     else:

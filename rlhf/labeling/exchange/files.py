@@ -42,7 +42,7 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
         form: Format of the file.
 
     Returns:
-        Reason -> number of labels that the format cannot express.
+        Reason -> number of labels that the format cannot express completely.
     """
     problems: Counter[str] = Counter()
 
@@ -87,7 +87,8 @@ def import_labels(
         The labels, and reason -> number of labels that cannot be read.
 
     Raises:
-        UserError: The file cannot be read or has no labels.
+        UserError: The file cannot be read or has no labels, or it has pairs and `annotator` is
+            None.
     """
     problems: Counter[str] = Counter()
 

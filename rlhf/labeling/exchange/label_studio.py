@@ -72,8 +72,8 @@ PROJECT_CONFIGS: Mapping[LabelMode, str] = {
 def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any]]:
     """Return one task for each item, with one annotation for each label.
 
-    Label Studio assigns imported annotations to the user who imports them, because its users are
-    others; the key `annotator` keeps the id. The key `gold` keeps the known answer of a check item.
+    Label Studio assigns imported annotations to the user who imports them. The key `annotator`
+    keeps the id of the annotator, and the key `gold` the known answer of a check item.
     """
     tasks = []
     for number, labels in enumerate(labels_by_item(rows), start=1):
@@ -97,7 +97,7 @@ def _task_data(row: Row) -> dict[str, Any]:
 
 
 def _ranked_reply(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the entry of a list. It shows a text, so several messages are kept beside it."""
+    """Return the entry of a list. It shows one text; the key `messages` keeps several messages."""
     entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
     return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
 
@@ -180,7 +180,10 @@ def from_label_studio(
 def _label(
     data: Mapping[str, Any], annotation: Mapping[str, Any], names: Names
 ) -> ForeignLabel | None:
-    """Return the label of an annotation; None if the controls have other names."""
+    """Return the label of an annotation.
+
+    The result is None if the controls have other names, or the answer is missing or incomplete.
+    """
 
     def field(name: str) -> Any:
         return data.get(names.get(name, name))

@@ -141,7 +141,8 @@ def flat_states_and_token_index(
 
     Rows are packed if the model uses packed attention, and padded otherwise. Packed attention has
     no sliding window, so rows longer than a window are padded too. The states of real tokens are
-    the same in both cases, because padding is on the right.
+    the same in both cases, because padding is on the right. If padding changes the states of a
+    model (see ``verification``), its rows are computed one by one.
 
     Args:
         model: Decoder with any head.

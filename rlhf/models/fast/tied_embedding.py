@@ -62,10 +62,10 @@ def make_tied_embedding(model: Any) -> TiedEmbedding | None:
     """Make the views of a tied embedding for one forward pass with gradients.
 
     Returns:
-        The views, or None in two cases. The model does not support them, because its embedding has
-        additional operations, or because its decoder treats tokens differently from embeddings. Or
-        they save nothing, because the weights are not tied, need no gradient, or are on an
-        accelerator.
+        The views, or None in two cases. The model does not support them, because its embedding or
+        its head has additional operations, or because its decoder treats tokens differently from
+        embeddings. Or they save nothing, because the weights are not tied, need no gradient, or are
+        on an accelerator.
     """
     inner = unwrap_peft(model)
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()

@@ -2,10 +2,10 @@
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
 a tied embedding. They are compared with the model's own forward pass over one row at a time. The
-inputs are rows of different lengths, rows with a common prefix, and rows longer than every window.
-The hidden states and the gradients are compared. Fast paths that disagree are disabled for the
-model. If the results of a padded batch also disagree, each row is computed in a separate forward
-pass.
+inputs are rows of different lengths, rows with a common prefix, and rows longer than every window
+if these are short enough. The hidden states and the gradients are compared. If they disagree, fast
+paths are disabled for the model, one after another, until they agree. If the results of a padded
+batch also disagree, each row is computed in a separate forward pass.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def enable_fast_paths(model: Any) -> bool:
         Whether the model now packs rows.
 
     Raises:
-        UserError: The states differ even if all fast paths are disabled.
+        UserError: The model cannot be run, or the states or gradients differ even if all fast paths
+            are disabled.
     """
     trunk = trunk_of(model)
     if not getattr(trunk, "fast_paths_verified", False):
@@ -146,7 +147,7 @@ def _enable_paths_verified_on_copy(model: Any) -> None:
         elif longest + 8 > affordable:
             log.info(
                 "%s: the comparison of fast paths does not include rows longer than %d tokens, but "
-                "the largest attention window has %d tokens",
+                "the model computes rows longer than %d tokens differently",
                 type(unwrap_peft(model)).__name__,
                 affordable,
                 longest,
@@ -196,7 +197,8 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int
         The number of disabled paths.
 
     Raises:
-        UserError: The states differ even if all paths are disabled.
+        UserError: The model cannot be run, or the states or gradients differ even if all paths are
+            disabled.
     """
     trunk = trunk_of(model)
 

@@ -46,9 +46,9 @@ class ShardedModules:
     Args:
         modules: Name -> module. Modules whose weights are not loaded are filled.
         decoders: The decoders of the modules, whose blocks are sharded separately.
-        replicated: Parameters that are not sharded, such as adapters. Their gradients are not
-            summed. Parameters with fewer rows than processes, or of another dtype than most
-            parameters, are not sharded either.
+        replicated: Parameters that are not sharded, such as adapters. FSDP does not sum their
+            gradients over the processes. Parameters with fewer rows than processes, or of another
+            dtype than most parameters, are not sharded either.
         device: Device of the weights.
         deferred: Source of the weights that are not loaded, or None if all weights are loaded.
         prefixes: Name of a module -> prefix of the names of its weights in ``deferred``.
