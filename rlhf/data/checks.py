@@ -151,16 +151,21 @@ def contradictory_answers(rows: Sequence[Row]) -> Finding:
 
 
 def _rows_with_several_values(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int]:
-    """Return the indices of the rows whose key occurs with more than one value.
+    """Return the indices of the rows with a value whose key occurs with more than one value.
 
     Args:
         keys: One key per row.
-        values: One value per row.
+        values: One value per row; None if the row has no value.
     """
     by_key = defaultdict(set)
     for key, value in zip(keys, values, strict=True):
-        by_key[key].add(value)
-    return [index for index, key in enumerate(keys) if len(by_key[key]) > 1]
+        if value is not None:
+            by_key[key].add(value)
+    return [
+        index
+        for index, (key, value) in enumerate(zip(keys, values, strict=True))
+        if value is not None and len(by_key[key]) > 1
+    ]
 
 
 def _reference_answer(row: Row) -> str | None:

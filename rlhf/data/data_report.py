@@ -35,7 +35,7 @@ class DataReport:
         """Return the number and the names of the faults in one line."""
         faults = [finding for finding in self.findings if finding.level == "fault"]
         if not faults:
-            return f"no fault found in {self.total:,} rows"
+            return f"no fault found in {count_text(self.total, 'row')}"
         named = ", ".join(f"{f.name} ({f.count:,})" for f in faults)
         return f"{count_text(len(faults), 'fault')} in {count_text(self.total, 'row')}: {named}"
 

@@ -154,10 +154,10 @@ def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> LoadedRows:
         UserError: A row does not have one rank per reply, or a prompt is not valid.
     """
     ranked = [
-        {**row, "scores": [-rank for rank in row.get("ranks", range(len(row["replies"])))]}
+        {**row, "ranks": [-rank for rank in row.get("ranks", range(len(row["replies"])))]}
         for row in rows
     ]
-    return _pairs_by_score(ranked, "scores", min_gap=0.0, with_margin=False)
+    return _pairs_by_score(ranked, "ranks", min_gap=0.0, with_margin=False)
 
 
 def inject_label_noise(
@@ -185,7 +185,8 @@ def inject_label_noise(
 
 def _reversed_label_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     if "chosen" in row:
-        return {"chosen": row["rejected"], "rejected": row["chosen"]}
+        margin = {"gold_margin": -row["gold_margin"]} if "gold_margin" in row else {}
+        return {"chosen": row["rejected"], "rejected": row["chosen"], **margin}
     return {"label": not row["label"]}
 
 

@@ -17,11 +17,7 @@ def policy_cards_html(replies: Sequence[PolicyExplanation]) -> str:
     """Return a card for each reply, whose tokens are shaded by a quantity of the policy."""
     if not replies:
         return ""
-    names = [
-        name
-        for name in _token_quantities(replies[0])
-        if any(name in _token_quantities(r) for r in replies)
-    ]
+    names = list(dict.fromkeys(name for reply in replies for name in _token_quantities(reply)))
     cards = []
     for number, reply in enumerate(replies, start=1):
         table, columns = ShadedTokens(names), _token_quantities(reply)

@@ -176,6 +176,8 @@ def test_one_prompt_with_two_answers_is_contradictory_and_not_repeated():
     assert finding(report, "contradictory answers").rows == (0, 1)
     assert finding(report, "duplicates").rows == (3,)
     assert not report.ok
+    without = [rows[2], {"prompt": [{"role": "user", "content": "3+3?"}]}]
+    assert finding(make_data_report(loaded(without)), "contradictory answers").count == 0
     pairs = [row | {"chosen": assistant("4"), "rejected": assistant("5")} for row in rows[:1]]
     swapped = [pairs[0] | {"chosen": assistant("5"), "rejected": assistant("4")}]
     assert finding(make_data_report(loaded(pairs + swapped)), "contradictory pairs").rows == (0, 1)

@@ -156,14 +156,24 @@ def test_ratings():
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_label_noise_reverses_the_exact_fraction(rate):
-    clean = [{"chosen": [f"c{i}"], "rejected": [f"r{i}"], "n": i} for i in range(20)]
+    clean = [
+        {"chosen": [f"c{i}"], "rejected": [f"r{i}"], "n": i, "gold_margin": i - 5.0}
+        for i in range(20)
+    ]
     noisy = inject_label_noise(clean, rate, seed=5)
     assert sum(row["flipped"] for row in noisy) == 20 * rate
     for before, after in zip(clean, noisy, strict=True):
         swapped = after["chosen"] == before["rejected"] and after["rejected"] == before["chosen"]
         assert swapped == after["flipped"]
         assert after["n"] == before["n"]
+        sign = -1 if after["flipped"] else 1
+        assert after["gold_margin"] == sign * before["gold_margin"]
     assert "flipped" not in clean[0]
+
+
+def test_a_wrong_number_of_ranks_is_named():
+    with pytest.raises(UserError, match="row 0: 2 replies but 1 ranks"):
+        pairs_from_rankings([{"prompt": "p", "replies": ["a", "b"], "ranks": [1]}])
 
 
 def test_noise_on_labels():

@@ -9,6 +9,7 @@ import torch
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
+from rlhf.explain.policy_cards import policy_cards_html
 from rlhf.explain.policy_view import explain_policy, load_policy
 from rlhf.models.policy import Policy
 from rlhf.reward_models import PerConversationReward
@@ -81,6 +82,8 @@ def test_replies_to_one_prompt_have_leave_one_out_advantages_without_a_critic():
     found = explain_policy(policy, [*replies, CONVERSATIONS[0]], reward=LENGTH)
     assert [set(r.advantages) for r in found[:3]] == [{1 - 3.5}, {5 - 1.5}, {2 - 3.0}]
     assert found[3].advantages is None  # no other reply to its prompt
+    page = policy_cards_html([found[3], found[0]])
+    assert page.count(">advantage<") == policy_cards_html(found[:1]).count(">advantage<") > 0
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
