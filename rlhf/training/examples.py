@@ -22,7 +22,7 @@ SAME_TOKENS_REASON = "replies that are rendered with the same tokens"
 LONG_PROMPT_REASON = "the prompt fills max_length"
 TRUNCATED = "truncated"
 BLOCK_ROWS = 256
-"""Number of rows whose texts are tokenized in one call."""
+"""Maximum number of rows whose texts are tokenized in one call."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ExampleEncoder:
         return f"all examples were dropped: {dropped}; the first is {first}"
 
     def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:
-        """Render a text of a row. Errors are stored, because an earlier one of the row counts."""
+        """Render a text of a row. Its error is stored; the first error of a row is raised later."""
         rendered = _Rendered()
         try:
             if "text" in row:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 16
-"""Number of held-out transcripts that are written before and after training."""
+"""Number of held-out transcripts that are written before training, and again after it."""
 
 
 def evaluate_held_out(

@@ -228,7 +228,7 @@ class ExampleStream:
 
 
 class StreamEncoder:
-    """Converts and encodes blocks of rows; the arguments are those of the stream's encoder."""
+    """Converts and encodes blocks of rows in a worker process, like the encoder of the stream."""
 
     def __init__(
         self,

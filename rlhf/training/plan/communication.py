@@ -25,8 +25,8 @@ from rlhf.training.plan.memory import TrainingState
 from rlhf.training.plan.plan import Parallelism
 
 BYTES, REPEATS = 16 * 2**20, 5
-"""Size of the measured tensors, which is that of the weights of a transformer block, and number of
-measurements."""
+"""Size of the measured tensors, about that of the weights of a small transformer block, and number
+of measurements."""
 MAX_PROCESSES = 8
 TIMEOUT = 120.0
 """Most processes of a measurement, and seconds after which it is given up."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Fraction of the rows on which a head of an ensemble is trained, which is the expected fraction of
+"""Probability that a head of an ensemble is trained on a row, which is the expected fraction of
 distinct rows in a bootstrap sample."""
 
 
@@ -67,7 +67,7 @@ class RewardEncoder:
                 on a different sample of the rows.
 
         Raises:
-            UserError: All rows were dropped.
+            UserError: All rows were dropped, or no row has the columns that the kind needs.
         """
         self.training, examples = training, []
         self.encoded_rows[training], self.dropped[training] = [], Counter()
