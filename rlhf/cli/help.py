@@ -121,7 +121,9 @@ def _trainer_defaults_and_hidden_keys(
     """Return dotted key -> default for the trainer's options, and the options to omit in the help.
 
     If ``show_trl`` is true, the help lists the options of TRL. Otherwise it lists the options of
-    the native engine, whose class replaces ``options["trainer"]`` in place.
+    the native engine, whose class replaces ``options["trainer"]`` in place. For a method that only
+    TRL implements, it lists the options of TRL without the options of transformers that the native
+    engine lacks.
     """
     from transformers import TrainingArguments
 

@@ -82,7 +82,9 @@ proportional to the number of rows."""
 
 
 class TrainingMonitor:
-    """Checks the logged metrics during training and returns each kind of warning once.
+    """Checks the logged metrics during training and returns each warning once, by its kind.
+
+    Warnings of alarms with the action state are not returned.
 
     The monitor reads the rows that a resumed run logged earlier. Create the monitor after
     `Run.rewind`, which removes invalid rows.
@@ -209,7 +211,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 
 def gold_metric_key(log: MetricLog) -> str | None:
-    """Return the key of the gold score in the metrics, or None if no gold score was logged."""
+    """Return the key of the gold score in the metrics; None if every gold score is missing or 0."""
     # A score that is always 0, such as that of an unused reward, does not measure anything.
     return next((key for key in gold_metric_keys(log.config) if any(log.series(key)[1])), None)
 

@@ -107,7 +107,8 @@ def train_with_trainer(
         callbacks: Callbacks of the user.
 
     Raises:
-        UserError: The value of an option under ``trainer:`` is invalid.
+        UserError: An option under ``trainer:`` is invalid, a changed setting would have no effect,
+            the checkpoints are damaged, or training diverged.
         Interrupted: The user stopped the run.
     """
     assert setup.trainer is not None
