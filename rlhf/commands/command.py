@@ -238,7 +238,7 @@ class CommandTable(dict[str, Command]):
             raise UserError(f"{name} writes no run: use it on the command line, as rlhf {name}")
 
     def run_config(self, name: str, config: Any) -> Path:
-        """Run a command like `run_command`, with a configuration from `read` or `configure`."""
+        """Run a command like `run_command`, with a configuration from `read_config`."""
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 

@@ -57,7 +57,8 @@ class PairsConfig(RunConfig):
 def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
     """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory.
 
-    Episodes of several turns are dropped and counted, because a reply of a pair is one turn.
+    Pairs with an episode that has a user turn after a reply are dropped and counted, because a
+    reply of a pair has no user turn.
 
     Raises:
         UserError: No pair is left.

@@ -89,7 +89,7 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
     if config.engine == "native" and not native_supported:
         raise UserError(
             "engine: native supports only sft, dpo, and reward models of kind preference with one "
-            "head on a decoder and without flip_rate; remove engine, or set engine: trl"
+            "head on a decoder; remove engine, or set engine: trl"
         )
     engine = ("native" if native_supported else "trl") if config.engine == "auto" else config.engine
     if config.profile and engine == "trl":
