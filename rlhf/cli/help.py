@@ -26,7 +26,7 @@ Options of every command
   --key.sub value        override an option; `rlhf COMMAND --help` lists the options
   --plugins FILE.py      also load the algorithms, rewards and commands of a file or module
   --print-config         check the configuration, print it and stop
-  --dry-run              check everything and estimate memory and time, without training
+  --dry-run              check without running; for training, also estimate memory and time
   --debug                print the traceback of an error
 """
 

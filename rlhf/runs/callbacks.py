@@ -120,7 +120,7 @@ class Callback:
     """
 
     def on_step(self, event: TrainingEvent) -> None:
-        """Called after every training step, when the metrics of a logged step were written."""
+        """Called after every training step. The metrics of a logged step are written before."""
 
     def on_evaluation(self, event: TrainingEvent) -> None:
         """Called after every evaluation during training, with its metrics ``eval/...``."""

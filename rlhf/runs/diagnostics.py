@@ -82,7 +82,7 @@ proportional to the number of rows."""
 
 
 class TrainingMonitor:
-    """Checks the logged metrics during training and returns each warning once, by its kind.
+    """Checks the logged metrics during training and returns each kind of warning once.
 
     Warnings of alarms with the action state are not returned.
 

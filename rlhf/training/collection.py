@@ -41,7 +41,7 @@ step. If there are none, the update is skipped."""
 class StartStateCounter(CheckpointedNumbers):
     """Counts the start states that training has used.
 
-    For a prompt dataset, the count is the position in the dataset.
+    For a prompt dataset, consecutive start states are consecutive prompts of a fixed shuffle.
     """
 
     count: int = 0

@@ -48,7 +48,8 @@ def evaluate_held_out(
         optimal_return: Optimal mean return, if it is known.
 
     Returns:
-        The content of ``summary.json``, and the rows of ``episodes.jsonl``.
+        The content of ``summary.json`` without the entry ``items``, and the rows of
+        ``episodes.jsonl``.
     """
     spec = trainer.config.evaluation
     counts: Counter[str] = Counter()
