@@ -31,7 +31,7 @@ class PairsConfig(RunConfig):
     model: ModelSpec
     """The policy from which replies are sampled."""
     env: EnvSpec
-    """Source of prompts; the environment's own reward is the gold score."""
+    """Source of prompts. Without rewards, the environment's own reward is the gold score."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""

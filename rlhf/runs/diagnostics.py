@@ -74,8 +74,8 @@ _GRADIENT_STEPS = 20
 _GRADIENT_FACTOR = 20.0
 """A gradient norm above this multiple of the largest previous norm is an exploding gradient."""
 _CRITIC_STEPS = 20
-"""Number of last logged steps in which the explained variance must be 0 for a warning about the
-critic."""
+"""Number of last logged steps in which the explained variance must be between -0.001 and 0.001 for
+a warning about the critic."""
 _CHECK_INTERVAL_DIVISOR = 50
 """The next check runs after the number of rows has grown by 1/50. The time of a check is
 proportional to the number of rows."""

@@ -153,7 +153,7 @@ class World:
         return items[self.rank :: self.size]
 
     def own_micro_batches_with_weights(self, items: Sequence[Item]) -> Iterator[tuple[Item, float]]:
-        """Yield this process's part of the micro-batches, each with its weight 1.
+        """Yield this process's part of the micro-batches, each with the weight 1.
 
         If the model is sharded, all processes must make the same number of passes. A process with
         fewer micro-batches then also gets the one with the fewest rows, with weight 0.

@@ -102,7 +102,7 @@ class DPOTrainer(SupervisedTrainer):
                 write_checksums(partial)
 
     def _compute_reference_logprobs(self) -> dict[str, list[Tensor]]:
-        """Return the log-probabilities under the initial model of every pair that training uses.
+        """Return split -> log-probabilities under the initial model of every pair that is used.
 
         The batches are those of the first epoch, so the rounding errors are the same as in
         training. The DPO loss of the first step is therefore exactly ln 2.

@@ -30,8 +30,8 @@ class Example:
     """A training example of a language model or of a reward model."""
 
     ids: Sequence[list[int]]
-    """Token ids of each text. An example has one text, a chosen and a rejected text, or all ranked
-    candidates."""
+    """Token ids of each text. An example has one text, a chosen and a rejected text, or a text for
+    each reply of a ranking."""
     labels: Any
     """For a language model, the token ids of each text, with IGNORED instead of the ids that are
     not trained on.

@@ -1,4 +1,4 @@
-"""Evaluate the policy on held-out episodes during training, and write their transcripts."""
+"""Evaluate the policy on held-out episodes during and after training, and write transcripts."""
 
 from __future__ import annotations
 

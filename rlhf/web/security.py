@@ -37,8 +37,9 @@ PAGE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Headers of every response. A page can load scripts and styles only from the server. A page sends
-data with `fetch`, because with this referrer policy a browser sends a form with origin null."""
+"""Default headers of every response. A page can load scripts and styles only from the server. A
+page sends data with `fetch`, because with this referrer policy a browser sends a form with origin
+null."""
 
 Refusal = Callable[[int, str], Response]
 """Builds the response of a refused request from its status and its reason."""

@@ -56,7 +56,7 @@ of `DECODING_BYTES`."""
 
 @dataclass(frozen=True)
 class PassSpeed:
-    """Seconds of a pass over a micro-batch: those of the blocks and those of the output head."""
+    """Speed of a pass over a micro-batch, for the blocks and for the rest of the model."""
 
     per_token: float
     """Seconds of all blocks for one token."""

@@ -171,7 +171,7 @@ def _sampling_memory(
     forward_per_token: float,
     shards: int,
 ) -> Memory:
-    """Return the memory of the engine in this process.
+    """Return the memory of sampling with the engine in this process.
 
     Args:
         model: Causal model.
