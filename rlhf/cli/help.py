@@ -26,7 +26,7 @@ Options of every command
   --key.sub value        override an option; `rlhf COMMAND --help` lists the options
   --plugins FILE.py      also load the algorithms, rewards and commands of a file or module
   --print-config         check the configuration, print it and stop
-  --dry-run              check everything and estimate memory and time, without training
+  --dry-run              check without running; for training, also estimate memory and time
   --debug                print the traceback of an error
 """
 
@@ -121,7 +121,9 @@ def _trainer_defaults_and_hidden_keys(
     """Return dotted key -> default for the trainer's options, and the options to omit in the help.
 
     If ``show_trl`` is true, the help lists the options of TRL. Otherwise it lists the options of
-    the native engine, whose class replaces ``options["trainer"]`` in place.
+    the native engine, whose class replaces ``options["trainer"]`` in place. For a method that only
+    TRL implements, it lists the options of TRL without the options of transformers that the native
+    engine lacks.
     """
     from transformers import TrainingArguments
 

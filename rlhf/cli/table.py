@@ -94,7 +94,7 @@ COMMANDS = CommandTable(
             ),
             Command(
                 "replay",
-                "repeat the check of the alarm that ended a run; exit code 1 if it now passes",
+                "repeat the check of the alarm that ended a run; exit code 1 if it does not recur",
                 "rlhf.commands.replay:AlarmReplayConfig",
                 "rlhf.commands.replay:repeat_alarm_check",
                 arguments=("directory",),

@@ -47,9 +47,9 @@ class Command:
     run: str | Callable[..., Any]
     """The function that does the work.
 
-    If `makes_run` is true, the function takes (name, config, run) and returns the path of the
-    trained model or of the run directory. Otherwise the function takes the config and is a
-    generator, which yields the text to print and may return the exit code."""
+    If `makes_run` is true, the function takes (name, config, run) and returns the path of its
+    result, such as the trained model or the run directory. Otherwise the function takes the config
+    and is a generator, which yields the text to print and may return the exit code."""
     plan: str = ""
     """The function for --dry-run, which takes (name, config) and returns the text to print. If this
     field is empty, a dry run checks only keys and types."""
@@ -220,8 +220,7 @@ class CommandTable(dict[str, Command]):
         """Check a configuration, open its run directory, run the command and write the report.
 
         Returns:
-            The folder of the trained model, or the run directory if the command does not train a
-            model.
+            The path of the result: the folder of the trained model, the run directory or a page.
 
         Raises:
             UserError: The configuration or the data are invalid, or the directory cannot be used.
@@ -238,7 +237,7 @@ class CommandTable(dict[str, Command]):
             raise UserError(f"{name} writes no run: use it on the command line, as rlhf {name}")
 
     def run_config(self, name: str, config: Any) -> Path:
-        """Run a command like `run_command`, with a configuration from `read` or `configure`."""
+        """Run a command like `run_command`, with a configuration from `read_config`."""
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 

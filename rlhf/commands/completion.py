@@ -23,7 +23,7 @@ COMMON_OPTIONS = {
     "config": "YAML file of options",
     "plugins": "file or module of a plug-in",
     "print-config": "check the configuration, print it and stop",
-    "dry-run": "check everything and estimate memory and time",
+    "dry-run": "check without running; for training, also estimate memory and time",
     "debug": "print the traceback of an error",
     "help": "list the options",
 }

@@ -22,7 +22,7 @@ class CheckConfig(CommandConfig):
     """A second dataset that should have no prompt in common with the first, such as the training
     set."""
     columns: dict[str, str] | None = None
-    """Field of the toolkit -> column of the dataset; a dot selects a key inside a column."""
+    """Field of the toolkit -> column of both datasets; a dot selects a key inside a column."""
     reward_columns: list[str] | None = None
     """Columns of prompts that rewards read, as in the source of a configuration."""
     seed: Seed = 0

@@ -29,7 +29,7 @@ class DemosFile:
     count: PositiveInt
     """Number of rows."""
     quality: Fraction = 1.0
-    """Fraction of the actions that the expert chooses; the other actions are random."""
+    """Probability that the expert chooses an action; otherwise the action is random."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
     is saved in the engine's folder with the output of the servers.
 
     Raises:
-        UserError: The configuration has no servers, an address is in use, or a server does not
-            start.
+        UserError: ``rollout.engine.kind`` is not vllm, an address is in use, the engine's folder
+            cannot be replaced, or a server does not start.
     """
     from rlhf.rollout.vllm.server import (
         is_answering,

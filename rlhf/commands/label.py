@@ -36,9 +36,9 @@ class LabelConfig(CommandConfig):
     port: Port = 0
     """Port of the page; 0 chooses a free one."""
     order: LabelOrder = "data"
-    """Order of the items. disagreement: pairs about which the reward models in rewards disagree
-    most come first; suspicion: pairs whose label is probably wrong, according to a model that is
-    fitted on the other pairs."""
+    """Order of the items. data: that of the data; random: shuffled; disagreement: pairs about which
+    the reward models in rewards disagree most come first; suspicion: pairs whose label is probably
+    wrong, according to a model that is fitted on the other pairs, come first."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Reward models for order: disagreement, in the format of a training configuration: several, or
     one of kind ensemble or heads."""
@@ -56,7 +56,8 @@ class LabelConfig(CommandConfig):
     limit: PositiveInt | None = None
     """Maximum number of items, without the checks."""
     seed: Seed = 0
-    """Seed of the order of the replies of an item, of the random order and of the checks."""
+    """Seed of the order of the replies of an item, of the random order, of the cross-validation
+    folds for suspicion, and of the checks."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -79,7 +80,9 @@ class LabelConfig(CommandConfig):
 
 
 def label(config: LabelConfig) -> Iterator[str]:
-    """Collect labels until the annotator stops; yield the address of the page and a summary.
+    """Collect labels until the annotator stops.
+
+    The address of the page is yielded, or a summary after labeling in the terminal.
 
     Raises:
         UserError: The items, the file of labels or the port cannot be used.

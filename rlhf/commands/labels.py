@@ -87,7 +87,7 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
 
 
 def export(config: ExportConfig) -> Iterator[str]:
-    """Yield a line with the number of labels."""
+    """Write labels to a file or folder; yield a line with their number."""
     from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
@@ -110,7 +110,7 @@ def export(config: ExportConfig) -> Iterator[str]:
 
 
 def import_(config: ImportConfig) -> Iterator[str]:
-    """Yield a line with the number of new labels."""
+    """Append the new labels of a file to the file ``output``; yield a line with their number."""
     from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import import_labels
     from rlhf.labeling.store import LabelFile

@@ -31,7 +31,7 @@ class PairsConfig(RunConfig):
     model: ModelSpec
     """The policy from which replies are sampled."""
     env: EnvSpec
-    """Source of prompts; the environment's own reward is the gold score."""
+    """Source of prompts. Without rewards, the environment's own reward is the gold score."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""
@@ -57,7 +57,8 @@ class PairsConfig(RunConfig):
 def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
     """Sample replies, label pairs of replies and write pairs.jsonl; return the run directory.
 
-    Episodes of several turns are dropped and counted, because a reply of a pair is one turn.
+    Pairs with an episode that has a user turn after a reply are dropped and counted, because a
+    reply of a pair has no user turn.
 
     Raises:
         UserError: No pair is left.

@@ -71,7 +71,10 @@ def repeat_alarm_check(
 def _repeat_update_checks(
     alarm_folder: Path, tree: Mapping[str, Any], commands: CommandTable
 ) -> None:
-    """Repeat the checks that precede an update, with the saved batch and the last checkpoint."""
+    """Repeat the checks that precede an update, with the batch and the checkpoint of the alarm.
+
+    Alarms about scores have no checkpoint.
+    """
     import torch
 
     from rlhf.training.checkpoint import load_checkpoint, remove_damaged_and_find_latest

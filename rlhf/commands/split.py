@@ -26,7 +26,8 @@ class SplitConfig(RunConfig):
     kind: Kind
     """Kind of the rows."""
     test_fraction: ProperFraction = 0.1
-    """Fraction of the rows that is written to test.jsonl."""
+    """Approximate fraction of the rows that is written to test.jsonl; the rows of a prompt are
+    written to the same file."""
 
 
 def write_split_into_run(command: str, config: SplitConfig, run: Run) -> Path:

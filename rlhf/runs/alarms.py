@@ -149,8 +149,8 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
     ),
     "entropy_collapse": Alarm(
-        "the entropy is at most 1/20 of its mean over the first 5 logged steps, and the reward did "
-        "not rise",
+        "the entropy is at most 1/20 of its mean over the first 5 logged steps, which was at least "
+        "0.1 nats, and the reward did not rise",
         _LAST_5,
         "warn",
     ),
@@ -181,7 +181,11 @@ ALARMS: dict[AlarmName, Alarm] = {
         "warn",
         false_alarms=1,
     ),
-    "missing_eos": Alarm("more than 10% of replies have no stop token", _LAST_5, "warn"),
+    "missing_eos": Alarm(
+        "more than 10% of replies have no stop token, and the token limit does not explain this",
+        _LAST_5,
+        "warn",
+    ),
     "constant_reward": Alarm(
         "all episodes of a step have the same score, and the reward did not rise",
         "each of the last 10 logged steps",

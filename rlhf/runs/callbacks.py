@@ -66,7 +66,8 @@ class TrainingEvent:
     """The model in training."""
     tokenizer: Any
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Metrics of the step, as in metrics.jsonl; empty if the step is not logged."""
+    """Metrics of the step, as in metrics.jsonl; empty if the step is not logged, and in
+    ``on_checkpoint`` and ``on_end``."""
     folder: Path | None = None
     """Folder of the checkpoint, or of the final model at the end."""
     _callbacks: Callbacks | None = None
@@ -75,11 +76,11 @@ class TrainingEvent:
         """Write further metrics of this step to metrics.jsonl and to the trackers.
 
         Args:
-            metrics: Name -> number, also of numpy or a tensor of one element. The names are
-                others than those of the metrics of the event.
+            metrics: Name -> number, also of numpy or a tensor of one element. The names must differ
+                from those of the metrics of the event.
 
         Raises:
-            ValueError: The metrics are no mapping, or a name or a value is not valid.
+            ValueError: The metrics are not a mapping, or a name or a value is not valid.
         """
         if not is_mapping(metrics):
             raise ValueError(f"event.log: give a mapping, got {type(metrics).__name__}")
@@ -119,7 +120,7 @@ class Callback:
     """
 
     def on_step(self, event: TrainingEvent) -> None:
-        """Called after every training step, when its metrics are logged."""
+        """Called after every training step. The metrics of a logged step are written before."""
 
     def on_evaluation(self, event: TrainingEvent) -> None:
         """Called after every evaluation during training, with its metrics ``eval/...``."""

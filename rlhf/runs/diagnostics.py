@@ -74,8 +74,8 @@ _GRADIENT_STEPS = 20
 _GRADIENT_FACTOR = 20.0
 """A gradient norm above this multiple of the largest previous norm is an exploding gradient."""
 _CRITIC_STEPS = 20
-"""Number of last logged steps in which the explained variance must be 0 for a warning about the
-critic."""
+"""Number of last logged steps in which the explained variance must be between -0.001 and 0.001 for
+a warning about the critic."""
 _CHECK_INTERVAL_DIVISOR = 50
 """The next check runs after the number of rows has grown by 1/50. The time of a check is
 proportional to the number of rows."""
@@ -83,6 +83,8 @@ proportional to the number of rows."""
 
 class TrainingMonitor:
     """Checks the logged metrics during training and returns each kind of warning once.
+
+    Warnings of alarms with the action state are not returned.
 
     The monitor reads the rows that a resumed run logged earlier. Create the monitor after
     `Run.rewind`, which removes invalid rows.
@@ -209,7 +211,7 @@ def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 
 def gold_metric_key(log: MetricLog) -> str | None:
-    """Return the key of the gold score in the metrics, or None if no gold score was logged."""
+    """Return the key of the gold score in the metrics; None if every gold score is missing or 0."""
     # A score that is always 0, such as that of an unused reward, does not measure anything.
     return next((key for key in gold_metric_keys(log.config) if any(log.series(key)[1])), None)
 

@@ -138,8 +138,8 @@ class Run:
     def record_changes_and_reopen(self, step: int) -> None:
         """Record the changed settings of a resumed run, and delete the evaluation of its end.
 
-        Until this method is called, the run is the one that was recorded, so that an error during
-        the preparation of training loses nothing.
+        The recorded settings and results are unchanged until this method is called, so an error
+        during the preparation of training loses nothing.
 
         Args:
             step: Number of steps of the checkpoint from which the run continues.

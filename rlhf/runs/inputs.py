@@ -70,8 +70,8 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
 def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key -> fingerprint for every local input in a configuration.
 
-    The plug-ins of installed packages have the key "plug-in NAME". The fingerprint of an object of
-    a Python program is that of its source code.
+    The folder with the key `CACHE_KEY` is omitted. The plug-ins of installed packages have the key
+    "plug-in NAME". The fingerprint of an object of a Python program is that of its source code.
     """
     objects = {
         key: digest
@@ -95,7 +95,7 @@ def fingerprint(path: Path) -> str:
     The digest of a folder includes the relative paths and the contents of its files, except hidden
     files, and the files of run directories below the folder, which change while a run writes. The
     digest of a folder with an adapter also includes the base model, if the base model is in a local
-    folder. It does not change if both folders are moved together.
+    folder. The digest does not change if both folders are moved together.
     """
     if path.is_file():
         return _file_fingerprint(path)

@@ -21,7 +21,9 @@ receives a signal to the whole job twice: from the sender and from its parent, s
 
 
 class Interrupted(UserError):
-    """Error that ends a run after a signal, when a checkpoint of the last completed step is saved.
+    """Error that ends a run or a server after a signal.
+
+    A training run has then saved a checkpoint of its last completed step.
 
     Args:
         message: Name of the signal and how to continue.

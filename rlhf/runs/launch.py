@@ -23,7 +23,7 @@ SPIN_COUNT = 10_000
 def prepare_process() -> None:
     """Prepare the standard streams, environment variables and the allocator.
 
-    Further calls have no effect.
+    Further calls set the same values again.
     """
     _open_closed_streams()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -22,7 +22,7 @@ VARIANCE_SHARE = "rewards/variance_share/"
 WINDOW = 10
 """Number of last logged steps of a condition on equal scores, or on clipped tokens."""
 _UNSOLVED_STEPS = 20
-"""Number of last logged steps in which no episode must be solved."""
+"""Number of last logged steps without a solved episode for a warning."""
 _EQUAL_GROUPS = 0.9
 """Smallest proportion of groups with equal scores for a warning."""
 _SATURATED = 0.95

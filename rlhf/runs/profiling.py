@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Parts of an online training step, in order of execution; docs/metrics.md describes them.
+# Parts of an online training step; docs/metrics.md describes them.
 STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
 # Part of a step in place of the first three, if rollouts are collected in the background.
 WAITING = "waiting"
@@ -67,7 +67,7 @@ def efficiency_metrics(
     Args:
         real_tokens: Number of tokens that are not padding.
         computed_tokens: Number of tokens that the model processed.
-        flops_per_second: Floating-point operations per second of the training step.
+        flops_per_second: Floating-point operations per second of the update.
         peak_flops: Peak number of floating-point operations per second of the machine.
     """
     return {

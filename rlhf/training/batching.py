@@ -25,12 +25,12 @@ def group_into_micro_batches(
         tokens: [B, T] token ids, padded on the right.
         attention_mask: [B, T], True for tokens that are not padding.
         group_ids: [B] ids. The rows of a group, such as the two replies of a pair, are placed in
-            the same micro-batch, even if they exceed ``max_tokens``.
+            the same micro-batch.
         max_tokens: Maximum number of tokens that the model computes for a micro-batch. If rows are
             packed, a prefix that neighboring rows share counts once. If rows are padded, padding
-            counts too.
-        packed: Whether rows are packed instead of padded. Packed rows keep their order, so that the
-            completions of a prompt stay together. Padded rows are grouped by length.
+            counts too. A single group can exceed the maximum.
+        packed: Whether rows are packed instead of padded. Packed groups keep their order, so that
+            completions of a prompt stay neighbors. Padded groups are sorted by length.
 
     Returns:
         The row indices of each micro-batch.

@@ -32,16 +32,16 @@ from rlhf.training.scoring import (
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
-"""Maximum number of rounds in which dynamic sampling samples groups to replace uninformative ones.
-After the last round, the update uses all informative groups of the step. If there are none, the
-update is skipped."""
+"""Maximum number of sampling rounds of a step with dynamic sampling. The rounds after the first one
+replace uninformative groups. After the last round, the update uses all informative groups of the
+step. If there are none, the update is skipped."""
 
 
 @dataclass
 class StartStateCounter(CheckpointedNumbers):
     """Counts the start states that training has used.
 
-    For a prompt dataset, the count is the position in the dataset.
+    For a prompt dataset, consecutive start states are consecutive prompts of a fixed shuffle.
     """
 
     count: int = 0
@@ -74,7 +74,7 @@ class StepRollouts:
     """Training rewards of the tokens of each rollout, after scaling and penalties."""
     metrics: dict[str, float] = field(default_factory=dict)
     skip: bool = False
-    """Whether the update is skipped, because the scores within each sampled group are equal."""
+    """Whether dynamic sampling skips the update, because the scores within each group are equal."""
 
     @property
     def returns(self) -> list[float]:

@@ -1,9 +1,10 @@
-"""Data-parallel training, which shards micro-batches over processes and sums the gradients.
+"""Data-parallel training, which divides episodes and micro-batches among processes.
 
 ``torchrun`` or ``accelerate launch`` starts the processes; without a launcher, there is one process
-and no communication. Every process holds the whole batch of rollouts, so baselines, whitening and
-denominators are those of the global batch. Only forward and backward passes are sharded. Every
-process has a copy of the model, or a part of it if its weights are sharded
+and no communication. Every process samples and scores a part of the episodes and receives all
+rollouts, so baselines, whitening and denominators are those of the global batch. Forward and
+backward passes are divided by micro-batch, and the gradients are summed. Every process has a copy
+of the model, or a part of it if its weights are sharded
 (`rlhf.models.sharding`).
 
 If a process ends, the other processes end with a one-line error. They do so at their next
@@ -90,7 +91,10 @@ class Heartbeat:
             self.lost |= now - since > HEARTBEAT_TIMEOUT_SECONDS
 
     def must_end(self, now: float) -> bool:
-        """Return whether a process is lost and this process waits in a collective operation."""
+        """Return whether a process is lost and this process waits for it.
+
+        Waiting means that the current collective operation takes longer than `HEARTBEAT_SECONDS`.
+        """
         waiting = self.waiting_since is not None and now - self.waiting_since > HEARTBEAT_SECONDS
         return self.lost and waiting
 
@@ -149,7 +153,7 @@ class World:
         return items[self.rank :: self.size]
 
     def own_micro_batches_with_weights(self, items: Sequence[Item]) -> Iterator[tuple[Item, float]]:
-        """Yield this process's part of the micro-batches, each with its weight 1.
+        """Yield this process's part of the micro-batches, each with the weight 1.
 
         If the model is sharded, all processes must make the same number of passes. A process with
         fewer micro-batches then also gets the one with the fewest rows, with weight 0.
@@ -168,6 +172,9 @@ class World:
         """Return a context manager for forward and backward passes.
 
         If the model is sharded and another process is lost, this process ends within it.
+
+        Raises:
+            UserError: The model is sharded, and another process was lost before.
         """
         if not self.sharded_model or self.heartbeat is None:
             yield

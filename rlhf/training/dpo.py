@@ -32,7 +32,7 @@ class DPOTrainer(SupervisedTrainer):
     model: Policy
     reference_logprobs: Mapping[str, Sequence[Tensor]]
     """Split -> log-probabilities [2, T] of each pair under the reference, where T is the length of
-    the longer reply with its prompt."""
+    the longer reply with its prompt. The tensors of pairs that training does not use are empty."""
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:
         """Return the denominators of the DPO loss and the SFT loss, [2].
@@ -102,10 +102,10 @@ class DPOTrainer(SupervisedTrainer):
                 write_checksums(partial)
 
     def _compute_reference_logprobs(self) -> dict[str, list[Tensor]]:
-        """Return the log-probabilities under the initial model of every pair that training uses.
+        """Return split -> log-probabilities under the initial model of every pair that is used.
 
         The batches are those of the first epoch, so the rounding errors are the same as in
-        training. The loss of the first step is therefore exactly ln 2.
+        training. The DPO loss of the first step is therefore exactly ln 2.
         """
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
@@ -156,7 +156,7 @@ def dpo_loss(
     beta: float,
     weights: Mapping[str, float],
 ) -> tuple[Tensor, MetricSums]:
-    """Return the DPO loss (Rafailov et al. 2023, equation 7) of a micro-batch, and its metrics.
+    """Return the weighted sum of the losses of a micro-batch, and its metrics.
 
     Args:
         policy: The policy in training.
@@ -165,8 +165,9 @@ def dpo_loss(
         denominators: [2], number of pairs and number of tokens of chosen replies in the whole
             batch.
         beta: Weight of the KL to the reference.
-        weights: Weights of the losses. "sigmoid" is the DPO loss; "sft" is the mean negative
-            log-likelihood of the chosen replies (Pang et al. 2024, arXiv:2404.19733).
+        weights: Weights of the losses. "sigmoid" is the DPO loss (Rafailov et al. 2023, equation
+            7); "sft" is the negative log-likelihood per token of the chosen replies (Pang et al.
+            2024, arXiv:2404.19733).
     """
     scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask

@@ -22,7 +22,7 @@ SAME_TOKENS_REASON = "replies that are rendered with the same tokens"
 LONG_PROMPT_REASON = "the prompt fills max_length"
 TRUNCATED = "truncated"
 BLOCK_ROWS = 256
-"""Number of rows whose texts are tokenized in one call."""
+"""Maximum number of rows whose texts are tokenized in one call."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Example:
     """A training example of a language model or of a reward model."""
 
     ids: Sequence[list[int]]
-    """Token ids of each text. An example has one text, a chosen and a rejected text, or all ranked
-    candidates."""
+    """Token ids of each text. An example has one text, a chosen and a rejected text, or a text for
+    each reply of a ranking."""
     labels: Any
     """For a language model, the token ids of each text, with IGNORED instead of the ids that are
     not trained on.
@@ -140,7 +140,7 @@ class ExampleEncoder:
         return f"all examples were dropped: {dropped}; the first is {first}"
 
     def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:
-        """Render a text of a row. Errors are stored, because an earlier one of the row counts."""
+        """Render a text of a row. Its error is stored; the first error of a row is raised later."""
         rendered = _Rendered()
         try:
             if "text" in row:

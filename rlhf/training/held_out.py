@@ -1,4 +1,4 @@
-"""Evaluate the policy on held-out episodes during training, and write their transcripts."""
+"""Evaluate the policy on held-out episodes during and after training, and write transcripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 16
-"""Number of held-out transcripts that are written before and after training."""
+"""Number of held-out transcripts that are written before training, and again after it."""
 
 
 def evaluate_held_out(
@@ -48,7 +48,8 @@ def evaluate_held_out(
         optimal_return: Optimal mean return, if it is known.
 
     Returns:
-        The content of ``summary.json``, and the rows of ``episodes.jsonl``.
+        The content of ``summary.json`` without the entry ``items``, and the rows of
+        ``episodes.jsonl``.
     """
     spec = trainer.config.evaluation
     counts: Counter[str] = Counter()

@@ -59,7 +59,8 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
 def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
     """Check a run that collects rollouts in a thread.
 
-    A warning is logged if no importance weight corrects for the age of the rollouts.
+    A warning is logged if the algorithm supports a correction for the age of the rollouts (an
+    importance weight or a mask of sequences), but none is configured.
 
     Raises:
         UserError: There are several training processes, or env.timeout needs the main thread.

@@ -102,8 +102,8 @@ def compute_checked_gradients(
         batch: The batch of the training step.
         rows: Indices in ``batch`` of the rows of the mini-batch.
         critic_only: Whether only the critic is trained in this step.
-        first: Whether this is the first mini-batch. If so, the policy has not changed since it
-            sampled the batch.
+        first: Whether this is the first mini-batch. If so, the policy has not changed since the old
+            log-probabilities of the batch were computed.
 
     Returns:
         Metrics over all processes.

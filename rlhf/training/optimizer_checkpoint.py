@@ -20,7 +20,7 @@ from rlhf.training.trainer import Trainer
 
 OPTIMIZER_FOLDER = "optimizer"
 SCHEDULE_FILE = "schedule.pt"
-"""File with the learning rates, and with the state of their schedule."""
+"""File with the hyperparameters of the optimizer and the state of the learning rate schedule."""
 
 
 def save_optimizer_by_parameter(folder: Path, trainer: Trainer) -> None:

@@ -15,11 +15,11 @@ from rlhf.rollout.completions import sample_completions
 from rlhf.runs.directory import Run
 
 NUM_PROMPTS = 4
-"""Number of held-out prompts whose replies are recorded."""
+"""Maximum number of held-out prompts whose replies are recorded."""
 MAX_NEW_TOKENS = 64
 """Maximum number of tokens of a recorded reply."""
 _MAX_ROWS = 64
-"""Number of held-out rows among which prompts are searched."""
+"""Maximum number of held-out rows among which prompts are searched."""
 
 log = logging.getLogger(__name__)
 

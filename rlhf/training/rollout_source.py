@@ -26,7 +26,7 @@ class RolloutSource(Protocol):
     """Interface of the sources of rollouts."""
 
     def collect(self, step: int) -> StepRollouts:
-        """Return the rollouts of a training step, whose policy is the current one.
+        """Return the rollouts of a training step, which starts with the current policy.
 
         Raises:
             EngineStopped: A server does not answer. The replies that it has sampled for the step
@@ -125,7 +125,7 @@ class _Batch:
     rollouts: StepRollouts
     completions: list[Completion]
     counters: list[dict[str, Any]]
-    """States of the counter of episodes and of the moments of the rewards after the batch."""
+    """States of the counter of start states and of the moments of the scores after the batch."""
 
 
 class BackgroundSource:
@@ -138,8 +138,8 @@ class BackgroundSource:
         collector: Collects the rollouts, with a stopwatch of its own. Only the thread uses it.
         engine: Engine of the collector, which samples from the model of ``policy``.
         policy: Copy of the policy.
-        starts: Counter of the episodes that were passed to the trainer.
-        moments: Moments of the rewards that were passed to the trainer.
+        starts: Counter of the start states of the batches that were passed to the trainer.
+        moments: Moments of the scores of the batches that were passed to the trainer.
         stopwatch: Measures the time for which the trainer waits.
     """
 
@@ -195,7 +195,10 @@ class BackgroundSource:
             yield
 
     def replies_of_unfinished_batch(self) -> list[RecordedReply]:
-        """Return the replies of the waiting batches, after the current batch is complete."""
+        """Return the replies of the waiting batches, and of a batch whose collection failed.
+
+        The method waits until the current batch is complete, unless the source is stopped.
+        """
         with self._paused():
             waiting = [
                 RecordedReply.from_completion(completion, batch.step)
@@ -211,8 +214,8 @@ class BackgroundSource:
     def stop(self) -> bool:
         """End the thread; see `RolloutSource`. The current batch is not completed.
 
-        An environment whose call does not return keeps the thread. Closing it would have to wait
-        for the call. Thread and environments then end with the process.
+        If the call of an environment does not return within `STOP_SECONDS`, the thread continues,
+        and the environments cannot be closed. They then end with the process.
         """
         with self._changed:
             self._stopped = True

@@ -32,9 +32,10 @@ from rlhf.reward_models.core import IGNORED
 from rlhf.training.examples import Example, ExampleEncoder, Row
 
 BLOCK_ROWS = 1000
-"""Number of rows that a process encodes at a time."""
+"""Maximum number of rows that a process encodes at a time."""
 ROWS_PER_PROCESS = 10_000
-"""A worker process is started for each of this number of rows, up to the configured number."""
+"""Maximum number of rows per worker process, until the configured number of processes is
+reached."""
 _SOURCE_FILES = (
     "common/conversation.py",
     "common/fences.py",

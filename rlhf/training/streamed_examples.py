@@ -58,7 +58,7 @@ class EncodedBlock(NamedTuple):
     ends: np.ndarray
     """[B], end of each example in `ids`."""
     counts: Counter[str]
-    """Reason or note, as `ExampleEncoder.changed` -> number of rows."""
+    """Reason or note, as a key of `ExampleEncoder.changed` -> number of rows."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -228,7 +228,7 @@ class ExampleStream:
 
 
 class StreamEncoder:
-    """Converts and encodes blocks of rows; the arguments are those of the stream's encoder."""
+    """Converts and encodes blocks of rows, with the settings of the stream's encoder."""
 
     def __init__(
         self,

@@ -134,7 +134,7 @@ class SupervisedTrainer(Trainer):
     keep_best = True
     final_is_best = True
     with_margins = False
-    """Whether the labels of examples are margins; see `collate`."""
+    """Whether the labels of examples are margins; see `collate_examples`."""
 
     def __init__(
         self,
@@ -365,12 +365,15 @@ def _metrics_with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
 def sft_loss(
     policy: Policy, micro_batch: TrainingBatch, *, denominator: Tensor
 ) -> tuple[Tensor, MetricSums]:
-    """Return the mean negative log-likelihood of the completion tokens, and its metrics.
+    """Return the SFT loss of a micro-batch, and its metrics.
+
+    The loss is the sum of the negative log-likelihoods of the completion tokens, divided by
+    ``denominator``. The load-balancing loss of a mixture of experts is added.
 
     Args:
         policy: The model in training.
         micro_batch: Rows of a batch.
-        denominator: Number of completion tokens of the whole batch, by which the sum is divided.
+        denominator: Number of completion tokens of the whole batch.
     """
     scored = compute_logprobs(policy, micro_batch)
     mask = micro_batch.action_mask

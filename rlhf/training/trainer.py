@@ -89,7 +89,7 @@ class Trainer:
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""
     state_is_complete = False
-    """Whether an error that ``step`` raises now leaves the state after the previous step."""
+    """Whether the state is still that after the previous step if ``step`` raises an error now."""
     keep_best = False
     """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
     final_is_best = False
@@ -124,7 +124,7 @@ class Trainer:
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 
     def evaluate_initial_model(self, run: Run) -> None:
-        """Evaluate the initial model. This method is not called if a run is resumed."""
+        """Evaluate the initial model. This method is not called if a checkpoint was loaded."""
         raise NotImplementedError
 
     def step(self, step: int, run: Run) -> dict[str, float]:
@@ -159,7 +159,7 @@ class Trainer:
         raise NotImplementedError
 
     def save_unfinished_work(self, checkpoint: Path) -> None:
-        """Write results that later steps need to a checkpoint, in addition to ``state``."""
+        """Write results that later steps need to a checkpoint, in addition to ``state.json``."""
 
     def load_unfinished_work(self, checkpoint: Path) -> None:
         """Load the results that ``save_unfinished_work`` wrote."""
@@ -261,7 +261,10 @@ class Trainer:
         return sum(map(any, zip(*changed, strict=True))) / len(changed[0])
 
     def clip_gradients(self) -> float:
-        """Clip the gradients and return their global norm before clipping.
+        """Check the gradients, and let the next optimizer step clip them.
+
+        Returns:
+            The global norm of the gradients before clipping.
 
         Raises:
             Halt: The norm is not finite, or `check_parameters_are_trained` fails.

@@ -24,7 +24,8 @@ def transcript_row(
 
     Args:
         rollout: The episode.
-        step: Training step of the policy.
+        step: Number of the training step that uses a training episode, counted from 1; for a
+            held-out episode, the number of training steps of the policy.
         split: "train" for training episodes; "before" or "after" training for held-out episodes.
         return_trained: Return of a training episode after scaling and penalties; None for held-out
             episodes.

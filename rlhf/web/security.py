@@ -37,8 +37,9 @@ PAGE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Headers of every response. A page can load scripts and styles only from the server. A page sends
-data with `fetch`, because with this referrer policy a browser sends a form with origin null."""
+"""Default headers of every response. A page can load scripts and styles only from the server. A
+page sends data with `fetch`, because with this referrer policy a browser sends a form with origin
+null."""
 
 Refusal = Callable[[int, str], Response]
 """Builds the response of a refused request from its status and its reason."""
@@ -69,8 +70,8 @@ def secured(
     Args:
         app: The application.
         token: Secret of this server, see `new_token`. A request contains it in the query parameter
-            ``token``, in the cookie that this parameter sets, or in the header
-            ``Authorization: Bearer TOKEN``. Without a token, every local request is allowed.
+            ``token`` of a GET request, in the cookie that this parameter sets, or in the header
+            ``Authorization: Bearer TOKEN``. If it is "", requests need no token.
         allowed_hosts: Names, without the port, that the ``Host`` header may have. None allows all
             names, for a server with a token that other machines can reach.
         open_paths: Paths that need no token, such as ``/health``.
@@ -85,7 +86,7 @@ def secured(
 
 
 class _AddHeaders:
-    """Adds headers to every response; refuses protocols other than HTTP."""
+    """Adds headers to every response; refuses WebSocket connections."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
         self._app, self._headers = app, headers

@@ -150,7 +150,7 @@ def serve_in_thread(
 ) -> Iterator[Listener]:
     """Return a context manager that serves an application in a thread of this process.
 
-    See `serve` for the arguments.
+    See `open_listener` and `serve` for the arguments.
 
     Example:
         >>> with serve_in_thread(app) as listener:  # doctest: +SKIP

@@ -20,7 +20,7 @@ from rlhf.training.supervised import SupervisedTrainer, collate_examples
 SAMPLED_STEPS = 32
 """Maximum number of steps of an offline run whose batches are read."""
 SAMPLED_EPISODES = 256
-"""Maximum number of episodes that are played with random replies."""
+"""Maximum number of episodes that are played with random replies, unless one group is larger."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class StepBatches:
     """The micro-batches of some training steps, over all processes."""
 
     steps: list[list[TrainingBatch]]
-    """Micro-batches of the updates of each step."""
+    """Micro-batches of the updates of each step, in one epoch over its batch."""
     scoring: list[TrainingBatch]
     """Micro-batches of the passes without gradients of one step."""
     sampled_tokens: float = 0.0
     """Number of tokens that one step samples."""
     prompt_tokens: float = 0.0
-    """Number of tokens that one step reads without sampling them, equal prompts counted once."""
+    """Number of tokens that one step reads without sampling them. The equal prompts of a group
+    count once."""
     longest: int = 0
-    """Number of tokens of the longest episode."""
+    """Number of tokens of the longest episode; 0 for an offline run."""
 
     def all_update_micro_batches(self) -> list[TrainingBatch]:
         """Return the micro-batches of the updates of all steps."""

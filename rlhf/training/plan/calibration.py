@@ -34,25 +34,29 @@ Pass = Callable[[Any, TrainingBatch], torch.Tensor]
 returns a scalar to differentiate."""
 
 BLOCKS = 8
-"""Number of blocks of the larger model of a calibration. With more blocks, the difference of the
-times of the two models is more precise."""
+"""Maximum number of blocks of the larger model of a calibration. With more blocks, the difference
+of the times of the two models is more precise."""
 MAX_FLOPS = 3e11
-"""Work of one measured forward and backward pass; a core computes it in a few seconds."""
+"""Maximum number of operations of a measured forward and backward pass; a core computes them in a
+few seconds."""
 MIN_TOKENS = 64
-"""Least number of tokens of a measured pass."""
+"""Number of tokens that a measured pass may have even if they exceed `MAX_FLOPS`."""
 REPEATS, SECONDS = 3, 1.5
-"""A measurement is repeated this often, and more often until this time is over."""
+"""Minimum number of repetitions of a measurement, and the time until which it is repeated further,
+up to 20 times."""
 DECODING_BYTES = 512 * 2**20
-"""Weights of the blocks in the measured decoding steps. Fewer weights could stay in the caches of
-the processor, and every step of a large model reads its weights from memory."""
+"""Bytes of the blocks in the measured decoding steps, if the model has as many. Fewer weights could
+stay in the caches of the processor, and every step of a large model reads its weights from
+memory."""
 DECODING_STEPS = 6
 OPTIMIZER_ELEMENTS = 32 * 2**20
-"""Weights in the measured optimizer steps, for the same reason."""
+"""Number of weights in the measured optimizer steps, if the model has as many. The reason is that
+of `DECODING_BYTES`."""
 
 
 @dataclass(frozen=True)
 class PassSpeed:
-    """Seconds of a pass over a micro-batch: those of the blocks and those of the output head."""
+    """Speed of a pass over a micro-batch, for the blocks and for the rest of the model."""
 
     per_token: float
     """Seconds of all blocks for one token."""
@@ -141,7 +145,7 @@ def _measure_short_models(
 def _rows_within_flops_limit(
     model: Any, micro_batch: TrainingBatch, tokens_of: Callable[[TrainingBatch], int]
 ) -> TrainingBatch:
-    """Return the first rows of a micro-batch, or a part of its first row, within `MAX_FLOPS`."""
+    """Return the first rows of a micro-batch within `MAX_FLOPS`, at least its first row or pair."""
     per_token = forward_and_backward_flops(model, tokens=1, head_tokens=1)
     most = max(MIN_TOKENS, int(MAX_FLOPS / per_token))
     ids = micro_batch.pair_ids

@@ -25,11 +25,11 @@ from rlhf.training.plan.memory import TrainingState
 from rlhf.training.plan.plan import Parallelism
 
 BYTES, REPEATS = 16 * 2**20, 5
-"""Size of the measured tensors, which is that of the weights of a transformer block, and number of
-measurements."""
+"""Size of the measured tensors, about that of the weights of a small transformer block, and number
+of measurements."""
 MAX_PROCESSES = 8
 TIMEOUT = 120.0
-"""Most processes of a measurement, and seconds after which it is given up."""
+"""Maximum number of processes of a measurement, and its time limit in seconds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CollectiveSpeed:
     """Bytes per second of collective operations, counted by the size of the whole tensor."""
 
     gather: float
-    """All processes receive the parts of all."""
+    """Every process receives the parts of all processes (all-gather)."""
     reduce: float
     """Every process receives its part of the sum over all processes (reduce-scatter)."""
 

@@ -36,7 +36,7 @@ def onednn_kernel_cache_bytes(model: Any, passes: int) -> int:
 
     Args:
         model: Model of the run.
-        passes: Number of passes of the run, all with different numbers of tokens.
+        passes: Number of passes of the run. All are assumed to have different numbers of tokens.
     """
     if model.dtype != torch.bfloat16 or model.device.type != "cpu":
         return 0

@@ -78,7 +78,7 @@ class TrainingState:
     largest_block: int = 0
     """Bytes of the weights of the largest transformer block."""
     itemsize: int = 4
-    """Bytes of a weight."""
+    """Bytes of a weight, in the widest dtype of the weights."""
 
     def memory_per_device(
         self, shards: int, *, with_gradients: bool, with_optimizer: bool = True

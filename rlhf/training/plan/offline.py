@@ -111,7 +111,7 @@ def _phases(
 
 
 def _longest_batch(trainer: SupervisedTrainer) -> TrainingBatch:
-    """Return a micro-batch of rows with max_length tokens, all of which are trained.
+    """Return a micro-batch of rows with max_length tokens that are trained, except the first one.
 
     The first token is not trained, because no state precedes it.
     """

@@ -85,7 +85,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
         f"the time does not include {', '.join(left_out)}",
     ]
     if trainer.external_engine is not None:
-        assumptions.append("the time of sampling on vLLM servers is not estimated")
+        assumptions.append("the time of sampling with an external engine is not estimated")
     return Plan(
         phases=_phases(trainer, state, batches, parallelism),
         bound={},
@@ -171,7 +171,7 @@ def _sampling_memory(
     forward_per_token: float,
     shards: int,
 ) -> Memory:
-    """Return the memory of the engine in this process.
+    """Return the memory of sampling with the engine in this process.
 
     Args:
         model: Causal model.
@@ -259,7 +259,7 @@ def _numbers_of_passes(trainer: Any, batches: StepBatches, processes: int) -> di
 def _sampling_seconds(
     trainer: Any, batches: StepBatches, speed: PassSpeed, parallelism: Parallelism
 ) -> float:
-    """Return the duration of sampling in this process; 0 if servers sample."""
+    """Return the duration of sampling in this process; 0 with an external engine."""
     if trainer.external_engine is not None:
         return 0.0
     rollout, rows = trainer.config.rollout, _decoded_rows(trainer, parallelism)
@@ -290,5 +290,5 @@ def _reward_seconds(trainer: Any, speed: PassSpeed, batches: StepBatches) -> flo
 
 
 def _num_block_weights(model: Any) -> int:
-    """Return the number of weights in the transformer blocks of a model."""
+    """Return the number of weights in the transformer blocks of a model; 1 without blocks."""
     return sum(p.numel() for block in blocks_or_none(model) for p in block.parameters()) or 1

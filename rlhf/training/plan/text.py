@@ -12,7 +12,7 @@ from rlhf.training.plan.plan import Plan
 MEMORY_NAMES = {
     "optimizer": "optimizer state",
     "reference": "reference model",
-    "critic": "separate critic",
+    "critic": "weights of the critic",
     "rewards": "reward models",
     "copies": "copies of the weights for asynchronous rollouts",
     "kv_cache": "KV cache and copied weights of the sampler",

@@ -1,9 +1,9 @@
 """Count the bytes of the tensors that the passes of a decoder allocate, without computing them.
 
 The passes run on fake tensors, which have a shape, a dtype and a device but no memory. The code
-that runs is that of training, so the count is exact for every architecture, with its adapters, its
-packed rows and its activation checkpointing. Only the first blocks of the decoder are run, because
-all blocks of a decoder usually save equally many bytes.
+that runs is that of training, so the count includes the effects of adapters, packed rows and
+activation checkpointing. If all blocks of the decoder have the same shapes and attention, only the
+first blocks are run, because every block saves equally many bytes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,6 @@ class LiveByteCounter(TorchDispatchMode):
 
 def copy_with_first_blocks(module: Any, trunk: nn.Module, count: int, replace: Any = None) -> Any:
     """Return a copy of a module with only the first blocks of its decoder.
-
-    The copy shares all parameters outside the blocks with the module.
 
     Args:
         module: Model, or its decoder.

@@ -30,7 +30,7 @@ from rlhf.training.reward_models.encoding import (
 
 
 def classification_kind(config: RewardConfig) -> RewardKind:
-    """Return a `MultiClass` for more than two classes, otherwise a `Binary`."""
+    """Return a `MultiClassKind` for more than two classes, otherwise a `BinaryKind`."""
     return MultiClassKind(config) if len(config.labels) > 2 else BinaryKind(config)
 
 

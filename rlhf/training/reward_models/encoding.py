@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Fraction of the rows on which a head of an ensemble is trained, which is the expected fraction of
+"""Probability that a head of an ensemble is trained on a row, which is the expected fraction of
 distinct rows in a bootstrap sample."""
 
 
@@ -67,7 +67,7 @@ class RewardEncoder:
                 on a different sample of the rows.
 
         Raises:
-            UserError: All rows were dropped.
+            UserError: All rows were dropped, or no row has the columns that the kind needs.
         """
         self.training, examples = training, []
         self.encoded_rows[training], self.dropped[training] = [], Counter()
@@ -102,7 +102,7 @@ class RewardEncoder:
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
-        """Return the token ids of a conversation. Truncation removes the oldest tokens."""
+        """Return the token ids of a conversation. Truncation removes the oldest, except BOS."""
         ids, truncated = ids_and_is_truncated(
             self.tokenizer,
             conversation,
@@ -168,8 +168,8 @@ def length_grouped_order(
     """Order rows so that the texts of a batch have similar lengths, with batches in random order.
 
     Rows are shuffled and sorted by length within spans of 50 batches. Then the batches are
-    shuffled. The batch with the longest text is the first batch, so that a run that does not fit in
-    memory fails at its start. Incomplete batches are at the end.
+    shuffled. The complete batch with the longest text is the first batch, so that a run that does
+    not fit in memory fails at its start. An incomplete batch is at the end.
 
     Args:
         lengths: Number of tokens of each row.

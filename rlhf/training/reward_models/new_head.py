@@ -37,8 +37,8 @@ def load_model_tokenizer_and_pooling(kind: RewardKind) -> tuple[Any, Any, str]:
         (see `rlhf.reward_models.sidecar.Sidecar`).
 
     Raises:
-        UserError: The model does not exist, a reward head cannot be added to it, or it has fewer
-            positions than max_length.
+        UserError: ``model.scratch`` is set, the model does not exist, a reward head cannot be added
+            to it, or it has fewer positions than max_length.
     """
     config = kind.config
     if config.model.scratch:

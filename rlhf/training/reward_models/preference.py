@@ -83,7 +83,7 @@ class PairKind(RewardKind):
         return logits.mean(-1)
 
     def report(self, inputs: ReportInputs) -> list[str]:
-        """Write the report on pairs, and save the fitted temperature with the model.
+        """Write the report on pairs, and save the temperature with the model if it was fitted.
 
         Returns:
             The lines of the report that summarize the result.

@@ -19,7 +19,10 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class RankingKind(RewardKind):
-    """Kind with the Plackett-Luce loss on ranked replies. The labels [B] are numbers of replies."""
+    """Kind with the Plackett-Luce loss on ranked replies.
+
+    The labels [B] are the numbers of replies of the examples.
+    """
 
     data = "ranking"
 

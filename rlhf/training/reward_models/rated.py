@@ -26,7 +26,7 @@ from rlhf.training.reward_models.encoding import (
 
 
 class RegressionKind(RewardKind):
-    """Kind with the squared-error loss of ratings.
+    """Kind of reward model whose outputs are ratings, with the squared-error loss.
 
     The labels [B, K] are the ratings in each of the K columns, or IGNORED if a rating is unknown.
     """
@@ -109,7 +109,7 @@ class RegressionKind(RewardKind):
 
 
 class MultiLabelKind(LogOddsKind, RegressionKind):
-    """Kind that predicts the log-odds of binary labels.
+    """Kind of reward model whose outputs are the log-odds of binary labels.
 
     The labels [B, K] are 0 or 1 in each of the K columns, or IGNORED if a label is unknown.
     """

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 TRL_ONLY_OPTIONS = frozenset({"center_rewards_coefficient"})
 """Options of TRL's reward trainer that transformers' trainer does not have. With transformers'
-trainer, the loss of the kind implements these options."""
+trainer, `PairKind.loss` implements these options; the other losses ignore them."""
 
 TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
 """Options that this package implements for all trainers."""

@@ -185,7 +185,7 @@ class RunCallback(TrainerCallback):
         """Display progress. After a signal to any process, all processes save and stop.
 
         Raises:
-            Halt: The weights are not finite before an evaluation or a checkpoint.
+            Halt: The weights are not finite before an evaluation, a checkpoint or the end.
         """
         if self.reporter:
             self.reporter.show(state.global_step, {})

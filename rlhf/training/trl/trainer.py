@@ -107,7 +107,8 @@ def train_with_trainer(
         callbacks: Callbacks of the user.
 
     Raises:
-        UserError: The value of an option under ``trainer:`` is invalid.
+        UserError: An option under ``trainer:`` is invalid, a changed setting would have no effect,
+            the checkpoints are damaged, or training diverged.
         Interrupted: The user stopped the run.
     """
     assert setup.trainer is not None
@@ -174,7 +175,7 @@ def _check_and_record_changes(run: Run, options: Any, *, done: int, configured: 
         if change.key.startswith("trainer.") and change.key not in STEP_KEYS:
             raise UserError(
                 f"{run.directory} cannot be resumed: {change}, but TRL reads this setting from the "
-                "checkpoint; the native engine supports the change"
+                "checkpoint: keep the setting, or start a new run"
             )
     check_step_count(run, done=done, configured=configured)
     run.record_changes_and_reopen(done)
