@@ -30,14 +30,15 @@ from rlhf.reward_models.core import (
 class FunctionReward(Reward):
     """Reward that calls a user's function, which returns a float or None for each conversation.
 
-    If the function raises an exception for a batch, it is called again for each conversation, so
-    that one text affects only its own score. If the function raises again for a conversation, the
-    score is None, and the exception is counted with its type, message, file and line. Exceptions
-    are not raised to the caller, because a bug in the function should not end a long run.
+    If the function raises an exception for a batch, or does not return a list of scores, it is
+    called again for each conversation, so that one text affects only its own score. If this fails
+    again for a conversation, the score is None, and the exception is counted with its type,
+    message, file and line. Exceptions are not raised to the caller, because a bug in the function
+    should not end a long run.
 
     Args:
         function: Function from a list of conversations to a list of scores.
-        name: Name of the component; by default the name of the function.
+        name: Name of the component; by default the name of the function or of its class.
 
     If the function has an attribute ``outcomes``, it is that of the reward. If it has the attribute
     ``independent = True``, the score of a conversation depends only on this conversation, and
@@ -121,7 +122,7 @@ def _why_value_is_not_a_score(name: str, value: Score, place: str) -> str | None
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:
-    """Return the result of a user's function; raise TypeError if it has no list of scores."""
+    """Return the result of a user's function; raise TypeError if it is not a list."""
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
@@ -145,8 +146,8 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    The other columns of the dataset, such as ``answer``, become keys of the last user message of
-    the prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
+    Other columns of the dataset, such as ``answer``, become keys of the last user message of the
+    prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
     messages. TRL names the metrics after the function's ``__name__``, and ignores completions whose
     reward is None.
     """

@@ -95,7 +95,7 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
         "be loaded from the Hugging Face Hub"
     )
     if not Path(path).exists() and "/" not in str(path):
-        # This cannot be a Hub id, and without a network a request would take a minute.
+        # Hub ids without an owner are not looked up: without a network, a request takes a minute.
         raise FileNotFoundError(missing)
     try:
         return load(path, **options)
@@ -161,7 +161,8 @@ def find_sidecar(path: str | Path) -> Sidecar | None:
     """Return the sidecar of a checkpoint folder or Hugging Face Hub id, or None.
 
     Raises:
-        FileNotFoundError: There is no such folder, or the Hugging Face Hub is not available.
+        FileNotFoundError: There is no such folder or model, or the Hugging Face Hub is not
+            available.
     """
     if Path(path).is_dir():
         return Sidecar.read(path)
@@ -235,10 +236,10 @@ def _infer_sidecar(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """Infer the sidecar of a model that was trained by TRL.
+    """Infer the sidecar of a checkpoint that has none, such as one that TRL trained.
 
-    If ``append_eos`` is None, EOS is appended only if the model is a decoder without a chat
-    template.
+    If ``append_eos`` is None, EOS is appended only if the model is a decoder whose tokenizer has an
+    EOS token and no chat template.
 
     Raises:
         UserError: ``append_eos`` cannot be inferred.

@@ -46,11 +46,12 @@ def encode_steps(
     """Split the last reply at ``separator``, and encode each step separately with a separator.
 
     Because of the separate encoding, the tokens at the end of a step do not depend on the position
-    of the step. The prompt is rendered by :func:`~rlhf.reward_models.chat_template.render`, and
-    the reply follows as plain text. The last step also ends with the separator.
+    of the step. The prompt is rendered by
+    :func:`~rlhf.reward_models.chat_template.render_conversation`, and the reply follows as plain
+    text. The last step also ends with the separator.
 
     Raises:
-        Unscorable: The reply has no step.
+        Unscorable: The reply has no step, or the prompt cannot be rendered.
     """
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
