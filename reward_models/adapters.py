@@ -40,12 +40,14 @@ class FunctionReward(Reward):
         function: Function from a list of conversations to a list of scores.
         name: Name of the component; by default the name of the function or of its class.
 
-    If the function has an attribute ``outcomes``, it is that of the reward. If it has the attribute
-    ``independent = True``, the score of a conversation depends only on this conversation, and
-    training calls the function in a thread while other episodes are still played.
+    An attribute ``outcomes`` of the function becomes that of the reward. The attribute
+    ``independent = True`` declares that the score of a conversation depends only on this
+    conversation. Training then calls the function in a thread while other episodes are still
+    played.
 
     Raises:
-        UserError: The function is a class, or does not accept one argument.
+        UserError: The function is a class, or does not accept one argument. The method `score`
+            raises it if the function returns a wrong number of scores.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
@@ -132,7 +134,7 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
     """Convert a plain function to a :class:`FunctionReward`; return a ``Reward`` unchanged.
 
     Raises:
-        UserError: ``reward`` is neither a function nor a ``Reward``.
+        UserError: ``reward`` is neither a function that `FunctionReward` accepts nor a ``Reward``.
     """
     if isinstance(reward, Reward):
         return reward
@@ -165,7 +167,7 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
 
 
 def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
-    """Return the facts of the row with the index ``row``: column -> value, or list of values.
+    """Return the facts of the row with the index ``row``: column -> value.
 
     Arguments of TRL that are not columns are omitted: those that are not lists of length
     ``num_rows``, objects that JSON does not have, and the ids of the completions. So are columns

@@ -96,7 +96,7 @@ def set_chat_options(
     for name in kwargs or {}:
         if name in RESERVED:
             raise UserError(
-                f"model.chat_template_kwargs.{name}: the data determine this variable; remove it"
+                f"model.chat_template_kwargs.{name}: the toolkit sets this variable; remove it"
             )
         if not re.search(rf"\b{re.escape(name)}\b", source):
             what = f"does not read {name!r}" if source else "is missing"

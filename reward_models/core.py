@@ -58,7 +58,8 @@ class Scores:
     values: list[Score]
     """Reward of each conversation, or None if it has none, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name of each leaf of the composition -> its raw scores [N], before weighting and clipping."""
+    """Name of each leaf of the composition, or of a part of it such as ``cost.unsafe`` -> its raw
+    scores [N], before weighting and clipping."""
     counts: Counter[str] = field(default_factory=Counter)
     """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)

@@ -27,7 +27,7 @@ class Sidecar:
     max_length: int | None
     """Maximum number of tokens. Longer texts are truncated on the left. None means no limit."""
     pooling: str
-    """With ``last``, the head reads the last token. With ``model``, the encoder's own pooling is
+    """With ``last``, the head reads the last token. With ``model``, the model's own pooling is
     used. With ``steps``, the head reads the token that ends each step."""
     temperature: float = 1.0
     """Temperature T, fitted on held-out pairs: P(a is better than b) =

@@ -77,7 +77,9 @@ class ProgramProxy:
             The result of the operation.
 
         Raises:
-            BaseException: The exception that the operation raised.
+            RuntimeError: The operation raised StopIteration outside of an iteration, or IndexError
+                in a method ``__getitem__`` of the tests.
+            BaseException: Any other exception that the operation raised.
         """
         self._send(
             {
