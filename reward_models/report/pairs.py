@@ -62,8 +62,8 @@ def evaluate_reward_model(
             spread of their scores affects how fast the policy learns (Razin et al., 2503.15477).
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
         dropped: Reason -> number of rows that were dropped from the data; for the data card.
-        overlapping: Number of prompts that have 13 consecutive words in common with a training
-            prompt; for the data card.
+        overlapping: Number of pairs whose prompts have 13 consecutive words in common with a
+            training prompt; for the data card.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
         invariance_size: Maximum number of conversations that are scored one at a time and in
             batches, to compare the scores; 0 skips this test.
