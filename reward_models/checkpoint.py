@@ -88,11 +88,12 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
     """Call a loading function of Transformers with ``path`` and return its result.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, or the loader raised OSError or ValueError.
+        FileNotFoundError: There is no checkpoint, or it is not valid: the loader raised OSError or
+            ValueError.
     """
     missing = (
-        f"no reward model at {path}: there is no such checkpoint folder, and no such model could "
-        "be loaded from the Hugging Face Hub"
+        f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
+        "model could be loaded from the Hugging Face Hub"
     )
     if not Path(path).exists() and "/" not in str(path):
         # Hub ids without an owner are not looked up: without a network, a request takes a minute.
