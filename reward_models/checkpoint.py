@@ -39,7 +39,7 @@ def load_checkpoint(
         per_token: Whether the head classifies every token instead of the whole text.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: There is no valid checkpoint.
         UserError: The checkpoint is an unmerged LoRA adapter, or weights are missing.
     """
     if (Path(path) / "adapter_config.json").is_file():
@@ -74,7 +74,7 @@ def load_model(
             such as "has no trained reward head"; the message begins with the path.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: There is no valid checkpoint.
         UserError: Weights are missing, which Transformers would initialize randomly.
     """
     model, info = call_loader(load, path, dtype=dtype, output_loading_info=True)

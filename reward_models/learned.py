@@ -124,7 +124,7 @@ class LearnedReward(Reward):
                 whole conversation; by default the value in the sidecar.
 
         Raises:
-            FileNotFoundError: There is no checkpoint.
+            FileNotFoundError: There is no valid checkpoint.
             UserError: The checkpoint has no trained head or is an unmerged LoRA adapter, a setting
                 or the chat template differs from training, ``append_eos`` must be given,
                 ``max_length`` exceeds the model's positions, scores depend on padding, or a label
@@ -347,7 +347,9 @@ def _logits_to_scores_function(
     if label is None:
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
-            raise UserError(f"this model has {num_labels} outputs; set label to one of: {names}")
+            raise UserError(
+                f"this model has {num_labels} outputs; set label to one of them, or attributes: {names}"
+            )
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
     if num_labels == 1 or model.config.problem_type == "multi_label_classification":

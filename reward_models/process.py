@@ -116,7 +116,7 @@ class ProcessReward(Reward):
             dtype: Type of the weights outside the head.
 
         Raises:
-            FileNotFoundError: There is no checkpoint.
+            FileNotFoundError: There is no valid checkpoint.
             UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """
