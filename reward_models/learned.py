@@ -348,8 +348,8 @@ def _logits_to_scores_function(
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
             raise UserError(
-                f"this model has {num_labels} outputs; set label to one of them, or set attributes: "
-                f"{names}"
+                f"this model has {num_labels} outputs; set label to one of them, or set "
+                f"attributes: {names}"
             )
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
