@@ -30,21 +30,24 @@ from rlhf.reward_models.core import (
 class FunctionReward(Reward):
     """Reward that calls a user's function, which returns a float or None for each conversation.
 
-    If the function raises an exception for a batch, it is called again for each conversation, so
-    that one text affects only its own score. If the function raises again for a conversation, the
-    score is None, and the exception is counted with its type, message, file and line. Exceptions
-    are not raised to the caller, because a bug in the function should not end a long run.
+    If the function raises an exception for a batch, or does not return a list of scores, it is
+    called again for each conversation, so that one text affects only its own score. If this fails
+    again for a conversation, the score is None, and the exception is counted with its type,
+    message, file and line. Exceptions are not raised to the caller, because a bug in the function
+    should not end a long run.
 
     Args:
         function: Function from a list of conversations to a list of scores.
-        name: Name of the component; by default the name of the function.
+        name: Name of the component; by default the name of the function or of its class.
 
-    If the function has an attribute ``outcomes``, it is that of the reward. If it has the attribute
-    ``independent = True``, the score of a conversation depends only on this conversation, and
-    training calls the function in a thread while other episodes are still played.
+    An attribute ``outcomes`` of the function becomes that of the reward. The attribute
+    ``independent = True`` declares that the score of a conversation depends only on this
+    conversation. Training then calls the function in a thread while other episodes are still
+    played.
 
     Raises:
-        UserError: The function is a class, or does not accept one argument.
+        UserError: The function is a class, or does not accept one argument. The method `score`
+            raises it if the function returns a wrong number of scores.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
@@ -121,7 +124,7 @@ def _why_value_is_not_a_score(name: str, value: Score, place: str) -> str | None
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:
-    """Return the result of a user's function; raise TypeError if it has no list of scores."""
+    """Return the result of a user's function; raise TypeError if it is not a list."""
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
@@ -131,7 +134,7 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
     """Convert a plain function to a :class:`FunctionReward`; return a ``Reward`` unchanged.
 
     Raises:
-        UserError: ``reward`` is neither a function nor a ``Reward``.
+        UserError: ``reward`` is neither a function that `FunctionReward` accepts nor a ``Reward``.
     """
     if isinstance(reward, Reward):
         return reward
@@ -145,8 +148,8 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    The other columns of the dataset, such as ``answer``, become keys of the last user message of
-    the prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
+    Other columns of the dataset, such as ``answer``, become keys of the last user message of the
+    prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
     messages. TRL names the metrics after the function's ``__name__``, and ignores completions whose
     reward is None.
     """
@@ -164,7 +167,7 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
 
 
 def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
-    """Return the facts of the row with the index ``row``: column -> value, or list of values.
+    """Return the facts of the row with the index ``row``: column -> value.
 
     Arguments of TRL that are not columns are omitted: those that are not lists of length
     ``num_rows``, objects that JSON does not have, and the ids of the completions. So are columns

@@ -96,7 +96,7 @@ def set_chat_options(
     for name in kwargs or {}:
         if name in RESERVED:
             raise UserError(
-                f"model.chat_template_kwargs.{name}: the data determine this variable; remove it"
+                f"model.chat_template_kwargs.{name}: the toolkit sets this variable; remove it"
             )
         if not re.search(rf"\b{re.escape(name)}\b", source):
             what = f"does not read {name!r}" if source else "is missing"
@@ -151,11 +151,11 @@ def render_chat(
 ) -> str:
     """Render ``messages`` with the chat template and the options stored in the tokenizer.
 
-    A list under the key ``tools`` of a message is passed as the template's ``tools``. Templates
-    expect tool calls in different forms: arguments as an object or as JSON text, and empty content
-    as None or as an empty string. The forms are tried in order until the template renders every
-    tool call and every tool result. To detect omissions, the messages are rendered a second time
-    with markers in place of calls and results.
+    The first list under the key ``tools`` of a message is passed as the template's ``tools``.
+    Templates expect tool calls in different forms: arguments as an object or as JSON text, and
+    empty content as None or as an empty string. The forms are tried in order until the template
+    renders every tool call and every tool result. To detect omissions, the messages are rendered a
+    second time with markers in place of calls and results.
 
     Args:
         tokenizer: The tokenizer.
@@ -258,7 +258,7 @@ def tools_of(messages: Sequence[Message]) -> list[Any] | None:
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """Return copies of ``messages``; for `render_chat`, the first one has the key ``tools``."""
+    """Return copies of ``messages``; the first one gets ``tools``, if any, for `render_chat`."""
     copied = [dict(message) for message in messages]
     if tools and copied:
         copied[0]["tools"] = list(tools)
@@ -387,7 +387,7 @@ def encode_conversation(
             are removed, so that the end of the reply is kept. A leading [CLS] or BOS is also kept.
 
     Raises:
-        Unscorable: The conversation cannot be rendered; see :func:`render`.
+        Unscorable: The conversation cannot be rendered; see :func:`render_conversation`.
         UserError: ``append_eos`` is set and the tokenizer has no EOS token, or the conversation is
             empty.
     """
@@ -472,8 +472,9 @@ def make_template_end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     Use this function for a tokenizer that is saved with a reward model whose score is read at EOS.
     Other libraries render texts with the saved template and read the score at the last token.
     Without the change, the last token can be white space; ChatML, for example, writes a line break
-    after EOS. The changed template also uses the fixed date, and the tokenizer's template options
-    are its defaults. Prompts (``add_generation_prompt``) are otherwise rendered as before.
+    after EOS. The changed template also uses the fixed date, and the template variables of the
+    tokenizer are its defaults. Prompts (``add_generation_prompt``) are otherwise rendered as
+    before. A tokenizer without EOS, or without a single template, is not changed.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:

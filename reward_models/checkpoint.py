@@ -39,7 +39,7 @@ def load_checkpoint(
         per_token: Whether the head classifies every token instead of the whole text.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: There is no valid checkpoint.
         UserError: The checkpoint is an unmerged LoRA adapter, or weights are missing.
     """
     if (Path(path) / "adapter_config.json").is_file():
@@ -74,7 +74,7 @@ def load_model(
             such as "has no trained reward head"; the message begins with the path.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: There is no valid checkpoint.
         UserError: Weights are missing, which Transformers would initialize randomly.
     """
     model, info = call_loader(load, path, dtype=dtype, output_loading_info=True)
@@ -88,14 +88,15 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
     """Call a loading function of Transformers with ``path`` and return its result.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, or the loader raised OSError or ValueError.
+        FileNotFoundError: There is no checkpoint, or it is not valid: the loader raised OSError or
+            ValueError.
     """
     missing = (
-        f"no reward model at {path}: there is no such checkpoint folder, and no such model could "
-        "be loaded from the Hugging Face Hub"
+        f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
+        "model could be loaded from the Hugging Face Hub"
     )
     if not Path(path).exists() and "/" not in str(path):
-        # This cannot be a Hub id, and without a network a request would take a minute.
+        # Hub ids without an owner are not looked up: without a network, a request takes a minute.
         raise FileNotFoundError(missing)
     try:
         return load(path, **options)
@@ -161,7 +162,8 @@ def find_sidecar(path: str | Path) -> Sidecar | None:
     """Return the sidecar of a checkpoint folder or Hugging Face Hub id, or None.
 
     Raises:
-        FileNotFoundError: There is no such folder, or the Hugging Face Hub is not available.
+        FileNotFoundError: There is no such folder or model, or the Hugging Face Hub is not
+            available.
     """
     if Path(path).is_dir():
         return Sidecar.read(path)
@@ -235,10 +237,10 @@ def _infer_sidecar(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """Infer the sidecar of a model that was trained by TRL.
+    """Infer the sidecar of a checkpoint that has none, such as one that TRL trained.
 
-    If ``append_eos`` is None, EOS is appended only if the model is a decoder without a chat
-    template.
+    If ``append_eos`` is None, EOS is appended only if the model is a decoder whose tokenizer has an
+    EOS token and no chat template.
 
     Raises:
         UserError: ``append_eos`` cannot be inferred.

@@ -55,7 +55,7 @@ class CodeRunResult:
 
 @dataclass(frozen=True)
 class CodeRunner:
-    """Run Python programs and their tests in two processes with limits that the kernel enforces.
+    """Run Python programs and their tests in two confined processes.
 
     ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` describes the
     protection. If the host cannot enforce a limit, the constructor raises an error. With
@@ -172,7 +172,7 @@ class CodeRunner:
         return "passed" if exit_code == 0 else "cpu" if over_cpu else "failed"
 
     def _require_restrictions_enforced(self, report: bytes) -> None:
-        """Raise SetupError if a process reports that a restriction could not be applied."""
+        """Raise SetupError if a process could not apply a restriction that must be enforced."""
         no_report = {"sandbox": "the process did not start"}
         failed = json.loads(report) if report.startswith(b"{") else no_report
         if failed and not self.allow_unenforced:
@@ -188,7 +188,7 @@ class _SandboxProcess:
 
     Args:
         role: Module of ``sandbox`` that the process runs: "program" or "checker".
-        end: This process's end of the socket pair.
+        end: End of the socket pair that the process inherits.
         task: JSON object that the process receives on stdin.
     """
 

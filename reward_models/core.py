@@ -58,7 +58,8 @@ class Scores:
     values: list[Score]
     """Reward of each conversation, or None if it has none, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name of each leaf of the composition -> its raw scores [N], before weighting and clipping."""
+    """Name of each leaf of the composition, or of a part of it such as ``cost.unsafe`` -> its raw
+    scores [N], before weighting and clipping."""
     counts: Counter[str] = field(default_factory=Counter)
     """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
@@ -202,8 +203,8 @@ class Reward(ABC):
     can be computed in any thread. It is False for models, whose batches change the last bits, and
     for functions that may compare the conversations of a call."""
     waits: bool = False
-    """Whether scoring waits for a server or another process. Training computes independent rewards
-    that wait while other episodes are still played."""
+    """Whether scoring waits for a server or another process. While other episodes are still played,
+    training computes the independent rewards that wait."""
     inner_rewards: Sequence[Reward] = ()
     """The rewards from whose scores this reward computes its scores."""
 
@@ -221,7 +222,7 @@ class Reward(ABC):
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """Return the rewards in this composition that have no inner rewards, in order."""
+        """Return the rewards that this composition combines, in order; by default, this reward."""
         return (self,)
 
     def terms(self) -> tuple[Reward, ...]:
@@ -295,7 +296,9 @@ class Reward(ABC):
         return MappedReward(self, lambda value: above if value >= at_least else below)
 
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
-        """Return the reward (value - mean) / std, by default with this reward's ``moments``.
+        """Return the reward (value - mean) / std.
+
+        If ``mean`` or ``std`` is None, this reward's ``moments`` are used for both.
 
         If the mean and the standard deviation are those on samples of the *reference policy*, a KL
         coefficient has the same effect for all reward models (Ziegler et al. 2019).

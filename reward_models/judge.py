@@ -135,11 +135,11 @@ class PairJudge:
         self.counts: Counter[str] = Counter()
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """Compare N pairs of conversations with the same prompt, [N].
+        """Compare the conversations of N pairs; both conversations of a pair have the same prompt.
 
         Returns:
-            For each pair, 1.0 if the first reply wins in both orders, 0.0 if the second reply wins
-            in both orders, 0.5 if the winners differ, and None if an answer has no winner.
+            For each pair, [N]: 1.0 if the first reply wins in both orders, 0.0 if the second reply
+            wins in both orders, 0.5 if the winners differ, and None if an answer has no winner.
 
         Raises:
             UserError: The conversations of a pair have different prompts.

@@ -119,14 +119,16 @@ class LearnedReward(Reward):
             append_eos: Whether texts end with EOS; by default the value in the sidecar. Without a
                 sidecar, TRL's rule is assumed.
             label: Class of a classifier whose log-odds are the score.
-            attributes: Output of a regression head -> weight.
+            attributes: Output of a regression head -> weight; "all" gives every output weight 1.
             scope: "reply" to score the last message without its prompt, "conversation" to score the
                 whole conversation; by default the value in the sidecar.
 
         Raises:
-            FileNotFoundError: There is no checkpoint.
-            UserError: The checkpoint has no trained head, a setting or the chat template differs
-                from training, scores depend on padding, or a label is unknown.
+            FileNotFoundError: There is no valid checkpoint.
+            UserError: The checkpoint has no trained head or is an unmerged LoRA adapter, a setting
+                or the chat template differs from training, ``append_eos`` must be given,
+                ``max_length`` exceeds the model's positions, scores depend on padding, or a label
+                is missing or unknown.
         """
         model, tokenizer = checkpoint.load_checkpoint(path, dtype=dtype, device=device)
         sidecar = checkpoint.checked_or_inferred_sidecar(
@@ -345,7 +347,10 @@ def _logits_to_scores_function(
     if label is None:
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
-            raise UserError(f"this model has {num_labels} outputs; set label to one of: {names}")
+            raise UserError(
+                f"this model has {num_labels} outputs; set label to one of them, or set "
+                f"attributes: {names}"
+            )
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
     if num_labels == 1 or model.config.problem_type == "multi_label_classification":

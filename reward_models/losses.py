@@ -151,8 +151,9 @@ def length_debiased_loss(
     """Return the ODIN loss (2402.07319) of a quality head and a length head, a scalar.
 
     The loss is the mean Bradley-Terry loss of the sum of the two heads, plus ``coef`` times
-    (|corr(quality, size)| + 1 - corr(length, size)). corr is the Pearson correlation over the
-    batch. The length head is removed after training.
+    (|corr(quality, size)| + 1 - corr(length, size)). corr is the Pearson correlation over all
+    replies of the batch, and size is the length of a reply. The length head is removed after
+    training.
 
     Args:
         quality_scores: Outputs of the quality head for the chosen and the rejected replies, each

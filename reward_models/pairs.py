@@ -32,7 +32,7 @@ class Pair:
 
     @property
     def prompt_json(self) -> str:
-        """The prompt as JSON text. Intervals of the report are clustered by this key."""
+        """Roles and contents of the prompt as JSON text, by which a report clusters intervals."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property

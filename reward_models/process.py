@@ -46,11 +46,12 @@ def encode_steps(
     """Split the last reply at ``separator``, and encode each step separately with a separator.
 
     Because of the separate encoding, the tokens at the end of a step do not depend on the position
-    of the step. The prompt is rendered by :func:`~rlhf.reward_models.chat_template.render`, and
-    the reply follows as plain text. The last step also ends with the separator.
+    of the step. The prompt is rendered by
+    :func:`~rlhf.reward_models.chat_template.render_conversation`, and the reply follows as plain
+    text. The last step also ends with the separator.
 
     Raises:
-        Unscorable: The reply has no step.
+        Unscorable: The reply has no step, or the prompt cannot be rendered.
     """
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
@@ -115,7 +116,7 @@ class ProcessReward(Reward):
             dtype: Type of the weights outside the head.
 
         Raises:
-            FileNotFoundError: There is no checkpoint.
+            FileNotFoundError: There is no valid checkpoint.
             UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """

@@ -39,7 +39,7 @@ def _tests_in(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def why_tests_cannot_fail(source: str) -> str:
-    """Return why a program cannot fail its tests, or an empty string if it can fail them.
+    """Return why tests are not Python source or cannot fail; an empty string if they can fail.
 
     Tests can fail if they execute an ``assert``, a ``raise`` or a call. The bodies of functions and
     methods are not executed unless a call follows. Comparisons without ``assert`` and the calls in
@@ -73,7 +73,7 @@ def _executed_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
 
 
 def _is_discarded(node: ast.AST) -> bool:
-    """Return whether a node is an assertion of a constant, or a result that is thrown away."""
+    """Return whether a node is an assertion that cannot fail, or a result that is thrown away."""
     if isinstance(node, ast.Assert):
         is_filled_tuple = isinstance(node.test, ast.Tuple) and bool(node.test.elts)
         return is_filled_tuple or (isinstance(node.test, ast.Constant) and bool(node.test.value))

@@ -62,7 +62,7 @@ def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[...
         name: Name of the kind.
 
     Raises:
-        UserError: ``target`` is neither a class nor a function with an argument.
+        UserError: A setting of the function is not keyword-only.
     """
     if isinstance(target, type):
         parameters = list(inspect.signature(target).parameters.values())
@@ -89,7 +89,7 @@ def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[...
 
 
 def _type_hints_or_none(function: Any) -> dict[str, Any]:
-    """Return the type hints of a function; none if a name in them exists only for type checkers."""
+    """Return the type hints of a function; {} if a name in them exists only for type checkers."""
     try:
         return typing.get_type_hints(function)
     except NameError:
@@ -105,8 +105,8 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     that are stored in the checkpoint.
 
     Raises:
-        UserError: A kind or setting is unknown, a setting is missing, or two components have the
-            same name.
+        UserError: A kind is unknown, a setting is unknown, missing or invalid, the list is empty,
+            or two components have the same name.
     """
     if isinstance(spec, Mapping):
         return _build_one(spec)

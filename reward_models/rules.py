@@ -103,9 +103,10 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
     """Build a reward of 1.0 if the final expression of the reply equals a reference, else 0.0.
 
     The reply and the reference (LaTeX or plain text) are parsed by a grammar and compared by sympy
-    in a separate process; see ``docs/rewards.md``. A reply that needs more than ``timeout`` seconds
-    of CPU time counts as wrong. A reply has no score if the process crashes or needs more than
-    3 * ``timeout`` seconds of wall-clock time.
+    in a separate process; see ``docs/rewards.md``. A reply that cannot be parsed, or needs more
+    than ``timeout`` seconds of CPU time, scores 0.0. If a reference cannot be parsed, and the reply
+    equals no other reference, there is no score. There is also no score if the process crashes or
+    needs more than 3 * ``timeout`` seconds of wall-clock time.
     """
     target = ReferenceAnswerSource(answer, answers)
     worker = FunctionWorker(

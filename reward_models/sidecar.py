@@ -17,8 +17,7 @@ FILE_NAME = "reward_model.json"
 class Sidecar:
     """Description of a reward checkpoint: encoding of texts, pooling and calibration.
 
-    The file is next to the weights; ``AutoModelForSequenceClassification`` can load the checkpoint
-    without it.
+    The file is next to the weights, which can be loaded without it.
     """
 
     template_hash: str
@@ -28,7 +27,7 @@ class Sidecar:
     max_length: int | None
     """Maximum number of tokens. Longer texts are truncated on the left. None means no limit."""
     pooling: str
-    """With ``last``, the head reads the last token. With ``model``, the encoder's own pooling is
+    """With ``last``, the head reads the last token. With ``model``, the model's own pooling is
     used. With ``steps``, the head reads the token that ends each step."""
     temperature: float = 1.0
     """Temperature T, fitted on held-out pairs: P(a is better than b) =
@@ -68,7 +67,7 @@ class Sidecar:
         """Return the sidecar of the folder ``checkpoint``, or None if there is none.
 
         Raises:
-            UserError: The file is not JSON, or has missing or unknown keys.
+            UserError: The file is not JSON, has missing or unknown keys, or has an invalid value.
         """
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():

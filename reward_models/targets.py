@@ -21,8 +21,8 @@ class ReferenceAnswerSource:
 
     Args:
         answer: The answer to all conversations.
-        answers: JSON Lines file (optionally ``.gz``) with the keys ``prompt`` and ``key`` in each
-            row. The answer is in the row whose prompt equals the last user message.
+        answers: JSON Lines file (optionally ``.gz``) whose rows have ``prompt`` and the key that
+            ``key`` names. The answer is in the row whose prompt equals the last user message.
         key: Key of the answer in a row or in a message.
 
     Raises:

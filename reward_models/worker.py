@@ -1,8 +1,8 @@
 """Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
-``Worker`` starts a Python subprocess that runs ``serve``. Arguments and results are sent as JSON
-Lines. Unlike a process of ``multiprocessing``, the subprocess can be started from threads and needs
-no ``if __name__ == "__main__"`` in the caller's script.
+``FunctionWorker`` starts a Python subprocess that runs ``serve``. Arguments and results are sent as
+JSON Lines. Unlike a process of ``multiprocessing``, the subprocess can be started from threads and
+needs no ``if __name__ == "__main__"`` in the caller's script.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ def _assigns_name(node: Node) -> bool:
 
 
 def _is_name(node: Node) -> bool:
-    """Return whether the node is a variable, a function application or a pair of variables."""
+    """Return whether the node is a variable, a function application or a tuple of variables."""
     if node.kind == "brackets":
         return all(child.kind == "symbol" for child in node.args)
     return node.kind in ("symbol", "applied")
@@ -329,7 +329,10 @@ def _is_expression(node: Node) -> bool:
 
 
 def _without_assigned_name(reference: Node, answer: Node) -> tuple[Node, Node]:
-    """Return the two answers; if only one of them assigns its value to a name, remove the name."""
+    """Return the two answers; if only one of them assigns its value to a name, remove the name.
+
+    Otherwise, a membership such as ``x \\in (0, 1)`` is replaced by its set.
+    """
     if (
         _assigns_name(answer)
         and reference.kind != "relation"
@@ -574,7 +577,7 @@ def _is_clearly_nonzero(difference: Any) -> bool:
 
 
 def _test_points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
-    """Yield three test points (symbol -> value), for comparisons before a proof is attempted."""
+    """Yield up to three test points (symbol -> value), for comparisons before a proof."""
     names = sorted(symbols, key=str)
     starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
     for k, start in enumerate(starts if names else starts[:1]):
@@ -647,7 +650,7 @@ def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
     """
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
-            raise NotUnderstood("number too large")
+            raise NotUnderstood("a factorial of a number that is negative, not whole or too large")
     return function(*numbers)
 
 

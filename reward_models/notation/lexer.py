@@ -47,8 +47,8 @@ class Token:
     value: Fraction = Fraction(0)
     """Value of a number; 0 for other tokens."""
     groups: tuple[str, ...] = ()
-    """Groups of digits that commas separate, as in 1,035. Between brackets, such a token is read as
-    a list of numbers. Empty for other tokens."""
+    """Groups of digits that commas separate, as in 3,100. Between brackets, such a token is read as
+    a list of numbers, unless a later group begins with 0. Empty for other tokens."""
 
     def is_op(self, *texts: str) -> bool:
         """Return whether the token is one of these operators."""

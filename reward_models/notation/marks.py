@@ -38,7 +38,7 @@ def answer_and_text_around_box(reply: str) -> tuple[str, str, str]:
     """Return the part of a reply that contains the answer, and the texts before and after a box.
 
     The reply is searched without its reasoning. If the reply has an ``<answer>`` tag, only the
-    content of the last tag is searched. The answer is the last box or the line after the last
+    content of the last tag is searched. The answer is the last box or the text after the last
     ``####``, whichever is later. If there is neither, the answer is the whole searched text. The
     second and the third result are empty if the answer is not a box.
 
@@ -68,9 +68,10 @@ def starts_with_box(reply: str) -> bool:
 
 
 def _reject_alternative_boxes(before: str, content: str) -> None:
-    """Raise NotUnderstood if only a conjunction separates the last two boxes.
+    """Raise NotUnderstood if only punctuation or a conjunction separates two different boxes.
 
-    ``before`` is the text before the last box, and ``content`` its content.
+    They are the last two boxes of the text. ``before`` is the text before the last box, and
+    ``content`` its content.
     """
     try:
         previous = last_box(before)

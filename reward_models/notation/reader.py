@@ -129,7 +129,7 @@ class TokenReader:
         return words + (self.take_divisor_in_brackets() if words else [])
 
     def is_product_of_units(self) -> bool:
-        """Return whether a product of known units follows that are not all single letters."""
+        """Return whether a product of known units follows in which not all units are letters."""
         start = self.position
         words = [word for word in self.take_known_units() if word.isalpha()]
         self.position = start

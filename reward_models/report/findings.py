@@ -19,8 +19,8 @@ _MIN_SPREAD = 0.1
 def finding_sentences(report: Mapping[str, Any]) -> list[str]:
     """Return the findings of a report, the most serious first.
 
-    Findings that compare numbers are based on the interval of the difference, not only on the
-    estimates.
+    Findings about accuracies, gains, correlations and the temperature are based on intervals, not
+    only on estimates.
     """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):

@@ -178,7 +178,7 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the AUC of each class against the others, averaged over the classes.
+    """Return the AUC of each class against the others, averaged over the classes that occur.
 
     Rows are ranked by the log-probability of the class, because logits are not comparable between
     rows. The result is nan if all labels are equal.

@@ -62,8 +62,8 @@ def evaluate_reward_model(
             spread of their scores affects how fast the policy learns (Razin et al., 2503.15477).
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
         dropped: Reason -> number of rows that were dropped from the data; for the data card.
-        overlapping: Number of prompts that have 13 consecutive words in common with a training
-            prompt; for the data card.
+        overlapping: Number of pairs whose prompts have 13 consecutive words in common with a
+            training prompt; for the data card.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
         invariance_size: Maximum number of conversations that are scored one at a time and in
             batches, to compare the scores; 0 skips this test.
@@ -102,7 +102,7 @@ class ScoredPairs:
     """The P pairs that a reward could score, with their scores and prompts.
 
     ``chosen`` and ``rejected`` are the scores, and ``margins`` are chosen - rejected, each an array
-    [P]. ``groups`` are the keys of the P prompts.
+    [P]. ``groups`` are the keys of the pairs' prompts, [P].
 
     Raises:
         UserError: No pair could be scored.
@@ -230,7 +230,7 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
 
 
 def _length_dependence(scored: ScoredPairs) -> dict[str, Any]:
-    """Return correlations of score and length, and the accuracy on replies of equal length."""
+    """Return correlations of score and length, and the accuracy on replies of similar length."""
     lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
     values = np.concatenate([scored.chosen, scored.rejected])
@@ -273,10 +273,10 @@ def _batch_dependence(
     """Return the largest changes of a score between scoring a chosen reply alone and in a batch.
 
     ``batch`` is the change in a batch of all texts. ``order`` is the change in this batch in
-    reverse order. ``padding`` is the change if the batch also contains a text that is eight times
-    as long as the longest text. ``largest_difference`` is the maximum of the three changes,
-    ``share`` is this maximum divided by ``spread``, and ``texts`` is the number of texts. The
-    result is None if there are no pairs.
+    reverse order. ``padding`` is the change if the batch also contains the conversation with the
+    longest reply, with this reply repeated eight times. ``largest_difference`` is the maximum of
+    the three changes, ``share`` is this maximum divided by ``spread``, and ``texts`` is the number
+    of texts. The result is None if there are no pairs.
     """
     if not pairs:
         return None

@@ -137,7 +137,7 @@ def _chosen_with_changed_reply(pair: Pair, change_reply: Callable[[str], str]) -
 
 
 def _chosen_replies_with_other_prompts(pairs: Sequence[Pair]) -> list[Conversation]:
-    """Combine each chosen reply with the prompt of the next pair whose prompt differs."""
+    """Combine each chosen reply with the prompt of the next pair whose prompt differs, if any."""
     result = []
     for i, pair in enumerate(pairs):
         others = (pairs[(i + step) % len(pairs)] for step in range(1, len(pairs)))

@@ -96,7 +96,7 @@ def _data_card_rows(data: Report) -> list[list[str]]:
         "pairs that also occur with chosen and rejected exchanged": data["contradictions"],
         "training pairs": data["training_pairs"],
         "prompts that are in the training pairs": data["prompts_in_training"],
-        "prompts that share 13 consecutive words with a training prompt": data.get("overlapping"),
+        "pairs with 13 consecutive words of a training prompt": data.get("overlapping"),
         **{f"dropped: {reason}": count for reason, count in data["dropped"].items()},
         **{f"event: {name}": count for name, count in data["counts"].items()},
         **{f"from {name}": count for name, count in data["sources"].items()},

@@ -40,8 +40,9 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 class ProgramProxy:
     """Proxy of the program's process for the tests.
 
-    This process ends if the program ends, or if the program sends a message that `program.Server`
-    cannot have sent. No exception is raised in these cases, because the tests could catch it.
+    This process ends if the program ends, or if the program sends a message that
+    `ProgramObjectServer` cannot have sent. No exception is raised in these cases, because the tests
+    could catch it.
 
     Args:
         channel: Connection to the program.
@@ -76,7 +77,9 @@ class ProgramProxy:
             The result of the operation.
 
         Raises:
-            BaseException: The exception that the operation raised.
+            RuntimeError: The operation raised StopIteration outside of an iteration, or IndexError
+                in a method ``__getitem__`` of the tests.
+            BaseException: Any other exception that the operation raised.
         """
         self._send(
             {

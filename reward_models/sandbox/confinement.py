@@ -168,9 +168,10 @@ _HANDLED_RIGHTS = (1 << 15) - 1  # all rights of Landlock version 3
 
 
 def limit_resources(limits: dict[str, Any]) -> None:
-    """Limit CPU time (``cpu``, in seconds), memory (``memory``, in bytes), files and core dumps.
+    """Limit CPU time (``cpu``, in seconds) and memory (``memory``, in bytes).
 
-    The process cannot raise its hard limits.
+    The number of open files is limited to 64, and writing files and core dumps is not possible. The
+    process cannot raise its hard limits.
     """
     for kind, amount in [
         (resource.RLIMIT_AS, limits["memory"]),
@@ -183,7 +184,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_file_access() -> None:
-    """Use Landlock to deny all access to files except those that Python needs.
+    """Use Landlock to deny access to files, except reading those that Python needs.
 
     Raises:
         OSError: The kernel does not support Landlock version 3.

@@ -147,7 +147,7 @@ class Algorithm:
         if self.needs_groups and settings.group_size < 2:
             raise UserError(
                 f"group_size must be at least 2 with advantage {settings.advantage} "
-                f"(the baseline is computed from the group), got {settings.group_size}"
+                f"(it compares the rollouts of a group), got {settings.group_size}"
             )
         if (
             self.kl_in_loss

@@ -171,7 +171,7 @@ def kl_estimator(
         name: Value of the setting `kl_estimator`.
         summary: Phrase for the table in the documentation.
         differentiable: Whether the estimate can be a term of the loss, because its expected
-        gradient is not 0.
+            gradient is not 0.
     """
     return _register("kl", name, summary, differentiable=differentiable)
 

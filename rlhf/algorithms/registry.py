@@ -268,7 +268,7 @@ def algorithm_table() -> list[dict[str, str]]:
     """Return one row of strings for each algorithm, by column name.
 
     The column "defaults" lists only the settings that affect the algorithm. The column "source" is
-    empty for the algorithms of the toolkit, and otherwise the file that added the algorithm.
+    empty for the algorithms of the toolkit; for others it is the file or module that added them.
     """
     return [
         {

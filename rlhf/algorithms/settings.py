@@ -80,9 +80,9 @@ class Settings:
     value_coef: NonNegativeFloat = 0.1
     """Weight of the critic's loss."""
     value_clip: NonNegativeFloat = 0.2
-    """Maximum distance of the clipped value from the value at rollout, in the units of the return.
-    The value loss is the larger of the losses of the value and of the clipped value. 0 disables
-    clipping."""
+    """Maximum distance of the clipped value from the value at the start of the update, in the units
+    of the return. The value loss is the larger of the losses of the value and of the clipped value.
+    0 disables clipping."""
     pair_labels: Literal["soft", "hard"] = "soft"
     """Label of a pair: the probability that its better episode is preferred. It is
     sigmoid(score difference) with "soft", and 1 with "hard"."""

@@ -36,7 +36,9 @@ _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "
 
 
 def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with checked arguments and results; code of the toolkit is unchanged.
+    """Return a function that checks the results of a user's function and changes of its batch.
+
+    A function of the toolkit or of an installed package is returned unchanged.
 
     Args:
         kind: Kind of the component: "advantages", "losses" or "kl".

@@ -28,7 +28,8 @@ def check_url_has_no_credentials(url: str, *, what: str) -> None:
         what: Start of error messages.
 
     Raises:
-        UserError: It contains a user name or a password, which would be saved in run directories.
+        UserError: The address contains a user name or a password, which would be saved in run
+            directories.
     """
     if "@" in urllib.parse.urlsplit(url).netloc:
         raise UserError(
@@ -71,8 +72,8 @@ def result_within(seconds: float, request: Callable[[], Result]) -> Result | Tim
     """Return the result of a request, or a TimeoutError if it takes longer than ``seconds``.
 
     The request runs in a daemon thread, because the time that the system needs to resolve the name
-    of the server and to try its addresses has no limit. The thread ends soon after the time limit.
-    The request must not raise an exception.
+    of the server and to try its addresses has no limit. After the time limit, the thread continues
+    until the request ends. The request must not raise an exception.
     """
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(request()), daemon=True)

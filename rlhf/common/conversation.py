@@ -42,7 +42,7 @@ RewardFunction = Callable[[list[Conversation]], Sequence[Score]]
 
 
 def messages_for_models(messages: Iterable[Mapping[str, Any]]) -> Conversation:
-    """Return messages without the keys that only rewards read, such as a reference answer.
+    """Return messages without the keys that models do not read, such as a reference answer.
 
     Prompts are compared and counted by these messages, so that the columns that a reward reads do
     not change which prompts are equal.

@@ -280,7 +280,7 @@ def iterate_log(path: Path, columns: Columns | None = None) -> Iterator[dict[str
 
     Args:
         path: The file.
-        columns: Keys of every row.
+        columns: Keys to check in every row.
 
     Raises:
         UserError: A complete line is not a JSON object, or does not have the columns.

@@ -142,6 +142,7 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed, and no handler records the signal.
+        StopSignal: A handler raised it for a signal.
         RuntimeError: The code called ``sys.exit``, or raised another BaseException that is not an
             Exception.
         TimeoutError: The code exceeded the time limit.
@@ -186,12 +187,13 @@ def _output_to_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ensure_ordinary_exceptions() -> Iterator[None]:
-    """Return a context manager in which third-party code raises only Exceptions.
+    """Return a context manager that converts other exceptions of third-party code to Exceptions.
 
     A process that the code forked ends here. The context manager can be used in any thread.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed, and no handler records the signal.
+        StopSignal: A handler raised it for a signal.
         RuntimeError: The code called ``sys.exit``, or raised another BaseException that is not an
             Exception.
     """
@@ -311,7 +313,15 @@ def _matmul_precision(torch: Any) -> str | None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Return a context manager that raises TimeoutError in a block that exceeds a time limit."""
+    """Return a context manager that raises TimeoutError in a block that exceeds a time limit.
+
+    Args:
+        seconds: The limit; None means no limit.
+
+    Raises:
+        TimeoutError: The block exceeded the limit.
+        UserError: There is a limit, and the system is not Unix or this is not the main thread.
+    """
     if seconds is None:
         yield
         return

@@ -114,7 +114,9 @@ def read_body(response: Any, *, max_bytes: int) -> bytes:
 
 
 def json_headers(api_key_variable: str) -> dict[str, str]:
-    """Return the headers of a JSON request, with the API key in an environment variable if set.
+    """Return the headers of a JSON request.
+
+    They contain the API key in an environment variable if the variable is set.
 
     Raises:
         UserError: The key contains a character that is not allowed in an HTTP header.

@@ -38,6 +38,8 @@ class Representative:
 def reference_to(value: Any, key: str) -> str:
     """Return the name of an object for a configuration.
 
+    An object that another process cannot import is stored in this process, for `object_of`.
+
     Args:
         value: A function, a class or any other object.
         key: Configuration key of the object.
@@ -73,9 +75,9 @@ def object_of(reference: str, *, what: str) -> Any:
 def object_fingerprint(reference: str) -> str | None:
     """Return a digest of an object: its source code and the values that it captured.
 
-    The values are texts, numbers, booleans, None, and tuples of these, in closures, default values
-    and `functools.partial`. Other values, such as models and lists, can change while a run uses
-    them. The result is None if the object has no source code.
+    The values are texts, bytes, numbers, booleans, None, tuples of these, functions and classes, in
+    closures, default values and `functools.partial`. Other values, such as models and lists, can
+    change while a run uses them. The result is None if the object has no source code.
     """
     value = _objects.get(reference)
     parts = [] if value is None else _source_and_values(value, ())

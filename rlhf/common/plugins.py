@@ -140,7 +140,7 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def short_name(reference: str) -> str:
-    """Return a reference for a report, without the folder of a file."""
+    """Return a reference for a report; in ``FILE:NAME``, the folder of the file is omitted."""
     module, name = split_reference(reference)
     return f"{Path(module).name}:{name}" if is_file_reference(module) and name else reference
 

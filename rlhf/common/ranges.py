@@ -62,7 +62,7 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Check the fields of a dataclass that was created without `convert`.
+    """Check the fields of a dataclass that was created without `convert_to_type`.
 
     Raises:
         UserError: A value has the wrong type or is outside its range; the message contains the key,

@@ -112,8 +112,8 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
 def mask_secrets(text: str) -> str:
     """Replace secrets by ``***``.
 
-    Secrets are credentials in URLs, keys in well-known formats, and the values of environment
-    variables with secret names.
+    Secrets are credentials in URLs, keys in well-known formats, and values of at least 8 characters
+    of environment variables with secret names.
 
     >>> mask_secrets("http://me:pw@host/v1?token=abc")
     'http://***@host/v1?token=***'

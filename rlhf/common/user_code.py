@@ -1,4 +1,4 @@
-"""Find the line of a mistake in the user's code, and report calls that are slow or have effects.
+"""Find the line of a mistake in the user's code; report slow calls and changed arguments.
 
 A mistake such as a wrong signature, or a result of the wrong type, is found in this toolkit, after
 or before the code of the user runs. The traceback then has no line of the user, and the location is

@@ -76,7 +76,8 @@ class WorkerPool:
 
         Raises:
             UserError: The function raised it, or a process was killed.
-            RuntimeError: The function raised another exception. The message has its traceback.
+            RuntimeError: The function raised another exception in a worker process. The message
+                has its traceback.
         """
         if self._function is not None:
             yield from map(self._function, tasks)

@@ -21,8 +21,9 @@ def load_yaml(text: str) -> Any:
     """Return the plain data in YAML text.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, a mapping repeats a key, the nesting depth exceeds
-            `MAX_DEPTH`, or the number of keys and values with aliases expanded exceeds `MAX_NODES`.
+        yaml.YAMLError: The text is not YAML, a mapping repeats a key, a text has a lone surrogate,
+            the nesting depth exceeds `MAX_DEPTH`, or the number of keys and values with aliases
+            expanded exceeds `MAX_NODES`.
     """
     try:
         return yaml.load(text, Loader=_Loader)

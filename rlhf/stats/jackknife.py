@@ -39,7 +39,8 @@ def jackknife(
     The interval is computed on a scale on which the statistic is approximately normal. Its bounds
     are then mapped back, so they are inside the statistic's range. There is no interval in these
     cases: there are fewer than twenty clusters, the value is at an end of its range (such as an
-    area of exactly 1), or the pseudo-values have too little variation for the interval of a mean.
+    area of exactly 1) or undefined without some clusters, or the pseudo-values have too little
+    variation for the interval of a mean.
 
     Args:
         statistic_of_rows: Function from row indices [m] to a number, or nan if the statistic is

@@ -141,11 +141,11 @@ def delta_interval(
     mean, clipped to [-1, 1].
 
     Args:
-        deltas: difference of each unit, [n].
-        sizes: weight of each unit in the mean, [n], for kind "share"; by default all weights are
+        deltas: Difference of each unit, [n].
+        sizes: Weight of each unit in the mean, [n], for kind "share"; by default all weights are
             equal. The adjusted Wald interval uses the effective number of units.
-        kind: see `difference`.
-        level: confidence level.
+        kind: See `difference`.
+        level: Confidence level.
     """
     if kind != "share":
         return interval(deltas, kind=kind, level=level)

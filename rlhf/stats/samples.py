@@ -18,7 +18,7 @@ def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
     correct.
 
     Raises:
-        ValueError: Fewer than k samples were drawn, or `correct` is not between 0 and `drawn`.
+        ValueError: k is not between 1 and `drawn`, or `correct` is not between 0 and `drawn`.
     """
     if not 0 <= correct <= drawn or not 1 <= k <= drawn:
         raise ValueError(

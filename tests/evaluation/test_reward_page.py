@@ -76,7 +76,7 @@ def test_its_tables_are_files_too(run):
     assert sum(row["by"] == "margin" for row in slices) == 10
     card = {row["what"]: row["how many"] for row in tables["pairs_data"]}
     assert card["pairs"] == "80"
-    assert card["prompts that share 13 consecutive words with a training prompt"] == "0"
+    assert card["pairs with 13 consecutive words of a training prompt"] == "0"
     assert [row["n"] for row in tables["pairs_best_of_n"]] == [1, 2, 4, 8, 16, 32]
 
 

@@ -153,7 +153,7 @@ def test_thinking_can_be_switched_off_and_stays_off(tmp_path):
         assert learned_in(found, ids, is_action) == ["<|im_end|>"]
     with pytest.raises(ValueError, match=r"enable_thinkin has no effect.*does not read"):
         set_chat_options(tokenizer, kwargs={"enable_thinkin": False})
-    with pytest.raises(ValueError, match="the data determine this variable"):
+    with pytest.raises(ValueError, match="the toolkit sets this variable"):
         set_chat_options(tokenizer, kwargs={"tools": []})
 
 
