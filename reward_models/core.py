@@ -298,15 +298,17 @@ class Reward(ABC):
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
         """Return the reward (value - mean) / std.
 
-        If ``mean`` or ``std`` is None, this reward's ``moments`` are used for both.
+        By default, ``mean`` and ``std`` are this reward's ``moments``.
 
         If the mean and the standard deviation are those on samples of the *reference policy*, a KL
         coefficient has the same effect for all reward models (Ziegler et al. 2019).
 
         Raises:
-            UserError: The reward has no ``moments`` and ``mean`` or ``std`` is None, or ``std`` is
-                not positive.
+            UserError: Only one of ``mean`` and ``std`` is given, the reward has no ``moments`` and
+                none is given, or ``std`` is not positive.
         """
+        if (mean is None) != (std is None):
+            raise UserError("normalise: give both mean and std, or neither")
         if mean is None or std is None:
             if self.moments is None:
                 raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.common.conversation import up_to_last_reply
 from rlhf.reward_models.chat_template import render_conversation
 from rlhf.reward_models.core import (
     Conversation,
@@ -132,7 +133,7 @@ class PairModel(Reward):
         Raises:
             Unscorable: One of them is missing, or the prompt cannot be rendered.
         """
-        prompt, reply = conversation[:-1], last_reply(conversation)
+        prompt, reply = up_to_last_reply(conversation)[:-1], last_reply(conversation)
         render_conversation(
             self.inner.tokenizer, prompt
         )  # raises if the template cannot render the prompt

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.common.conversation import up_to_last_reply
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import render_conversation, template_hash
 from rlhf.reward_models.checkpoint import check_sidecar, find_sidecar, load_checkpoint
@@ -56,7 +57,8 @@ def encode_steps(
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
         raise Unscorable("no steps")
-    prompt = render_conversation(tokenizer, conversation[:-1]) if len(conversation) > 1 else ""
+    turns = up_to_last_reply(conversation)[:-1]
+    prompt = render_conversation(tokenizer, turns) if turns else ""
     ids = list(tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"])
     ends = []
     for step in steps:

@@ -87,13 +87,15 @@ def weighted_sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -
     (weight * distance)^2 over the parts. In this formula, a distance is that from the value of a
     part to the lower bound of the part. The upper bound is computed in the same way. A proportion
     of exactly 0 or 1 therefore also contributes its uncertainty. The sum has an interval only if
-    every part with a positive weight has an interval. The weights must not be negative.
+    every part with a positive weight has an interval. The weights must not be negative. Parts
+    with the weight 0 are ignored.
     """
-    shares = np.asarray(weights, dtype=float)
+    parts = [part for part, weight in zip(parts, weights, strict=True) if weight != 0]
+    shares = np.array([weight for weight in weights if weight != 0], dtype=float)
     estimates = np.array([part.value for part in parts])
     point, units = float(shares @ estimates), sum(part.units for part in parts)
-    for part, weight in zip(parts, shares, strict=True):
-        if weight > 0 and not part.known:
+    for part in parts:
+        if not part.known:
             return Interval.without_bounds(point, units, part.needs)
     below = np.array([part.value - part.low for part in parts])
     above = np.array([part.high - part.value for part in parts])

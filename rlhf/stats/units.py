@@ -123,11 +123,12 @@ def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> st
     is_different = units != values[counts.argmax()]
     weights = np.ones(units.size) if sizes is None else sizes
     differing = effective_number_of_units(weights[is_different])
-    if differing >= min(FEWEST_UNITS, effective_number_of_units(weights) / 2):
+    needed = min(FEWEST_UNITS, effective_number_of_units(weights) / 2)
+    if differing >= needed:
         return ""
     count = int(is_different.sum())
     equivalent = "" if differing == count else f", with the weight of {differing:.1f} equal units"
     return (
         f"only {count} of {units.size} units differ from the most common value{equivalent}, "
-        f"an interval needs {FEWEST_UNITS} such units"
+        f"an interval needs {math.ceil(needed)} such units"
     )

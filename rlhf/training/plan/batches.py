@@ -105,6 +105,12 @@ class RandomReplyEngine:
         self._requests = []
 
 
+def num_sampled_groups(trainer: Any) -> int:
+    """Return the number of groups of episodes that `play_and_make_online_batches` plays."""
+    size = trainer.algorithm.settings.group_size
+    return min(trainer.config.episodes_per_step, max(size, SAMPLED_EPISODES)) // size
+
+
 def play_and_make_online_batches(trainer: Any) -> StepBatches:
     """Play episodes with random replies, and return the micro-batches of one step of training.
 
@@ -113,8 +119,7 @@ def play_and_make_online_batches(trainer: Any) -> StepBatches:
     """
     config, settings = trainer.config, trainer.algorithm.settings
     policy, collector = trainer.policy, trainer.collector
-    size = settings.group_size
-    groups = min(config.episodes_per_step, max(size, SAMPLED_EPISODES)) // size
+    size, groups = settings.group_size, num_sampled_groups(trainer)
     repeats = -(-config.episodes_per_step // (groups * size))
     collector.engine = RandomReplyEngine(
         len(policy.tokenizer), excluded=sorted(collector.chat_format.stop_ids), seed=config.seed

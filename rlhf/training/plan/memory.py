@@ -183,11 +183,12 @@ def optimizer_bytes(name: str, parameters: Iterable[Tensor]) -> int:
     """Return the bytes of an optimizer's state after its first step.
 
     Args:
-        name: "adamw", with two moments for each weight, or "sgd", without a moment.
+        name: "sgd", which has no moment, or another optimizer. "adamw" has two moments for each
+            weight; the same is assumed of the optimizers of plug-ins.
         parameters: The trained weights. The moments have their dtype, but at least float32.
     """
     parameters = list(parameters)
-    moments = {"adamw": 2, "sgd": 0}[name]
+    moments = 0 if name == "sgd" else 2
     wide = sum(max(4, p.element_size()) * p.numel() for p in parameters)
     return moments * wide + master_weight_bytes(parameters)
 

@@ -25,7 +25,11 @@ from rlhf.rollout.sampling.decoder import (
     make_fastest_matching_decoder,
 )
 from rlhf.rollout.sampling.kv_cache import CAPACITY_MULTIPLE
-from rlhf.training.plan.batches import StepBatches, play_and_make_online_batches
+from rlhf.training.plan.batches import (
+    StepBatches,
+    num_sampled_groups,
+    play_and_make_online_batches,
+)
 from rlhf.training.plan.calibration import (
     PassSpeed,
     measure_decoding_step,
@@ -66,9 +70,12 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     # The check of the sampler has freed its copies of weights. The next phases use their memory.
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
-    trainer.stopwatch.pop_seconds()
+    watch = trainer.collector.stopwatch  # with rollouts in advance, not that of the trainer
+    watch.pop_seconds()
     batches = play_and_make_online_batches(trainer)
-    environments = trainer.stopwatch.pop_seconds().get("time/environments", 0.0)
+    played = num_sampled_groups(trainer) * trainer.algorithm.settings.group_size
+    environments = watch.pop_seconds().get("time/environments", 0.0)
+    environments *= trainer.config.episodes_per_step / played
     duration, speed = _duration(trainer, batches, parallelism)
     duration = dataclasses.replace(duration, environments=environments / parallelism.processes)
     duration, left_out = add_communication(

@@ -60,9 +60,14 @@ class RankingKind(RewardKind):
         return scores.masked_scatter(position < labels[:, None], logits[:, 0])
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return ``accuracy``: the fraction of examples whose best reply has the highest score."""
+        """Return ``accuracy``: the fraction of examples whose best reply has the highest score.
+
+        If k replies have the highest score, and the best reply is one of them, it counts 1/k.
+        """
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
-        return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
+        scores = np.where(is_reply, logits, -np.inf)
+        highest = scores == scores.max(axis=1, keepdims=True)
+        return {"accuracy": float((highest[:, 0] / highest.sum(axis=1)).mean())}
 
     def evaluate(self, inputs: ReportInputs) -> Report:
         """Return a report with the accuracy of the model and of two baselines.

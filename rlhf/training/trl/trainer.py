@@ -83,7 +83,7 @@ def causal_trainer_spec(
         return TrainerSpec(
             trl.DPOTrainer, trl.DPOConfig, dpo_trainer_dataset, arguments, fixed=fixed
         )
-    arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, config.max_length, multiple)
+    arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, max_length, multiple)
     return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, kto_trainer_dataset, arguments, fixed=fixed)
 
 
