@@ -218,12 +218,12 @@ class Collector:
         return turn_limit(self._get_or_make_environments(1)[0])
 
     def max_sampled_tokens_per_episode(self) -> int:
-        """Return an upper bound on the number of tokens sampled in an episode.
+        """Return the largest expected number of sampled tokens in an episode.
 
-        If the environment has a turn limit, the bound is this limit times
+        If the environment has a turn limit, the number is this limit times
         ``rollout.max_new_tokens``, but at most the smaller of ``rollout.max_tokens`` and the
-        context length. Without a turn limit, the bound is ``rollout.max_tokens``. If this key is
-        not set either, the bound is that of one turn.
+        context length. Without a turn limit, it is ``rollout.max_tokens``. If this key is not set
+        either, it is the limit of one turn, which an episode of several turns can exceed.
         """
         turns = self.turn_limit
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
@@ -238,7 +238,7 @@ class Collector:
         return self.envs[:number]
 
     def close(self) -> None:
-        """Close every environment."""
+        """Close the environments. A failure is only logged as a warning."""
         for env in self.envs:
             self.workers.close(env)
         self.envs = []
@@ -264,7 +264,7 @@ class Collector:
             The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
-            UserError: A prompt does not fit into the context, or an environment failed and
+            UserError: A prompt exceeds the token limit of an episode, or an environment failed and
                 ``EnvironmentCaller.errors`` is "raise", or every episode failed and ``allow_empty``
                 is False.
         """

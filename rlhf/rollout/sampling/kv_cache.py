@@ -229,9 +229,10 @@ class RaggedCache(MultiRowCache, Cache):
     ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order.
 
-        Usually one forward pass is enough. Separate passes are needed in two cases. Recurrent
+        Usually one forward pass is enough. Separate passes are needed in three cases. Recurrent
         states cannot be padded, so rows with states are grouped by the number of new tokens and by
-        whether they already have a state. Rows longer than ``limit`` form separate groups.
+        whether they already have a state. With ``stepwise``, each new token of a row with a state
+        has its own pass. Rows longer than ``limit`` form separate groups.
         """
         if self.in_place:
             return super().passes_of_compatible_rows(rows, inputs)

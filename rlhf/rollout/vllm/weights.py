@@ -28,7 +28,7 @@ from rlhf.models.comparison import evaluation_mode
 from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
 
 PROBE_TOKENS = 160
-"""Number of fixed tokens of the check, which is larger than the blocks of vLLM's prefix cache."""
+"""Maximum number of fixed tokens of the check. It is larger than a block of vLLM's prefix cache."""
 PROBE_REPLY_TOKENS = 8
 """Number of tokens that a server samples in the check."""
 _NOISE_FACTOR = 4.0
@@ -123,7 +123,8 @@ class ServedPolicy:
         self.client, self.publisher, self.tolerance = client, publisher, tolerance
         self.base_name = ""
         self.logprob_gap = float("nan")
-        """Mean absolute difference in nats at the last check."""
+        """Mean absolute difference of the fixed tokens' log-probabilities at the last check, in
+        nats."""
         self._loaded: PublishedWeights | None = None
         self._checked: PublishedWeights | None = None
         """The publication that the server used at the last check."""
