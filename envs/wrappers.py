@@ -57,8 +57,7 @@ class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
     This wrapper is for agents that see only the current observation. Rollouts contain the whole
-    conversation, so they do not need this wrapper. A rollout setting limits how much of the
-    conversation the policy sees.
+    conversation, so they do not need this wrapper.
 
     Args:
         env: The environment.

@@ -163,9 +163,8 @@ class ReasoningGym(TextEnv):
     full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 in
     these cases: the scorer raises an exception or returns a value that is not finite, or the
     answer is `nan` or `inf`, is longer than `MAX_ANSWER_LENGTH`, or has text around or in the
-    reference ("not 14", "14 or 7"). For
-    some tasks, `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an
-    answer.
+    reference ("not 14", "14 or 7"). For some tasks, `REPLACED_SCORERS` replaces the scorer, or
+    `ANSWER_FORMS` defines the form of an answer.
 
     reasoning-gym draws item `i` of a dataset with seed `s` from seed `s + i`, so datasets with
     different seeds have nearly all items in common. Many tasks also repeat questions. Questions are
