@@ -145,17 +145,19 @@ class EvaluateConfig(RunConfig):
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policies."""
     episodes: AtLeastTwo = 256
-    """Number of evaluation seeds, which are the same for all policies. Prompts are used in
-    order."""
+    """Number of evaluation seeds, which are the same for all policies. Prompts are used in a fixed
+    shuffled order."""
     samples: PositiveInt = 1
     """Number of episodes per seed. With several episodes per seed, pass@k of every binary metric is
     computed."""
     first_episode: NonNegativeInt = 0
-    """Index of the first episode, so that selection and evaluation can use different episodes."""
+    """Index of the first evaluation seed, so that selection and evaluation can use different
+    episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512
-    """Maximum number of tokens of a text example."""
+    """Maximum number of tokens of a text example, which is truncated if it is longer, and of a
+    classified text with its prompt and label."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks

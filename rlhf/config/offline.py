@@ -34,7 +34,8 @@ class OfflineConfig(TrainingConfig):
     that are shorter than max_length, so a micro-batch has up to micro_batch_size * max_length
     tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
-    """Training engine. auto: native for sft, dpo and reward models on pairs, otherwise trl."""
+    """Training engine. auto: native for sft, dpo, and reward models of kind preference with one
+    head on a decoder, otherwise trl."""
     evaluations: PositiveInt = 4
     """Number of evaluations during training. A checkpoint is saved at each evaluation, and the
     model with the best evaluation is saved as final/."""

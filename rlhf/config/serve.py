@@ -49,7 +49,8 @@ class ServerLimits:
     """Maximum number of tokens of a prompt with its completion. If the context length of the model
     is smaller, it is the limit."""
     completions: PositiveInt = 128
-    """Maximum number of completions of one request: the number of its prompts times n."""
+    """Maximum number of completions of one request: the number of its prompts times n. The number
+    is also limited to rollout.parallel + limits.queue."""
     conversations: PositiveInt = 256
     """Maximum number of conversations of one request for scores."""
     body_bytes: PositiveInt = 4 * 2**20
@@ -72,7 +73,8 @@ class ServeConfig(CommandConfig):
     model: ModelSpec | None = None
     """Language model to serve."""
     name: str | None = None
-    """Name of the model in requests; by default, the last part of model.path."""
+    """Name of the model in requests; by default, the last part of model.path, or "model" without a
+    path."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards to serve at /v1/score, in the format of a training configuration. The score is their
     weighted sum."""
