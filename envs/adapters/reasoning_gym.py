@@ -180,8 +180,8 @@ class ReasoningGym(TextEnv):
         config: Further settings of the task, such as its difficulty, with reasoning-gym's names.
 
     Raises:
-        UserError: The task is unknown or not offered, or does not accept `config`. `reset` raises a
-            UserError if the task has too few questions for the split.
+        UserError: The task is unknown or not offered, does not accept `config`, or another argument
+            is invalid. `reset` raises a UserError if the task has too few questions for the split.
     """
 
     best_score = 1.0
@@ -307,7 +307,7 @@ class ReasoningGym(TextEnv):
                 action, "" if truth is None else str(truth), question
             )
         if len(action) > MAX_ANSWER_LENGTH or is_malformed:
-            return 0.0, "text around the answer"
+            return 0.0, "not in the form of an answer"
         with self._isolated_library_calls():
             try:
                 score = self._raw_score(action)

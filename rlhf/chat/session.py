@@ -122,8 +122,8 @@ class ChatSession:
         """Add a message of the user. The models have not replied to it yet.
 
         Raises:
-            UserError: The message is empty, a model has not replied to the last message, an
-                environment is the partner, or the message does not fit into the context.
+            UserError: The message is empty, is not valid Unicode or does not fit into the context,
+                a model has not replied to the last message, or an environment is the partner.
         """
         if self.env is not None:
             raise UserError("the environment gives the messages in this chat")
@@ -220,7 +220,8 @@ class ChatSession:
         """Reply instead of all models, in a chat with an environment.
 
         Raises:
-            UserError: The user is the partner, the episode is over, or the environment failed.
+            UserError: The user is the partner, the episode is over, the text is not valid Unicode
+                or does not fit into the context, or the environment failed.
         """
         if self.env is None:
             raise UserError("you are the partner in this chat: write a message")

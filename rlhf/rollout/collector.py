@@ -151,7 +151,8 @@ class Collector:
         that samples in this process.
 
         Raises:
-            UserError: The chat template cannot render a prompt or the system message.
+            UserError: The model is not supported, the environment cannot be made, or the chat
+                template cannot be used or cannot render a prompt or the system message.
         """
         chat_format = ChatFormat(
             tokenizer,
@@ -264,9 +265,10 @@ class Collector:
             The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
-            UserError: A prompt exceeds the token limit of an episode, or an environment failed and
-                ``EnvironmentCaller.errors`` is "raise", or every episode failed and ``allow_empty``
-                is False.
+            UserError: A prompt exceeds the token limit of an episode, the chat template cannot
+                render a prompt or an observation, or the engine returned an invalid completion. Or
+                an environment failed and ``EnvironmentCaller.errors`` is "raise", or every episode
+                failed and ``allow_empty`` is False.
         """
         sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))

@@ -161,8 +161,8 @@ class ServedPolicy:
 
         Raises:
             ServerUnavailable: The server does not answer.
-            UserError: The server refuses the weights, or its log-probabilities differ from those
-                of the trainer.
+            UserError: The server is not a vLLM server or refuses the weights, or its
+                log-probabilities differ from those of the trainer.
         """
         publication = self.publisher.current
         assert publication is not None
@@ -268,8 +268,8 @@ class ServedPolicy:
             if moved > _NOISE_FACTOR * noise and stale < self.logprob_gap:
                 raise UserError(
                     f"{url} still serves the previous policy: its log-probabilities of fixed "
-                    f"tokens differ from the new weights by {self.logprob_gap:.1e} nats on "
-                    f"average, and from the previous weights by {stale:.1e}"
+                    f"tokens differ from those of the new weights by {self.logprob_gap:.1e} nats "
+                    f"on average, and from those of the previous weights by {stale:.1e}"
                 )
         self._check_sampled_logprobs(name)
         self._checked, self._served = publication, served
