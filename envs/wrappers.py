@@ -25,7 +25,7 @@ MAX_SKIPPED_TURNS = 1000
 
 
 class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
-    """Base class of the wrappers; subclasses define `start`, `step` or both.
+    """Base class of the wrappers; subclasses define `after_reset`, `step` or both.
 
     Args:
         env: The environment.

@@ -25,7 +25,8 @@ class ApiSpec:
     model: str
     """Name of the model on the server."""
     timeout: Seconds = 60.0
-    """Time limit of a request, in seconds. A request that fails is repeated twice."""
+    """Time limit of a request, in seconds. A request that fails temporarily is repeated up to
+    twice."""
     parallel: PositiveInt = 8
     """Number of episodes that are played at the same time, with one request each."""
 

@@ -106,7 +106,7 @@ class ExplainConfig(RunConfig):
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards by kind, as in a training configuration; their sum is explained."""
+    """Rewards by kind, as in a training configuration; their weighted sum is explained."""
     train_pairs: list[DataSpec] = field(default_factory=list)
     """Training pairs of the reward, among which those nearest to each pair are searched."""
     attribution: AttributionSpec = field(default_factory=AttributionSpec)

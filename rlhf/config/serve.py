@@ -22,8 +22,8 @@ class ServedRolloutSpec:
     """The engine that samples the completions of a server."""
 
     parallel: PositiveInt = 16
-    """Number of completions that are decoded at the same time. The cache of the local engine has
-    this number of rows, each as long as the longest of them."""
+    """Maximum number of completions that are decoded at the same time. The cache of the local
+    engine has this number of rows, each as long as the longest of them."""
     engine: EngineSpec = field(default_factory=EngineSpec)
     """Rollout engine: local or vllm (docs/engines.md). vllm needs
     rollout.engine.folder."""

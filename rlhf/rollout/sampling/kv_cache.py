@@ -267,7 +267,8 @@ class RaggedCache(MultiRowCache, Cache):
     def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> ForwardPlan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
-        After the forward pass, call ``advance`` with the same arguments.
+        After the forward pass, call ``advance`` with the same arguments. If ``in_place`` is True,
+        the arguments can be limited to the rows whose new tokens are kept.
         """
         slots, number = np.asarray(rows), np.asarray(counts)
         n, longest = len(slots), int(number.max())
