@@ -56,8 +56,9 @@ class ServerLimits:
     body_bytes: PositiveInt = 4 * 2**20
     """Maximum size of the body of a request, in bytes."""
     queue: NonNegativeInt = 256
-    """Maximum number of completions that wait while rollout.parallel others are decoded. A request
-    that exceeds it is refused with status 503 and the time after which it should be repeated."""
+    """Maximum number of completions that wait while rollout.parallel others are decoded, and of
+    conversations that wait while limits.conversations others are scored. A request that exceeds it
+    is refused with status 503 and the time after which it should be repeated."""
     seconds: Seconds = 600.0
     """Time limit of a request, in seconds. After it, the request ends with status 408. A connection
     is closed if the client does not read its response for this time."""
