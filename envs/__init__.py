@@ -1,4 +1,4 @@
-"""Gymnasium text environments with known optima.
+"""Gymnasium text environments, most of which have a known optimum.
 
 `import rlhf.envs` registers every task in gymnasium's namespace `text`. Without that import,
 `gym.make("rlhf.envs:text/Echo-v0")` imports the package before it creates the task (gymnasium has

@@ -60,7 +60,7 @@ MAX_CONSTANTS, MAX_WORDS, MAX_PROMPT_WORDS = 24, 40, 20
 
 @dataclass(frozen=True)
 class SuccessfulAdversary:
-    """An adversary that earned more than the stated optimum (or than the expert)."""
+    """An adversary that earned more than the baseline."""
 
     name: str
     mean: float
@@ -81,9 +81,9 @@ def successful_adversaries(env: Env, *, level: float = ERROR_RATE) -> list[Succe
 
     The baseline is the stated optimum, or else the mean return of the expert. If the environment
     has neither, the baseline is the mean return of the best of random play and of repeating one
-    action. In this case, the only adversaries are empty replies, malformed replies and a list of
-    all actions. If the environment has a `cost_price()`, returns are reduced by this price for each
-    unit of cost.
+    action. In this case, the only adversaries are empty replies, `NONSENSE` and lists of all
+    actions, or a reply that is not a number if the actions are numbers. If the environment has a
+    `cost_price()`, this price times (cost - `cost_limit`) is subtracted from the returns.
 
     Args:
         env: The environment with its wrappers; `env.unwrapped` provides the values and actions.

@@ -24,7 +24,8 @@ def catalog(*, compute_values: bool = True) -> list[dict[str, Any]]:
     - `optimum`, `random`: expected returns of the optimal and of the random policy.
     - `references`: name -> expected return of further policies.
     - `threshold`: return above which the task counts as solved.
-    - `source`: "own", "gymnasium", the name of an optional extra, or the file of a plug-in.
+    - `source`: "own", "gymnasium", the name of an optional extra, or the file or module of a
+      plug-in.
     - `extra`: the optional extra that the environment needs.
     - `summary`: the first line of the docstring of the environment.
     - `items`: description of the content that differs between episodes.
@@ -105,7 +106,7 @@ def find(env_id: str) -> EnvSpec:
 
     Raises:
         UserError: The module cannot be imported, or the id is not registered. In the second case,
-            the message contains the most similar id, or all ids if none is similar.
+            the message contains the most similar id in the namespace `text`, or all ids in it.
     """
     name = import_environment_id(env_id)
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
@@ -125,8 +126,7 @@ def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     `env_id` has one of the forms that `find` accepts.
 
     Raises:
-        UserError: The id is not registered, or the environment cannot be created with the
-            arguments.
+        UserError: `find` does not find the environment, or it cannot be created with the arguments.
     """
     spec = find(env_id)
     try:

@@ -38,15 +38,16 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
 
     The first check is gymnasium's `check_env`. Further checks concern repeated and interleaved
     episodes, the use of global generators, the types of info values, malformed actions and the ends
-    of episodes. The returned `optimal_value()` and `random_value()` are compared with simulations.
+    of episodes. The stated `optimal_value()` and `random_value()` are compared with simulations.
     `rlhf.envs.adversary` searches for policies that beat the stated optimum (empty or malformed
     replies, stalling, text around an action, any legal action). If the task can be enumerated, the
     stated optimum is compared with the exact one from `rlhf.envs.exact`.
 
     Args:
         env: An environment, its id, or `module:id`.
-        episodes: Number of episodes per check. Simulations of `optimal_value()` and
-            `random_value()` use 20 times this number.
+        episodes: Number of episodes of random play per check. Simulations of `optimal_value()` and
+            `random_value()` use 20 times this number. The search for better policies does not
+            depend on it.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]

@@ -116,7 +116,7 @@ class TextEnv(gym.Env[str, str]):
     max_turns: int = 1
     """Maximum number of actions in an episode."""
     separable: ClassVar[bool] = False
-    """Whether the environment has a keyword argument `split` ("all", "train" or "test") that gives
+    """Whether the environment has a keyword argument `split`, whose values "train" and "test" give
     training and evaluation different items."""
     items: ClassVar[str] = "unknown"
     """Description of the content that differs between episodes, such as the prompt or the start

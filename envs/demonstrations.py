@@ -60,7 +60,8 @@ def write_demonstrations(
         `episodes` (number of finished episodes) and `mean_return` (None if no episode is finished).
 
     Raises:
-        UserError: An argument is invalid, or the environment has no expert or no action values.
+        UserError: An argument is invalid, the environment has no expert or no action values, or no
+            preference rows can be drawn.
     """
     check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)

@@ -253,8 +253,8 @@ def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> fl
         price: Amount that is subtracted from the reward for each unit of `info["cost"]`.
 
     Raises:
-        NotEnumerableError: The environment needs more than `max_steps` calls, or its draws cannot
-            be enumerated.
+        NotEnumerableError: The environment needs more than `max_steps` calls, does not list its
+            legal actions, or cannot be enumerated for another reason.
     """
     return _Solver(env.unwrapped, max_steps, price).optimal_value()
 

@@ -1,4 +1,4 @@
-"""Guess a number from higher-or-lower answers, with too few guesses to be certain."""
+"""Guess a number from higher-or-lower answers; by default, the guesses may not be enough."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 class ParseAction(TextWrapper):
     """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
-    Reasoning in `<think>` is not searched. Tags in a fenced program or between quotation marks are
-    part of the action. A reply without an action in the form `form` is passed to the environment
-    unchanged. The environment usually treats such a reply as an invalid action.
+    Reasoning in `<think>` is not searched. `<think>` tags in a fenced program or between quotation
+    marks are part of the reply. A reply without an action in the form `form` is passed to the
+    environment unchanged. The environment usually treats such a reply as an invalid action.
     `info["parsed"]` is True if an action was extracted.
 
     Args:

@@ -190,7 +190,7 @@ class Support(TextEnv):
 
 
 def percent_text(share: float) -> str:
-    """Format a probability as a percentage without rounding, such as 12.5% for 0.125."""
+    """Format a probability as a percentage with up to ten digits, such as 12.5% for 0.125."""
     return f"{100 * share:.10g}%"
 
 

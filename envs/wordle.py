@@ -38,11 +38,11 @@ def letter_marks(guess: str, hidden: str) -> str:
 class Wordle(TextEnv):
     """Find a five-letter word from a known list in T guesses.
 
-    State: the hidden word, uniform on the list. Observation: the marks of the guess, see `mark`.
-    Action: a word of the list. Reward: 1.0 for the hidden word, which ends the episode, else 0.0.
-    An invalid guess uses up a turn. Optimum: the largest fraction of words that any strategy finds,
-    by an exact search over the sets of words that are still possible. T is at most 3 because of the
-    computational cost of this search.
+    State: the hidden word, uniform on the list. Observation: the guess and its marks, see
+    `letter_marks`. Action: a word of the list. Reward: 1.0 for the hidden word, which ends the
+    episode, else 0.0. An invalid guess uses up a turn. Optimum: the largest fraction of words that
+    any strategy finds, by an exact search over the sets of words that are still possible. T is at
+    most 3 because of the computational cost of this search.
 
     Args:
         words: Number of words: the first `words` of the list in a fixed order.

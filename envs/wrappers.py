@@ -25,7 +25,7 @@ MAX_SKIPPED_TURNS = 1000
 
 
 class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
-    """Base class of the wrappers; subclasses define `start`, `step` or both.
+    """Base class of the wrappers; subclasses define `after_reset`, `step` or both.
 
     Args:
         env: The environment.
@@ -57,8 +57,7 @@ class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
     This wrapper is for agents that see only the current observation. Rollouts contain the whole
-    conversation, so they do not need this wrapper. A rollout setting limits how much of the
-    conversation the policy sees.
+    conversation, so they do not need this wrapper.
 
     Args:
         env: The environment.

@@ -163,9 +163,8 @@ class ReasoningGym(TextEnv):
     full credit, else 0.0; with `partial`, the scorer's value in [0, 1]. The reward is also 0.0 in
     these cases: the scorer raises an exception or returns a value that is not finite, or the
     answer is `nan` or `inf`, is longer than `MAX_ANSWER_LENGTH`, or has text around or in the
-    reference ("not 14", "14 or 7"). For
-    some tasks, `REPLACED_SCORERS` replaces the scorer, or `ANSWER_FORMS` defines the form of an
-    answer.
+    reference ("not 14", "14 or 7"). For some tasks, `REPLACED_SCORERS` replaces the scorer, or
+    `ANSWER_FORMS` defines the form of an answer.
 
     reasoning-gym draws item `i` of a dataset with seed `s` from seed `s + i`, so datasets with
     different seeds have nearly all items in common. Many tasks also repeat questions. Questions are
@@ -181,8 +180,8 @@ class ReasoningGym(TextEnv):
         config: Further settings of the task, such as its difficulty, with reasoning-gym's names.
 
     Raises:
-        UserError: The task is unknown or not offered, or does not accept `config`. `reset` raises a
-            UserError if the task has too few questions for the split.
+        UserError: The task is unknown or not offered, does not accept `config`, or another argument
+            is invalid. `reset` raises a UserError if the task has too few questions for the split.
     """
 
     best_score = 1.0
@@ -308,7 +307,7 @@ class ReasoningGym(TextEnv):
                 action, "" if truth is None else str(truth), question
             )
         if len(action) > MAX_ANSWER_LENGTH or is_malformed:
-            return 0.0, "text around the answer"
+            return 0.0, "not in the form of an answer"
         with self._isolated_library_calls():
             try:
                 score = self._raw_score(action)

@@ -87,7 +87,7 @@ class TextArena(TextEnv):
         max_turns: Maximum number of moves in an episode.
 
     Raises:
-        UserError: The game is unknown or not offered.
+        UserError: The game is unknown or not offered, or another argument is invalid.
     """
 
     best_score = None

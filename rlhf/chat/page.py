@@ -262,7 +262,7 @@ class _ChatServer:
     # -- state --------------------------------------------------------------------------------
 
     def _page_data(self) -> dict[str, Any]:
-        """Return the data that the page shows, without invisible characters."""
+        """Return the data that the page shows, in which invisible characters are escaped."""
         session = self._session
         messages = session.branches[0].conversation
         prompt = session.turns[0].prompts[0] if session.turns else messages

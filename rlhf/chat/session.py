@@ -40,7 +40,8 @@ class ChatSession:
     reward: Reward | None = None
     """Reward that scores every reply."""
     blind: bool = False
-    """Whether the replies of a turn are shown in random order."""
+    """Whether the replies of a turn are shown in random order, and without the names of the models
+    until the vote."""
     rng: random.Random = field(default_factory=random.Random)
     """Random generator for the order of the replies."""
     on_vote: Callable[[Vote], None] | None = None
@@ -121,8 +122,8 @@ class ChatSession:
         """Add a message of the user. The models have not replied to it yet.
 
         Raises:
-            UserError: The message is empty, a model has not replied to the last message, an
-                environment is the partner, or the message does not fit into the context.
+            UserError: The message is empty, is not valid Unicode or does not fit into the context,
+                a model has not replied to the last message, or an environment is the partner.
         """
         if self.env is not None:
             raise UserError("the environment gives the messages in this chat")
@@ -164,7 +165,7 @@ class ChatSession:
             The index of a model and the text of its reply so far.
 
         Raises:
-            UserError: No model can reply.
+            UserError: No model can reply, or the environment failed.
         """
         turn = self.begin_turn()
         streams = {
@@ -219,7 +220,8 @@ class ChatSession:
         """Reply instead of all models, in a chat with an environment.
 
         Raises:
-            UserError: The user is the partner, the episode is over, or the environment failed.
+            UserError: The user is the partner, the episode is over, the text is not valid Unicode
+                or does not fit into the context, or the environment failed.
         """
         if self.env is None:
             raise UserError("you are the partner in this chat: write a message")
@@ -273,7 +275,7 @@ class ChatSession:
         )
 
     def undo(self) -> None:
-        """Take back the last turn, with the message of the user.
+        """Take back the last turn with its user message, or a user message without a reply.
 
         Raises:
             UserError: There is nothing to take back.
@@ -291,10 +293,12 @@ class ChatSession:
         self.undo_replies()
 
     def prepare_retry(self) -> None:
-        """Take back the replies of the last turn; the next replies are sampled differently.
+        """Sample the next replies differently; take back those of the last turn.
+
+        If the last user message has no reply yet, nothing is taken back.
 
         Raises:
-            UserError: There is no reply yet.
+            UserError: There is neither a reply nor a user message.
         """
         has_unanswered_message = self.env is None and self.can_generate
         if not self.turns and not has_unanswered_message:
@@ -362,7 +366,7 @@ class ChatSession:
         tree = dataclasses.asdict(self.settings) | dict(changes)
         self.settings = convert_to_type(RolloutSpec, tree)
         for policy in self.policies:
-            policy.engine.reset()  # an engine samples with one setting until it is reset
+            policy.engine.reset()  # cancels requests with the old settings
             policy.collector.spec = self.settings
 
     def vote(self, preferred: int | None) -> None:
@@ -373,9 +377,8 @@ class ChatSession:
 
         Raises:
             UserError: The replies cannot be compared, see `why_vote_impossible`. Or the preferred
-            reply
-                does not fit into the context of another model; the vote is then recorded, and each
-                model continues with its own reply.
+                reply does not fit into the context of another model. The vote is then recorded, and
+                each model continues with its own reply.
         """
         if reason := self.why_vote_impossible:
             raise UserError(reason)

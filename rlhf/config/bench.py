@@ -78,7 +78,7 @@ class BenchConfig(DirectoryConfig):
     """Manifest of a benchmark, with a run for each environment, algorithm and training seed."""
 
     environments: dict[str, Any]
-    """Name -> mapping with env, demonstrations, sft, run, random, optimal."""
+    """Name -> mapping with env, demonstrations, sft, run, references, random, optimal."""
     algorithms: dict[str, Any]
     """Name -> mapping with command, run."""
     model: ModelSpec
@@ -126,13 +126,14 @@ class BenchCommandConfig(LauncherConfig, BenchConfig):
     """Configuration of `rlhf bench`: a manifest, and options of the command.
 
     rlhf bench MANIFEST.yaml --resume              run the unfinished jobs, write the result
-    rlhf bench MANIFEST.yaml --against bench.json  exit code 1 if a score is worse
+    rlhf bench MANIFEST.yaml --against bench.json  exit code 1 if a score is significantly worse
     rlhf bench MANIFEST.yaml --array DIR           write the commands for a cluster
     rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
     """
 
     against: str | None = None
-    """Path of an earlier bench.json; the exit code is 1 if a score is worse than in this file."""
+    """Path of an earlier bench.json; the exit code is 1 if a score is significantly worse than in
+    this file."""
     array: str | None = None
     """Folder to which SLURM scripts and the command of each job are written; no job is run."""
     only: str | None = None

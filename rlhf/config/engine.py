@@ -43,7 +43,8 @@ class EngineSpec:
     stops with a checkpoint."""
     tolerance: PositiveFloat = 0.1
     """Maximum mean absolute difference, in nats, between the log-probabilities of a server and of
-    the trainer on fixed tokens. The difference is checked after each update of the weights."""
+    the trainer, on fixed tokens and on a sampled reply to them. The differences are checked after
+    each update of the weights."""
     executable: str = "python"
     """Python interpreter with vLLM, with which `rlhf engine start` starts a server."""
     arguments: list[str] = field(default_factory=list)

@@ -25,7 +25,8 @@ class ApiSpec:
     model: str
     """Name of the model on the server."""
     timeout: Seconds = 60.0
-    """Time limit of a request, in seconds. A request that fails is repeated twice."""
+    """Time limit of a request, in seconds. A request that fails temporarily is repeated up to
+    twice."""
     parallel: PositiveInt = 8
     """Number of episodes that are played at the same time, with one request each."""
 
@@ -145,17 +146,19 @@ class EvaluateConfig(RunConfig):
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policies."""
     episodes: AtLeastTwo = 256
-    """Number of evaluation seeds, which are the same for all policies. Prompts are used in
-    order."""
+    """Number of evaluation seeds, which are the same for all policies. Prompts are used in a fixed
+    shuffled order."""
     samples: PositiveInt = 1
     """Number of episodes per seed. With several episodes per seed, pass@k of every binary metric is
     computed."""
     first_episode: NonNegativeInt = 0
-    """Index of the first episode, so that selection and evaluation can use different episodes."""
+    """Index of the first evaluation seed, so that selection and evaluation can use different
+    episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512
-    """Maximum number of tokens of a text example."""
+    """Maximum number of tokens of a text example, which is truncated if it is longer, and of a
+    classified text with its prompt and label."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks

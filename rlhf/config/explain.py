@@ -62,8 +62,8 @@ class FaithfulnessSpec:
     """The deletion test of the attributions."""
 
     pairs: NonNegativeInt = 30
-    """Number of pairs from which tokens are deleted; 0 omits the test. Integrated gradients of many
-    pairs take long on a CPU."""
+    """Maximum number of pairs from which tokens are deleted; 0 omits the test. Integrated gradients
+    of many pairs take long on a CPU."""
     draws: PositiveInt = 4
     """Number of random deletions of each pair."""
 
@@ -102,11 +102,11 @@ class ExplainConfig(RunConfig):
     """Single texts, or prompts with completions, whose scores are explained, for example those of a
     text classifier. They are also replies of the policy and the stages."""
     shown: PositiveInt = 10
-    """Number of pairs and of texts that are explained on the page."""
+    """Maximum number of pairs and of texts that are explained on the page."""
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards by kind, as in a training configuration; their sum is explained."""
+    """Rewards by kind, as in a training configuration; their weighted sum is explained."""
     train_pairs: list[DataSpec] = field(default_factory=list)
     """Training pairs of the reward, among which those nearest to each pair are searched."""
     attribution: AttributionSpec = field(default_factory=AttributionSpec)

@@ -1,4 +1,4 @@
-"""Choices of the commands that collect and exchange people's labels."""
+"""Types of the options of the commands that collect and exchange people's labels."""
 
 from __future__ import annotations
 

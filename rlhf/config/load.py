@@ -204,7 +204,7 @@ def _check_keys(
     prefix: str,
     sections: Callable[[], list[ConfigSection]],
 ) -> None:
-    """Raise UserError for an unknown key, or for a value that `convert` would not reject.
+    """Raise UserError for an unknown key, or for a wrong value that `convert_to_type` accepts.
 
     Nested mappings are checked too. ``prefix`` is the dotted path of ``tree`` in the whole
     configuration. ``sections`` returns all sections of the whole configuration, because the

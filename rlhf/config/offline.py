@@ -34,9 +34,11 @@ class OfflineConfig(TrainingConfig):
     that are shorter than max_length, so a micro-batch has up to micro_batch_size * max_length
     tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
-    """Training engine. auto: native for sft, dpo and reward models on pairs, otherwise trl."""
+    """Training engine. auto: native for sft, dpo, and reward models of kind preference with one
+    head on a decoder, otherwise trl."""
     evaluations: PositiveInt = 4
-    """Number of evaluations during training. A checkpoint is saved at each evaluation, and the
+    """Approximate number of evaluations during training; the steps between them are the number of
+    steps divided by this number, rounded down. A checkpoint is saved at each evaluation, and the
     model with the best evaluation is saved as final/."""
     patience: PositiveInt | None = None
     """Stop training after this number of consecutive evaluations without an improvement. By

@@ -129,7 +129,8 @@ class OnlineConfig(TrainingConfig):
     episodes_per_step: PositiveInt = 64
     """Number of episodes per step, over all processes; a multiple of algorithm.group_size."""
     micro_batch_tokens: PositiveInt = 8192
-    """Maximum number of tokens of a micro-batch in an update, including padding."""
+    """Maximum number of tokens of a micro-batch in an update. Padding counts, unless the rows are
+    packed. A longer episode is a micro-batch of its own."""
     save_every: PositiveInt = 10
     """Number of training steps between checkpoints."""
     keep_best: bool = False

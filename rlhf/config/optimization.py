@@ -36,7 +36,7 @@ _TRANSFORMERS_NAMES = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sg
 
 
 def native_optimizer_by_trainer_name() -> dict[str, str]:
-    """Return `trainer.optim` -> name of the optimizer with float32 master weights."""
+    """Return `trainer.optim` -> name in `OPTIMIZERS`, including the optimizers of plug-ins."""
     return _TRANSFORMERS_NAMES | {name: name for name in OPTIMIZERS.sources}
 
 

@@ -95,7 +95,7 @@ class OveroptimizeConfig(RunConfig):
     env: EnvSpec
     """Source of prompts; the reward of the environment is not used."""
     gold: list[dict[str, Any]]
-    """Rewards whose sum is the gold score; docs/rewards.md lists the kinds."""
+    """Rewards whose weighted sum is the gold score; docs/rewards.md lists the kinds."""
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)

@@ -90,7 +90,7 @@ class RolloutSpec:
     """Sample only from tokens whose probability is at least this fraction of the highest
     probability. Not available in training."""
     parallel: PositiveInt = 64
-    """Number of episodes that are decoded at the same time."""
+    """Maximum number of episodes that are played at the same time."""
     chat: bool | None = None
     """Whether to use the model's chat template. By default, the template is used if the model has
     one."""
@@ -103,12 +103,12 @@ class RolloutSpec:
     system message is not replaced."""
     invalid: Literal["end", "retry"] = "end"
     """Effect of a completion without a legal action, in environments whose actions are numbers.
-    end: the episode ends; retry: the state is unchanged, and the next observation lists the legal
-    numbers. Environments with text actions define this effect themselves."""
+    end: the episode ends; retry: the state is unchanged, and the next observation states the range
+    of the numbers. Environments with text actions define this effect themselves."""
     invalid_reward: Finite = 0.0
     """Reward of a completion without a legal action. This reward should be lower than the return of
     every episode with only legal actions. If steps have a cost, 0 is too high. `rlhf envs check`
-    tests this condition."""
+    tests whether 0 is too high."""
 
     def __post_init__(self) -> None:
         if self.chat and self.stop:

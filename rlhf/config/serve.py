@@ -22,8 +22,8 @@ class ServedRolloutSpec:
     """The engine that samples the completions of a server."""
 
     parallel: PositiveInt = 16
-    """Number of completions that are decoded at the same time. The cache of the local engine has
-    this number of rows, each as long as the longest of them."""
+    """Maximum number of completions that are decoded at the same time. The cache of the local
+    engine has this number of rows, each as long as the longest of them."""
     engine: EngineSpec = field(default_factory=EngineSpec)
     """Rollout engine: local or vllm (docs/engines.md). vllm needs
     rollout.engine.folder."""
@@ -49,14 +49,16 @@ class ServerLimits:
     """Maximum number of tokens of a prompt with its completion. If the context length of the model
     is smaller, it is the limit."""
     completions: PositiveInt = 128
-    """Maximum number of completions of one request: the number of its prompts times n."""
+    """Maximum number of completions of one request: the number of its prompts times n. The number
+    is also limited to rollout.parallel + limits.queue."""
     conversations: PositiveInt = 256
     """Maximum number of conversations of one request for scores."""
     body_bytes: PositiveInt = 4 * 2**20
     """Maximum size of the body of a request, in bytes."""
     queue: NonNegativeInt = 256
-    """Maximum number of completions that wait while rollout.parallel others are decoded. A request
-    that exceeds it is refused with status 503 and the time after which it should be repeated."""
+    """Maximum number of completions that wait while rollout.parallel others are decoded, and of
+    conversations that wait while limits.conversations others are scored. A request that exceeds it
+    is refused with status 503 and the time after which it should be repeated."""
     seconds: Seconds = 600.0
     """Time limit of a request, in seconds. After it, the request ends with status 408. A connection
     is closed if the client does not read its response for this time."""
@@ -72,7 +74,8 @@ class ServeConfig(CommandConfig):
     model: ModelSpec | None = None
     """Language model to serve."""
     name: str | None = None
-    """Name of the model in requests; by default, the last part of model.path."""
+    """Name of the model in requests; by default, the last part of model.path, or "model" without a
+    path."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards to serve at /v1/score, in the format of a training configuration. The score is their
     weighted sum."""

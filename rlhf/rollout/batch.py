@@ -41,15 +41,16 @@ class Rollout:
     turn: list[int] = field(default_factory=list)
     """Index of the turn that a token belongs to."""
     policy_versions: list[int] = field(default_factory=list)
-    """Version of the policy that sampled the token. For a token that was not sampled, it is the
-    version that was in use when the token was appended."""
+    """Version of the policy that sampled the token. The tokens of an observation have the version
+    of the reply before it, and those of the prompt have the version of the engine."""
     terminated: bool = False
     """Whether the environment terminated the episode. If so, the value of the last state is 0."""
     truncated: bool = False
-    """Whether a limit on turns or tokens ended the episode. If so, the critic estimates the last
-    state's value."""
+    """Whether the environment truncated the episode, or the token limit ended it. If so, the critic
+    estimates the last state's value."""
     num_length_limited: int = 0
-    """Number of turns whose reply was truncated at the token limit of a turn."""
+    """Number of replies without a stop token, which ended at the token limit of a turn or of the
+    episode."""
     stopped: bool = True
     """Whether the last reply ended with a stop token."""
     invalid: int = 0

@@ -45,7 +45,7 @@ LEFT_CONTEXT = 48
 
 @dataclass(frozen=True)
 class ClosingToken:
-    """The token with which a template ends the assistant's turn."""
+    """The token that ends the assistant's turn; EOS if no chat template is used."""
 
     token: int
     text: str
@@ -60,9 +60,9 @@ class ClosingToken:
 class ChatFormat:
     """Chat format of a tokenizer.
 
-    The format is the tokenizer's chat template. If the tokenizer has no template (base models), all
-    texts are joined by ``separator``. In this case, a reply ends with EOS or, if ``stop`` is
-    set, with the first token that contains ``stop``.
+    The format is the tokenizer's chat template. If the template is not used, as for base models,
+    all texts are joined by ``separator``. In this case, a reply ends with EOS, with one of
+    ``stop_ids`` or, if ``stop`` is set, with the first token that contains ``stop``.
 
     Args:
         tokenizer: Tokenizer of the policy, with the template's options (see
@@ -73,7 +73,8 @@ class ChatFormat:
         stop_ids: Additional tokens that end a reply; see `generation_stop_ids`.
 
     Raises:
-        UserError: No token can end a reply, or the template cannot be used.
+        UserError: No token can end a reply, no token contains ``stop``, the template cannot be
+            used, or there is none and ``chat`` is True.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class ChatFormat:
         """Encode the messages before a reply, and the beginning of the assistant's turn.
 
         Raises:
-            UserError: The template cannot render the messages.
+            UserError: The template cannot render the messages, or no template is used and a message
+                has tool calls.
         """
         if not self.chat:
             if any(message.get("tool_calls") for message in messages):
@@ -141,13 +143,13 @@ class ChatFormat:
 
         Args:
             observation: Text of the environment.
-            reply: Tokens of the reply. If the reply does not end with the template's closing token,
-                the result begins with this token.
+            reply: Tokens of the reply. If the template writes a closing token and the reply does
+                not end with it, the result includes this token.
             has_system_message: Whether the conversation has a system message.
 
         Raises:
-            UserError: The template cannot render the observation, or it rewrites earlier turns. In
-                the second case, tokens cannot be appended.
+            UserError: The template cannot render the observation, or rollouts of several turns are
+                not possible with it.
         """
         if not self.chat:
             return self.encode_after("", self.separator + observation + self.separator)
@@ -192,15 +194,18 @@ class ChatFormat:
 
     @functools.cached_property
     def system_problem(self) -> str | None:
-        """Why the template cannot render a system message; None if it can render one."""
+        """Why the template cannot render a system message; None if it can.
+
+        The result is also None if system messages are added to the first user turn.
+        """
         reason = (
             None if folds_system(self.tokenizer) else system_message_refusal_reason(self.tokenizer)
         )
         if reason is None:
             return None
         return (
-            f"the model's chat template {reason}; remove the system message (data.system: null), "
-            "or add it to the first user turn with model.fold_system: true"
+            f"the model's chat template {reason}; remove the system message (data.system or "
+            "rollout.system), or add it to the first user turn with model.fold_system: true"
         )
 
     def describe(self) -> str:
@@ -276,8 +281,9 @@ class ChatFormat:
     def _always_splitting_token_texts(self) -> list[str]:
         """Texts of the special tokens at which a text is always split, see `shorten_left_context`.
 
-        The list is empty if an added token includes the space around it or is matched after the
-        normalization. A token is omitted if it overlaps with another added token.
+        The list is empty if such splits are not certain, for example because an added token
+        includes the space around it. A token is omitted if another added token can begin before it
+        and overlap with it.
         """
         added = list(self.tokenizer.added_tokens_decoder.values())
         texts = [token.content for token in added]

@@ -151,7 +151,8 @@ class Collector:
         that samples in this process.
 
         Raises:
-            UserError: The chat template cannot render a prompt or the system message.
+            UserError: The model is not supported, the environment cannot be made, or the chat
+                template cannot be used or cannot render a prompt or the system message.
         """
         chat_format = ChatFormat(
             tokenizer,
@@ -218,12 +219,12 @@ class Collector:
         return turn_limit(self._get_or_make_environments(1)[0])
 
     def max_sampled_tokens_per_episode(self) -> int:
-        """Return an upper bound on the number of tokens sampled in an episode.
+        """Return the largest expected number of sampled tokens in an episode.
 
-        If the environment has a turn limit, the bound is this limit times
+        If the environment has a turn limit, the number is this limit times
         ``rollout.max_new_tokens``, but at most the smaller of ``rollout.max_tokens`` and the
-        context length. Without a turn limit, the bound is ``rollout.max_tokens``. If this key is
-        not set either, the bound is that of one turn.
+        context length. Without a turn limit, it is ``rollout.max_tokens``. If this key is not set
+        either, it is the limit of one turn, which an episode of several turns can exceed.
         """
         turns = self.turn_limit
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
@@ -238,7 +239,7 @@ class Collector:
         return self.envs[:number]
 
     def close(self) -> None:
-        """Close every environment."""
+        """Close the environments. A failure is only logged as a warning."""
         for env in self.envs:
             self.workers.close(env)
         self.envs = []
@@ -264,9 +265,10 @@ class Collector:
             The episodes whose environment did not fail, in the order of ``seeds``.
 
         Raises:
-            UserError: A prompt does not fit into the context, or an environment failed and
-                ``EnvironmentCaller.errors`` is "raise", or every episode failed and ``allow_empty``
-                is False.
+            UserError: A prompt exceeds the token limit of an episode, the chat template cannot
+                render a prompt or an observation, or the engine returned an invalid completion. Or
+                an environment failed and ``EnvironmentCaller.errors`` is "raise", or every episode
+                failed and ``allow_empty`` is False.
         """
         sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))

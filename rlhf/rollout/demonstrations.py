@@ -1,13 +1,14 @@
 """Encode demonstrations with the chat template's rendering of the whole conversation.
 
-The token ids of a demonstration decode to exactly the rendered text. If this is impossible, the
-conversation is dropped with a reason.
+The token ids of a demonstration decode to the rendered text up to the last reply that is trained
+on. If the template omits the closing token of a reply or the reasoning of the last reply, it is
+inserted. A conversation in which no reply can be trained on is dropped with a reason.
 
 A reply is located with two renderings. One is the prompt before the reply, as in sampling. The
 other is the conversation that ends with the reply. A reply is trained on only if the template
-renders it equally as the last turn and within the whole conversation. Every reply that is trained
-on therefore has the form in which it would be sampled. Other replies are in the context, but are
-not trained on.
+renders it equally as the last turn and within the whole conversation. Apart from reasoning that
+the template omits, a reply that is trained on therefore has the form in which it would be sampled.
+Other replies are in the context, but are not trained on.
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ def encode_example(
 
     Args:
         chat_format: Chat format of the model.
-        prompt: Messages before the first reply. One of them contains the tools.
-        completion: Messages from the first reply on. Replies with ``weight: 0`` are not trained on.
+        prompt: Messages before the completion, which are not trained on. If there are tools, one of
+            these messages contains them.
+        completion: The other messages, of which the first is a reply. Replies with ``weight: 0``
+            are not trained on.
         notes: Reason -> number of omissions and changes; updated in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: The conversation cannot be encoded as the template renders it.
+        RowDropped: The template cannot render the conversation, or no reply can be trained on.
         UserError: ``completion`` does not start with a reply, or the template cannot render system
             messages.
     """
@@ -120,7 +123,7 @@ def render_example(
 def encode_pieces(
     chat_format: ChatFormat, conversations: Sequence[Sequence[Piece]]
 ) -> list[Encoded]:
-    """Encode the pieces of conversations. All texts are tokenized in one call.
+    """Encode the pieces of conversations with one call of `ChatFormat.encode_many`.
 
     A piece is encoded after the end of the previous piece, see `ChatFormat.encode_after`.
     """

@@ -11,7 +11,7 @@ def encode_text_and_loss_mask(tokenizer: Any, text: str) -> tuple[list[int], lis
 
     Returns:
         Token ids [T] and the loss mask [T]. The ids begin with BOS if the tokenizer adds it, and
-        end with EOS. The mask is True for all tokens except the first.
+        end with EOS if the tokenizer has it. The mask is True for all tokens except the first.
     """
     return _with_eos_and_loss_mask(tokenizer, tokenizer(text)["input_ids"])
 

@@ -1,4 +1,4 @@
-"""Find keys of ``rollout`` that have no effect with a model and an environment."""
+"""Find a key of ``rollout`` that has no effect with a model and an environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from rlhf.rollout.collector import Collector
 
 
 def unused_key_message(collector: Collector) -> str:
-    """Return why a key of ``rollout`` that is set has no effect; "" if all keys have an effect."""
+    """Return why ``separator``, ``stop``, ``invalid`` or ``invalid_reward`` has no effect.
+
+    The result is "" if those of these keys that differ from their defaults have an effect.
+    """
     rollout, defaults = collector.spec, RolloutSpec
     if collector.chat_format.chat:
         for key in ("separator", "stop"):

@@ -110,14 +110,14 @@ def make_env_factory(
 ) -> Callable[[], gym.Env]:
     """Return a picklable function that makes one environment.
 
+    The function raises UserError if the id is unknown, or if the environment cannot be made with
+    the arguments.
+
     Args:
         spec: Environment id and arguments, or prompt datasets.
         prompts: Conversations, if the spec names prompt datasets.
         split: "train" or "test", for environments with separate training and test data. By default,
             the arguments of the spec determine the split.
-
-    Raises:
-        UserError: The id is unknown, or the environment cannot be made with these arguments.
     """
     return functools.partial(_make_environment, spec, prompts, split)
 
@@ -183,6 +183,7 @@ def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
 
     Raises:
         TypeError: A returned value has the wrong type.
+        ValueError: The number of values is wrong, or a text contains half of a surrogate pair.
     """
     with _errors_located_at(env, "reset"):
         result = _unpacked(env.reset(seed=seed), "reset", ("observation", "info"))
@@ -212,8 +213,9 @@ def step_environment(env: gym.Env, action: Any) -> tuple[str, float, bool, bool,
 
     Raises:
         TypeError: A returned value has the wrong type.
-        ValueError: The reward or the cost is not finite, or `is_success` or `valid` of the info is
-            a number other than 0 and 1.
+        ValueError: The number of values is wrong, the observation contains half of a surrogate
+            pair, the reward or the cost is not finite, or `is_success` or `valid` of the info is a
+            number other than 0 and 1.
     """
     names = ("observation", "reward", "terminated", "truncated", "info")
     with _errors_located_at(env, "step"):
@@ -280,7 +282,7 @@ def _require_encodable(text: str, name: str = "the observation") -> str:
 
 
 def _require_zero_or_one(value: Any, name: str) -> None:
-    """Raise an error for a share or a score, whose truth value would count it as a success."""
+    """Raise an error unless a value is 0 or 1. Other numbers, such as a score, would count as 1."""
     if (number := _require_finite_number(value, name)) not in (0, 1):
         raise ValueError(f"{name} is {number}, not true or false")
 

@@ -27,7 +27,7 @@ from rlhf.common.worker_process import SpawnContextWithoutUserScript, end_with_p
 from rlhf.errors import UserError, first_line
 
 START_SECONDS = 60.0
-"""Additional time limit for the creation of an environment, for the start of its process."""
+"""Seconds that are added to the time limit of ``make_env``, because a process must start."""
 
 
 class ProcessEnvironment(gym.Env):

@@ -59,7 +59,7 @@ class EnvironmentWorkers(Protocol):
     """Handling of failures, and time limit of a call."""
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
-        """Make an environment, from where all its calls will come."""
+        """Make an environment in the thread or process that will run all its calls."""
         ...
 
     def submit(self, call: EnvironmentCall) -> None:
@@ -367,7 +367,7 @@ class ThreadedWorkers:
 
 
 def concurrency_of(spec: EnvSpec) -> Concurrency:
-    """Return the order of the calls of environments; it is not "auto"."""
+    """Return how calls of environments are scheduled: ``spec.concurrency`` with "auto" resolved."""
     if spec.concurrency != "auto":
         return spec.concurrency
     return "lockstep" if spec.id is None or is_built_in(spec.id) else "threads"

@@ -77,7 +77,7 @@ class PlainDecoder:
             raise ValueError("the attention or the cache of this family is not supported")
         self.limited = mixers_with_time_step_limits(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
-        # The model builds its own masks if its layers have different attention windows.
+        # The model builds its own masks if it has recurrent states or attention windows.
         self.builds_masks = (
             has_recurrent_states(self.config) or smallest_attention_window(self.config) is not None
         )
@@ -281,7 +281,8 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
 def fused_weight_bytes(model: Any) -> int:
     """Return the bytes of the weights that ``FusedDecoder`` copies.
 
-    Layers of one input are concatenated, and bf16 weights are stored in another memory format.
+    Layers of one input are concatenated. On CPUs with bf16 matrix units, bf16 weights are also
+    stored in another memory format.
     """
     groups = [[unwrap_peft(model).get_output_embeddings()]]
     for layer in trunk_of(model).layers:
@@ -359,7 +360,7 @@ def make_fastest_matching_decoder(model: Any) -> Decoder:
 def force_decoder_without_cache(model: Any) -> None:
     """Use a decoder without a cache for this model from now on.
 
-    Sampling without a cache is slow but correct for every model.
+    Sampling without a cache is slow, because it computes the whole row for every token.
     """
     trunk = trunk_of(model)
     _fused_agrees[trunk] = False

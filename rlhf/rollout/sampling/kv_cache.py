@@ -229,9 +229,10 @@ class RaggedCache(MultiRowCache, Cache):
     ) -> list[ForwardPass]:
         """Split new tokens of rows into forward passes, in order.
 
-        Usually one forward pass is enough. Separate passes are needed in two cases. Recurrent
+        Usually one forward pass is enough. Separate passes are needed in three cases. Recurrent
         states cannot be padded, so rows with states are grouped by the number of new tokens and by
-        whether they already have a state. Rows longer than ``limit`` form separate groups.
+        whether they already have a state. With ``stepwise``, each new token of a row with a state
+        has its own pass. Rows longer than ``limit`` form separate groups.
         """
         if self.in_place:
             return super().passes_of_compatible_rows(rows, inputs)
@@ -266,7 +267,8 @@ class RaggedCache(MultiRowCache, Cache):
     def plan_forward_pass(self, rows: ArrayLike, counts: ArrayLike) -> ForwardPlan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
-        After the forward pass, call ``advance`` with the same arguments.
+        After the forward pass, call ``advance`` with the same arguments. If ``in_place`` is True,
+        the arguments can be limited to the rows whose new tokens are kept.
         """
         slots, number = np.asarray(rows), np.asarray(counts)
         n, longest = len(slots), int(number.max())

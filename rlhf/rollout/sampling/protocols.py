@@ -71,7 +71,7 @@ class Decoder(Protocol):
         ...
 
     def __call__(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Compute the prepared forward pass. Return the logits [n, V] after each row's last token.
+        """Compute the planned forward pass. Return the logits [n, V] after each row's last token.
 
         Args:
             ids: New tokens [N], row after row.

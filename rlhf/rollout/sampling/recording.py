@@ -64,7 +64,7 @@ class RecordedReply:
         return asdict(self)
 
     def matches(self, request: Request) -> bool:
-        """Return whether this reply is a completion of a request."""
+        """Return whether this reply fits a request: equal prompt, and at most its token limit."""
         return (
             self.prompt == prompt_digest(request.prompt_ids)
             and len(self.tokens) <= request.max_new_tokens
@@ -179,7 +179,7 @@ class RecordingEngine:
         """Return the replayed completions; if there are none, poll the other engine.
 
         Raises:
-            CollectionStopped: ``stop`` was called.
+            CollectionStopped: ``stop_at_next_poll`` was called.
         """
         if self._stop.is_set():
             raise CollectionStopped

@@ -25,7 +25,7 @@ class ServerUnavailable(Exception):
 
 
 class ServerRefusal(UserError):
-    """A server answered that a request is invalid."""
+    """A server refused a request, for example because it is invalid."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -136,6 +136,7 @@ class Client:
         Raises:
             ServerUnavailable: The request may succeed later.
             ServerRefusal: The server refuses the request.
+            UserError: The response is too large.
         """
         return self._request("POST", path, body, cancel)
 

@@ -110,8 +110,8 @@ def wait_until_ready(
         seconds: Time limit.
 
     Raises:
-        UserError: The process ended, or the server did not answer within the time limit. In the
-            second case, the process is ended.
+        UserError: The process ended, the server did not answer within the time limit, or another
+            program answers. In the last two cases, the process is ended.
     """
     client = Client(url, timeout=_PROBE_SECONDS)
     deadline = time.monotonic() + seconds

@@ -28,7 +28,7 @@ from rlhf.models.comparison import evaluation_mode
 from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
 
 PROBE_TOKENS = 160
-"""Number of fixed tokens of the check, which is larger than the blocks of vLLM's prefix cache."""
+"""Maximum number of fixed tokens of the check. It is larger than a block of vLLM's prefix cache."""
 PROBE_REPLY_TOKENS = 8
 """Number of tokens that a server samples in the check."""
 _NOISE_FACTOR = 4.0
@@ -123,7 +123,8 @@ class ServedPolicy:
         self.client, self.publisher, self.tolerance = client, publisher, tolerance
         self.base_name = ""
         self.logprob_gap = float("nan")
-        """Mean absolute difference in nats at the last check."""
+        """Mean absolute difference of the fixed tokens' log-probabilities at the last check, in
+        nats."""
         self._loaded: PublishedWeights | None = None
         self._checked: PublishedWeights | None = None
         """The publication that the server used at the last check."""
@@ -160,8 +161,8 @@ class ServedPolicy:
 
         Raises:
             ServerUnavailable: The server does not answer.
-            UserError: The server refuses the weights, or its log-probabilities differ from those
-                of the trainer.
+            UserError: The server is not a vLLM server or refuses the weights, or its
+                log-probabilities differ from those of the trainer.
         """
         publication = self.publisher.current
         assert publication is not None
@@ -267,8 +268,8 @@ class ServedPolicy:
             if moved > _NOISE_FACTOR * noise and stale < self.logprob_gap:
                 raise UserError(
                     f"{url} still serves the previous policy: its log-probabilities of fixed "
-                    f"tokens differ from the new weights by {self.logprob_gap:.1e} nats on "
-                    f"average, and from the previous weights by {stale:.1e}"
+                    f"tokens differ from those of the new weights by {self.logprob_gap:.1e} nats "
+                    f"on average, and from those of the previous weights by {stale:.1e}"
                 )
         self._check_sampled_logprobs(name)
         self._checked, self._served = publication, served
