@@ -222,15 +222,15 @@ class Collector:
         """Return the largest expected number of sampled tokens in an episode.
 
         If the environment has a turn limit, the number is this limit times
-        ``rollout.max_new_tokens``, but at most the smaller of ``rollout.max_tokens`` and the
-        context length. Without a turn limit, it is ``rollout.max_tokens``. If this key is not set
-        either, it is the limit of one turn, which an episode of several turns can exceed.
+        ``rollout.max_new_tokens``. Without a turn limit, it is ``rollout.max_tokens``. If this key
+        is not set either, it is the limit of one turn, which an episode of several turns can
+        exceed. In each case, it is at most ``rollout.max_tokens`` and the context length.
         """
         turns = self.turn_limit
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
         if turns:
             return min(budget, turns * self.spec.max_new_tokens)
-        return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
+        return budget if self.spec.max_tokens else min(budget, self.spec.max_new_tokens)
 
     def _get_or_make_environments(self, number: int) -> list[gym.Env]:
         """Return the first ``number`` environments, and make those that do not exist yet."""

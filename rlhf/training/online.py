@@ -183,8 +183,10 @@ class OnlineTrainer(Trainer):
         )
         optimizer = make_optimizer(spec.name, self.policy.parameters(), optimizer_settings)
         updates = config.num_steps * settings.num_epochs * settings.num_minibatches
+        # Transformers' schedule "constant" ignores warm-up steps.
+        name = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule
         scheduler = get_scheduler(
-            spec.schedule,
+            name,
             optimizer,
             num_warmup_steps=spec.warmup_steps,
             num_training_steps=updates,

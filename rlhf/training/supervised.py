@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
@@ -159,12 +160,22 @@ class SupervisedTrainer(Trainer):
             default_warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
         )
         name = options.lr_scheduler_type
+        if name == "constant" and options.warmup_steps:
+            raise UserError(
+                "trainer.warmup_steps has no effect with lr_scheduler_type constant; set "
+                "lr_scheduler_type: constant_with_warmup"
+            )
         try:
             scheduler = get_scheduler(
                 name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
             )
         except (TypeError, ValueError) as error:  # unknown name, or arguments are missing
             raise UserError(f"trainer.lr_scheduler_type {name!r}: {error}") from error
+        if not isinstance(scheduler, LambdaLR):
+            raise UserError(
+                f"trainer.lr_scheduler_type {name!r} needs a metric at every step, which this "
+                "engine does not pass; set another schedule, or engine: trl"
+            )
         super().__init__(
             config,
             model,

@@ -325,6 +325,16 @@ def test_the_advice_after_a_divergence_can_be_followed(tmp_path, echo_model, eng
         ("sft", {"trainer": {"num_train_epochs": 0}}, r"trainer.num_train_epochs must be > 0"),
         ("sft", {"trainer": {"adam_beta1": 1.0}}, "trainer.adam_beta1 must be < 1"),
         ("sft", {"trainer": {"lr_scheduler_type": "foo"}}, r"trainer.lr_scheduler_type 'foo': foo"),
+        (
+            "sft",
+            {"trainer": {"lr_scheduler_type": "reduce_lr_on_plateau"}},
+            "needs a metric at every step",
+        ),
+        (
+            "dpo",
+            {"trainer": {"lr_scheduler_type": "constant", "warmup_steps": 2}},
+            "warmup_steps has no effect.*constant_with_warmup",
+        ),
         ("dpo", {"trainer": {"beta": -1.0}}, r"trainer.beta must be > 0"),
         ("dpo", {"trainer": {"loss_type": ["ipo"]}}, r"loss_type.*engine: trl"),
         ("dpo", {"trainer": {"loss_type": []}}, r"loss_type.*engine: trl"),

@@ -42,6 +42,23 @@ def moved(before, module):
     return max((w - before[n]).abs().max().item() for n, w in module.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0, 0.25, 0.5, 0.75, 1, 1]), ("linear", [0, 0.25, 0.5, 0.75, 1, 0.75])],
+)
+def test_every_schedule_has_the_warm_up(echo_model, schedule, expected):
+    """Learning rate of each update, of 8 in all, relative to its peak."""
+    optimizer = {"learning_rate": 1e-3, "warmup_steps": 4, "schedule": schedule}
+    keys = {"num_steps": 8, "optimizer": optimizer}
+    trainer = trainer_for(echo_model, algorithm={"num_epochs": 1, "num_minibatches": 1}, **keys)
+    rates = []
+    for _ in expected:
+        rates.append(trainer.scheduler.get_last_lr()[0] / 1e-3)
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    assert rates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("verb", sorted(ALGORITHMS))
 def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
     run_command(verb, online_tree(tmp_path / "run", echo_model, num_steps=2))

@@ -33,7 +33,7 @@ from rlhf.rollout.sampling.decoder import (
 )
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
-from rlhf.training.plan import memory
+from rlhf.training.plan import batches, memory
 from rlhf.training.plan.batches import RandomReplyEngine, play_and_make_online_batches
 from rlhf.training.plan.calibration import PassSpeed
 from rlhf.training.plan.communication import (
@@ -49,9 +49,11 @@ from rlhf.training.plan.memory import (
     best_model_restore_memory,
     kv_cache_bytes,
     onednn_kernel_bytes,
+    optimizer_bytes,
     training_state,
     update_memory,
 )
+from rlhf.training.plan.online import estimate_online
 from rlhf.training.plan.plan import Parallelism
 from rlhf.training.plan.text import bytes_text, seconds_text
 from rlhf.training.plan.tracing import LiveByteCounter, copy_with_first_blocks, traced_pass_size
@@ -199,6 +201,12 @@ def test_the_optimizer_has_the_estimated_bytes(dtype, name):
     known = storages(trained)
     extra = {k: v for k, v in storages([*moments, *masters]).items() if k not in known}
     assert state.optimizer == sum(extra.values())
+
+
+def test_the_optimizer_of_a_plugin_is_assumed_to_have_the_state_of_adamw():
+    trained = list(make_trainable(llama()).parameters())
+    state = {name: optimizer_bytes(name, trained) for name in ("mine", "adamw", "sgd")}
+    assert state["mine"] == state["adamw"] > state["sgd"]
 
 
 def test_tied_weights_and_frozen_weights_count_as_they_are():
@@ -421,6 +429,20 @@ def sft_file(tmp_path: Path) -> str:
     return config_file(
         tmp_path, offline_tree(tmp_path / "run", save_model(tmp_path / "model"), data)
     )
+
+
+def test_the_time_of_environments_is_that_of_all_episodes(echo_model, monkeypatch):
+    """4 of 8 episodes are played; they take 3 seconds, also with a stopwatch of the collector."""
+    monkeypatch.setattr(batches, "SAMPLED_EPISODES", 4)
+    keys = {"rewards": [], "episodes_per_step": 8, "rollout": {"max_staleness": 1}}
+    trainer = OnlineTrainer(
+        "reinforce", configure("reinforce", online_tree("out", echo_model, **keys))
+    )
+    watch = trainer.collector.watch
+    monkeypatch.setattr(watch, "pop_seconds", lambda: {"time/environments": 3.0})
+    plan = estimate_online(trainer, Parallelism(1, 1, 1))
+    trainer.close()
+    assert plan.duration.environments == 6.0
 
 
 def test_a_dry_run_states_memory_and_time_by_part(sft_file, capsys, monkeypatch):

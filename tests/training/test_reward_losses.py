@@ -178,6 +178,8 @@ def test_metrics_of_kinds():
     # -100 is Trainer's padding, here the highest
     scores = [[-200.0, -300.0, -100.0], [1.0, 2.0, 0.0]]
     assert metrics_of(kind("ranking"), scores, [2, 3]) == {"accuracy": 0.5}
+    ties = [[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]]  # 1/2 and 1/3
+    assert metrics_of(kind("ranking"), ties, [3, 3])["accuracy"] == pytest.approx(5 / 12)
     flags, classes = (
         kind("multilabel", labels=["a"]),
         kind("classification", labels=["a", "b", "c"]),
