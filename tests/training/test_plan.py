@@ -436,7 +436,7 @@ def test_the_time_of_environments_is_that_of_all_episodes(echo_model, monkeypatc
     monkeypatch.setattr(batches, "SAMPLED_EPISODES", 4)
     keys = {"rewards": [], "episodes_per_step": 8, "rollout": {"max_staleness": 1}}
     trainer = OnlineTrainer(
-        "reinforce", configure("reinforce", online_tree("out", echo_model, **keys))
+        "reinforce++", configure("reinforce++", online_tree("out", echo_model, **keys))
     )
     watch = trainer.collector.watch
     monkeypatch.setattr(watch, "pop_seconds", lambda: {"time/environments": 3.0})
