@@ -14,7 +14,7 @@ from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.marks import answer_and_text_around_box
 from rlhf.reward_models.notation.prose import (
-    answer_segment_and_is_boxed,
+    answer_segment,
     check_is_asserted,
     final_statement,
 )
@@ -99,16 +99,19 @@ def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:
     Raises:
         NotUnderstood: There is no answer, it cannot be parsed, or it is ambiguous or not asserted.
     """
-    segment, boxed = answer_segment_and_is_boxed(reply)
+    segment = answer_segment(reply)
+    text, boxed = segment.text, segment.is_boxed
     try:
-        return parse_answer(segment, in_math_mode=boxed)
+        return parse_answer(text, in_math_mode=boxed)
     except NotUnderstood:
-        if allow_words and (answers := [*_ANSWER_IS.finditer(segment)]):
-            check_is_asserted(segment[: answers[-1].start()])
+        if segment.is_formula:
+            raise
+        if allow_words and (answers := [*_ANSWER_IS.finditer(text)]):
+            check_is_asserted(text[: answers[-1].start()])
             return parse_answer(rf"\text{{{answers[-1][1]}}}", in_math_mode=False)
-        if allow_words and _WORDS.match(segment):
-            return parse_answer(rf"\text{{{segment}}}", in_math_mode=False)
-    statement = final_statement(segment, numbers_only=False)
+        if allow_words and _WORDS.match(text):
+            return parse_answer(rf"\text{{{text}}}", in_math_mode=False)
+    statement = final_statement(text, numbers_only=False)
     return parse_answer(
         f"{statement.text} {leading_unit_words(statement.words)}", in_math_mode=boxed
     )

@@ -34,6 +34,15 @@ def finished_run(directory):
     run.close()
 
 
+def saved_checkpoints(directory):
+    """A finished run with checkpoints, and with the data of an alarm."""
+    finished_run(directory)
+    for folder in ("checkpoints/step-2", "checkpoints/best", "halted/step-2"):
+        write(directory / folder / "model.safetensors", "weights")
+        write_checksums(directory / folder)
+    write(directory / "halted/alarm.json", "{}")
+
+
 def pipeline(root):
     """A finished pipeline of one stage."""
     tree = {"stages": [{"name": "sft", "command": "ppo"}]}
@@ -236,6 +245,11 @@ REFUSED = (
 FOREIGN_FILES = (
     (finished_run, "final/card.md"),
     (finished_run, "checkpoints/notes.txt"),
+    (saved_checkpoints, "checkpoints/step-2/notes.txt"),
+    (saved_checkpoints, "checkpoints/step-2/plots/loss.png"),
+    (saved_checkpoints, "checkpoints/best/notes.txt"),
+    (saved_checkpoints, "halted/notes.txt"),
+    (saved_checkpoints, "halted/step-2/notes.txt"),
     (finished_run, "evaluation/run/plot.png"),
     (finished_run, "report_tables/analysis.ipynb"),
     (finished_run, "tensorboard/notes.md"),

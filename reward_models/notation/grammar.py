@@ -153,6 +153,8 @@ class _MathReader(TokenReader):
     def item(self) -> Node:
         with self.limit_depth():
             node, words = self.relation(), self._unit()
+            if words and units.is_cut_off(words[-1]):
+                raise NotUnderstood("a unit that is cut off")
             unit = units.canonical_unit(words)
             if self.peek().is_command("over", "choose") and not unit:
                 kind = "divide" if self.take().text == "over" else "binomial"

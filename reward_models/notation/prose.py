@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.boxes import TEXT_ONLY, is_part_of_formula, rest_of_formula
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.marks import answer_and_text_around_box, starts_with_box
 from rlhf.reward_models.notation.reader import TokenReader
@@ -50,7 +51,8 @@ _LABEL_BEFORE_NUMBER = re.compile(
 )
 _ALTERNATIVE_WORDS = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
 _NO_ANSWER_AFTER = re.compile(
-    r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
+    r"(?:\b(?:as (?:many|few|much|little) as|"
+    r"than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
     r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|likely|"
     r"minus|negative|out of|"
     r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
@@ -92,22 +94,26 @@ _CALCULATION_BEFORE_BOX = re.compile(
     r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{|(?<![\d.])0\.|\d(?:\{,\}|\\[,!]))\$?$"
 )
 _CALCULATION_AFTER_BOX = re.compile(
-    r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
+    r"[ $]*(?:[\^_](?=\d|\{(?!\\circ))|[-−+*/] ?(?=\d)|"
     r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d|"
     r"\$?(?:[.,~]|\{,\}|\\[,;:! ])\d|\$? \d{3}(?!\d)|"
     r"[ $]*(?:squared|cubed|factorial|plus|minus|times|multiplied|divided|"
     r"and (?:a|one) (?:half|third|quarter))\b",
     re.I,
 )
+_CHANGE_AFTER_BOX = re.compile(
+    r"[(\s]*mod(?:ulo)?\b|\s*or (?:more|less|fewer)\b|\s*(?:to|[–—-])\s*\$?\d|"
+    r"\s*and\s+\$?\d+/\d|[\s,]*no(?:,? wait\b|\W*\Z)",
+    re.I,
+)
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
 )
-_TEXT_JOINED_TO_BOX = re.compile(r"[^\W\d_]+|(?:\\[ ,;:!])*\\(?:text|mathrm|mbox)\{[^{}\n]*\}")
 _RESTATED_ANSWER = re.compile(
     r"\banswer\s+(?:is|should be|must be)[\s:$*\\(]*(-?\d[\d,]*(?:\.\d+)?)(?![\d%/\\^])", re.I
 )
 _DENIAL_AFTER_NUMBER = re.compile(
-    r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b|"
+    r"[\s$()\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b|"
     r"[\s$)\]\\*]*\?",
     re.I,
 )
@@ -119,12 +125,30 @@ _VALUE_CHANGE_AFTER_NUMBER = re.compile(
     r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
     r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|basis|"
     r"lakhs?|crores?|bn|mn|mln|mil|grand|gross|thou|kilo|with|"
-    r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?)|needs|has|should|must|"
-    r"would|could|might|may|will|"
-    r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right|correct)\b)\w+)\b",
+    r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?))\b",
     re.I,
 )
 """Text after a number that turns it into a date, a time or a fraction, or changes its value."""
+_CLAUSE_AFTER_NUMBER = re.compile(
+    r"\s+(?:needs|has|should|must|would|could|might|may|will|"
+    r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right|correct)\b)\w+)\b",
+    re.I,
+)
+"""Text after a number that is the subject of a clause."""
+_CHANGE_AFTER_UNIT = re.compile(
+    r"\s*!+(?=\s+(?-i:[a-z=+*/^-])|\w)|\s+(?:point|to the (?:power|\w+(?:th|rd)))\b|"
+    r"(?-i:\s*B\.?C\.?E?\b)|"
+    r"\s*(?:°|degrees?\b)\s*(?:[CF]\b|celsius|fahrenheit)?\s*(?:below|under)\W*\Z|"
+    r"[\s°%]*(?:[^\W\d_]+[\s°%]+){0,2}?(?:"
+    r"(?:below|under|beneath)\s+(?:zero|freezing|sea level|ground)\b|in the red\b|"
+    r"(?:overdrawn|underground|negative|something)\b|"
+    r"at (?:least|most|minimum|maximum)\b|and (?:a bit|change|some|something|counting|more)\b)|"
+    r"[\s°%]*(?:[^\W\d_]+\s+)?(?:square|cubic|sq|cu|per|to|and|or|by|of|point)\W*\Z|\s+over\W*\Z",
+    re.I,
+)
+"""Text after a number and up to two words of a unit that changes the value, or that is cut off."""
+_LATEX_DEGREE = re.compile(r"\^?\s*\\circ\b")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textrm)\b|[{}$()]|\\[ ,;:!]")
 _MARKDOWN_REPLACEMENTS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
@@ -167,32 +191,44 @@ class Statement:
     """
 
 
-def answer_segment_and_is_boxed(reply: str) -> tuple[str, bool]:
-    """Return the part of a reply that contains the answer, and whether this part is a box.
+@dataclass(frozen=True)
+class Segment:
+    """The part of a reply that contains the answer."""
 
-    Markdown is removed from the part.
+    text: str
+    """The part, without Markdown."""
+    is_boxed: bool
+    """Whether the part is a box."""
+    is_formula: bool
+    """Whether the part is a box with further symbols of its formula, so that no word around the
+    answer may be ignored."""
+
+
+def answer_segment(reply: str) -> Segment:
+    """Return the part of a reply that contains the answer.
 
     Raises:
         NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
     """
-    segment, before, after = answer_and_text_around_box(reply)
+    text, before, after = answer_and_text_around_box(reply)
+    is_formula = False
     if before or after:
-        _check_text_around_box(before, segment, after)
-        if scaled := _SCALE_OF_BOX.match(after):
-            segment = rf"{segment} \text{{{scaled['scale']}}}"
-        elif glued := _TEXT_JOINED_TO_BOX.match(after):
-            segment += glued[0]
-    if len(segment) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
-        segment = segment[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
-    segment = units.with_powers_before_units(without_markdown(segment))
-    return segment, bool(before or after) or starts_with_box(reply)
+        _check_text_around_box(before, text, after)
+        if rest := rest_of_formula(before, after):
+            text, is_formula = text + rest, TEXT_ONLY.fullmatch(rest) is None
+        elif scaled := _SCALE_OF_BOX.match(after):
+            text = rf"{text} \text{{{scaled['scale']}}}"
+    if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
+        text = text[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
+    text = units.with_powers_before_units(without_markdown(text))
+    return Segment(text, bool(before or after) or starts_with_box(reply), is_formula)
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     """Return the statement of the final answer in a segment.
 
     Args:
-        segment: First result of ``answer_segment_and_is_boxed``.
+        segment: Text of the result of ``answer_segment``.
         numbers_only: Whether to ignore runs without numbers.
 
     Raises:
@@ -210,7 +246,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     is_quoted = any(mark in segment[:start] for mark in _QUOTE_CHARACTERS)
     if segment[end : end + 1] in tuple(_QUOTE_CHARACTERS) and not is_quoted:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
-    _check_text_after_run(segment[end:])
+    _check_text_after_run(segment[end:], run)
     equations_complete = re.search(r"\d", _last_sentence(segment[:start])) is None
     return Statement(segment[start:end], _first_sentence(segment[end:]), equations_complete)
 
@@ -503,13 +539,19 @@ def _reject_part_or_alternative_number(between: str, previous: Token, token: Tok
         raise NotUnderstood("a compound quantity")
 
 
-def _check_text_after_run(rest: str) -> None:
+def _check_text_after_run(rest: str, run: str) -> None:
     """Raise NotUnderstood if the text after the run changes its meaning."""
     if re.match(r"\.[a-z_\d]", rest):
         raise NotUnderstood("a symbol that is part of a name")
     if _DOUBTING_WORDS.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
-    if _VALUE_CHANGE_AFTER_NUMBER.match(rest):
+    rest = re.sub(r"\b(sq|cu)\.", r"\1", rest)  # the period ends no sentence
+    sentence = rest if rest.lstrip().startswith("!") else _first_sentence(rest.split(",")[0])
+    unit = re.search(r"\D*\Z", run)
+    sentence = _LATEX_TEXT.sub(" ", (unit[0] if unit else "") + sentence)
+    sentence = _LATEX_DEGREE.sub("°", sentence)
+    changes = (_VALUE_CHANGE_AFTER_NUMBER, _CLAUSE_AFTER_NUMBER)
+    if any(change.match(rest) for change in changes) or _CHANGE_AFTER_UNIT.match(sentence):
         raise NotUnderstood("words after the answer that change it")
 
 
@@ -518,7 +560,15 @@ def _check_text_around_box(before: str, content: str, after: str) -> None:
     clause = _CLAUSE_START.split(_last_sentence(before))[-1]
     if _NEGATING_WORDS.search(clause):
         raise NotUnderstood("a negation before the answer")
-    if _CALCULATION_BEFORE_BOX.search(before) or _CALCULATION_AFTER_BOX.match(after):
+    words = re.sub(r"\A(?:\$|\\[)\]])+", "", after)
+    if (
+        is_part_of_formula(before)
+        or _CALCULATION_BEFORE_BOX.search(before)
+        or _CALCULATION_AFTER_BOX.match(after)
+        or _VALUE_CHANGE_AFTER_NUMBER.match(words)
+        or _CHANGE_AFTER_UNIT.match(words.partition("\n")[0])
+        or _CHANGE_AFTER_BOX.match(words)
+    ):
         raise NotUnderstood("symbols next to the box that change it")
     if restated := _RESTATED_ANSWER.search(after):
         with suppress(ValueError):  # the box is not a plain number

@@ -18,7 +18,7 @@ from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
 from rlhf.reward_models.notation.marks import answer_and_text_around_box
-from rlhf.reward_models.notation.prose import answer_segment_and_is_boxed, final_statement
+from rlhf.reward_models.notation.prose import answer_segment, final_statement
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 _CLOSING_QUOTES = ('"', "'", "”", "’")
@@ -103,13 +103,14 @@ def parse_final_quantity(reply: str) -> Quantity:
     Raises:
         NotUnderstood: There is no number, or it is ambiguous.
     """
-    segment, boxed = answer_segment_and_is_boxed(reply)
+    segment = answer_segment(reply)
     try:
-        return parse_quantity(segment)
+        return parse_quantity(segment.text)
     except NotUnderstood:
-        if boxed and "!" in segment:  # outside of a box, it can end a sentence
+        is_factorial = segment.is_boxed and "!" in segment.text  # elsewhere, it ends a sentence
+        if is_factorial or segment.is_formula:
             raise
-        statement = final_statement(segment, numbers_only=True)
+        statement = final_statement(segment.text, numbers_only=True)
     text = f"{statement.text} {leading_unit_words(statement.words)}"
     return parse_quantity(text, equations_complete=statement.equations_complete)
 
@@ -385,6 +386,8 @@ class _QuantityReader(TokenReader):
         start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
+        if words and units.is_cut_off(words[-1]):
+            raise NotUnderstood("a unit that is cut off")
         unit = units.canonical_unit(words)
         if unit == "deg":
             return self._temperature_scale() or unit

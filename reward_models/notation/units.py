@@ -92,7 +92,8 @@ NOT_UNITS = word_set(
     "mln mil grand gross thou kilo mega giga millionth millionths billionth billionths eleven "
     "twelve twenty thirty forty fifty sixty seventy eighty ninety zero likely seem seems look "
     "looks sound sounds appear appears feel feels too must has have had guess guessed let suppose "
-    "assume assuming imagine noon midnight "
+    "assume assuming imagine noon midnight probably under beneath underground overdrawn negative "
+    "point something bc bce "
 )
 """Words that are never units, because they change the value or begin another clause."""
 
@@ -127,6 +128,11 @@ def known_unit(word: str) -> str | None:
     if word in _UNIT_BY_WORD:
         return _UNIT_BY_WORD[word]
     return None if len(word) == 1 else _UNIT_BY_WORD.get(word.lower())  # M is not a meter
+
+
+def is_cut_off(word: str) -> bool:
+    """Return whether a unit cannot end with a word, as in ``5 square``."""
+    return word.lower() in _POWER_WORDS or word in ("/", "per")
 
 
 def canonical_unit(names: list[str]) -> str:

@@ -21,6 +21,7 @@ from rlhf.rollout.collector import Collector, Episode, open_local_engine
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.unused_keys import unused_key_message
+from rlhf.runs.claim import path_without_dot_dot
 from rlhf.training.checkpoint import checkpoints_in
 
 _CHECKPOINT_PATTERNS = ("step-*", "checkpoint-*")
@@ -147,7 +148,7 @@ def model_folder(path: str) -> str:
     Raises:
         UserError: The folder is neither a model nor a run with a model.
     """
-    folder = expand_user(path)
+    folder = path_without_dot_dot(expand_user(path))
     names = ("config.json", "adapter_config.json")
     if not folder.is_dir() or any((folder / name).exists() for name in names):
         return path

@@ -16,6 +16,7 @@ from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, independent_unit_of
 from rlhf.runs.changes import read_changes
+from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.directory import BRANCH_FILE, DATA_COUNTS_FILE
 from rlhf.runs.metric_log import MetricLog
 from rlhf.runs.renamed import read_episodes, read_metrics, sample_rows, upgraded_config
@@ -196,7 +197,7 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
         UserError: The directory does not exist, is neither a pipeline nor a run directory, or is a
             pipeline directory without runs, or a file in it is damaged.
     """
-    root = Path(directory)
+    root = path_without_dot_dot(directory)
     if root.is_file():
         raise UserError(f"{root} is a file: expected a run directory, such as {root.parent}")
     if not root.is_dir():

@@ -17,6 +17,7 @@ from rlhf.export.public_text import config_without_paths_and_secrets, public_nam
 from rlhf.models.adapters import CONFIG_FILE, is_adapter
 from rlhf.models.hub import SHORT_NAMES
 from rlhf.reward_models.sidecar import Sidecar
+from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.inputs import fingerprint
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -105,7 +106,7 @@ def find_source(path: str) -> ModelSource:
         UserError: There is no such folder, it is not a model or a run, or the run has no final
             model.
     """
-    folder, directory = _model_folder_and_run(expand_user(path))
+    folder, directory = _model_folder_and_run(path_without_dot_dot(expand_user(path)))
     stages = _stages(directory) if directory else []
     base, base_name = _base_model(folder, stages)
     return ModelSource(folder, stages, base, base_name, Sidecar.read(folder))

@@ -50,6 +50,7 @@ from rlhf.models.sharding.processes import (
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.sharding.tensors import WholeTensors
 from rlhf.reward_models.generic_heads import classifier_class
+from rlhf.runs.checksums import write_checksums
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -272,6 +273,7 @@ def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
         write_model(unwrap_peft(model), partial, weights=base_weights(model))
         if writes_files(model):
             tokenizer.save_pretrained(partial)
+            write_checksums(partial)
 
 
 def copy_base_to_final(checkpoints: Path, final: Path) -> None:

@@ -21,6 +21,7 @@ from rlhf.common.files import expand_user, sha256_of
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
+from rlhf.runs.claim import path_without_dot_dot
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
         UserError: The model exists neither locally nor on the Hub, the folder is not a saved model,
             the GGUF file cannot be read, or ``revision`` is given and ``path`` is not a Hub id.
     """
-    local = expand_user(path)
+    local = path_without_dot_dot(expand_user(path))
     if revision and (local.exists() or path in SHORT_NAMES):
         raise UserError(
             f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions; "
@@ -152,7 +153,7 @@ def hub_id_of(path: str) -> str | None:
     """Return the Hub id of a short name or Hub id, or None for a local folder or file."""
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub
-    return None if expand_user(path).exists() else path
+    return None if path_without_dot_dot(expand_user(path)).exists() else path
 
 
 def commit_of(folder: str) -> str | None:

@@ -27,7 +27,7 @@ from rlhf.reports.sections import (
 )
 from rlhf.reports.tables import save_curves_csv, save_tables
 from rlhf.reports.tokens import token_samples_html
-from rlhf.runs.claim import written_by_toolkit
+from rlhf.runs.claim import path_without_dot_dot, written_by_toolkit
 
 REPORT_FILE = "report.html"
 """File name of the page."""
@@ -44,7 +44,7 @@ def write_report(directory: str | Path) -> Path:
     Raises:
         UserError: The directory contains no run, or the page would replace a file of the user.
     """
-    root = Path(directory)
+    root = path_without_dot_dot(directory)
     runs = read_runs(root)
     metric = headline_metric(runs)
     comparisons = results.compare_by_each_metric(runs, metric, every_pair=True) if metric else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ class DamagedFolderError(UserError):
     """Error for a folder in which a file is missing or has a different content than recorded."""
 
 
-def write_checksums(folder: Path) -> None:
-    """Write a file with the checksums of all files in a folder, and flush all files to the disk."""
-    digests = digests_of(folder)
+def write_checksums(folder: Path, *, exclude: Collection[Path] = ()) -> None:
+    """Write a file with the checksums of all files in a folder, and flush all files to the disk.
+
+    Args:
+        folder: The folder.
+        exclude: Files in the folder that the toolkit did not write, which get no checksum.
+    """
+    names = {path.relative_to(folder).as_posix() for path in exclude}
+    digests = {name: digest for name, digest in digests_of(folder).items() if name not in names}
     for name in digests:
         flush_to_disk(folder / name)
     _write_digests(folder, digests)
@@ -99,7 +105,7 @@ def verify_checksums(folder: Path) -> None:
 
 
 def files_without_checksum(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that its checksum file does not list.
+    """Yield the files and links of a folder that its checksum file does not list.
 
     If the folder has no checksum file, nothing is yielded.
 
@@ -108,9 +114,19 @@ def files_without_checksum(folder: Path) -> Iterator[Path]:
     """
     if (folder / CHECKSUMS).is_file():
         listed = _read_checksums(folder)
-        for path in _files_except_checksums(folder):
-            if path.relative_to(folder).as_posix() not in listed:
+        for path in sorted(folder.rglob("*")):
+            is_file = path.is_symlink() or not path.is_dir()
+            name = path.relative_to(folder).as_posix()
+            if is_file and path.name != CHECKSUMS and name not in listed:
                 yield path
+
+
+def list_files_without_checksum(folder: Path) -> list[Path]:
+    """Return `files_without_checksum`; [] if the checksum file cannot be read."""
+    try:
+        return list(files_without_checksum(folder))
+    except DamagedFolderError:
+        return []
 
 
 def _read_checksums(folder: Path) -> dict[str, Any]:

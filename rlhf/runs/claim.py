@@ -32,7 +32,7 @@ from rlhf.common.files import (
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.alarms import BUNDLE
-from rlhf.runs.checksums import files_without_checksum
+from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, files_without_checksum
 
 MARKER = ".rlhf"
 """Name of a file in every directory that the toolkit wrote. The file contains the id and the host
@@ -132,6 +132,7 @@ STUDIES = {
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
 CONTENTS = {
+    BUNDLE: r"(alarm\.json|metrics\.jsonl|evidence\.pt|((step-\d+|base)/.+))",
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
     "evaluation": r".+/(episodes\.jsonl|pair_scores\.jsonl|report\.md|summary\.json)",
@@ -234,7 +235,7 @@ class DirectoryClaim:
         unknown = self._earlier.intersection(names).difference(_declared_entries(self.directory))
         for path in (self.directory / name for name in sorted(unknown)):
             if not written_by_toolkit(path):
-                raise _foreign_file_error(path, self.directory)
+                raise foreign_file_error(path, self.directory)
         writer = {"pid": os.getpid(), "host": platform.node()}
         marker = {"writer": writer, "entries": sorted({*_declared_entries(self.directory), *names})}
         write_text(self.directory / MARKER, json.dumps(marker))
@@ -306,7 +307,7 @@ class DirectoryClaim:
         in_the_way = sorted(path for path in stays if path.name in _names_written_by(command))
         in_folders = (file for path in written for file in files_not_written_by_toolkit(path))
         if foreign := next(itertools.chain(in_the_way, in_folders), None):
-            raise _foreign_file_error(foreign, self.directory)
+            raise foreign_file_error(foreign, self.directory)
         aside = self.directory / REPLACED
         aside.mkdir()
         # While `REPLACED` has a marker, the files beside it belong to the new run: the marker is
@@ -536,7 +537,8 @@ def _names_written_by(command: str) -> frozenset[str]:
     return (DESCRIPTIONS | RESULTS) - others - NOT_WRITTEN_BY.get(command, frozenset())
 
 
-def _foreign_file_error(path: Path, directory: Path) -> UserError:
+def foreign_file_error(path: Path, directory: Path) -> UserError:
+    """Return the error for a file of the user in a folder that would be replaced."""
     return UserError(
         f"{path} was not written by the toolkit, so {directory} is not overwritten: move the file "
         "away, or choose another --output_dir"
@@ -553,12 +555,14 @@ def _recorded_command(directory: Path) -> str:
 
 
 def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
-    """Yield the files that the toolkit did not write, inside a path that the toolkit wrote."""
+    """Yield the files that the toolkit did not write, inside a path that the toolkit wrote.
+
+    Raises:
+        DamagedFolderError: The checksum file of a folder in the path cannot be read.
+    """
     if path.is_symlink() or not path.is_dir():
         return
-    if path.name == "final":
-        yield from files_without_checksum(path)
-    elif written_by_toolkit(path):
+    if written_by_toolkit(path):
         written = entries_written_by_toolkit(path)
         yield from (child for child in _entries_except_locks(path) if child not in written)
         for child in written:
@@ -571,6 +575,31 @@ def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
             file: file.relative_to(path).as_posix() for file in files if not is_temporary(file)
         }
         yield from (file for file, name in names.items() if not re.fullmatch(pattern, name))
+        for folder in sorted({file.parent for file in names if file.name == CHECKSUMS}):
+            yield from files_without_checksum(folder)
+    else:  # the final model, or a checkpoint
+        yield from files_without_checksum(path)
+
+
+def remove_written_files(path: Path) -> None:
+    """Remove what the toolkit wrote at a path; a file of the user stays, with its folders.
+
+    The checksums beside such a file stay too, because they show that the toolkit did not write it.
+    """
+    try:
+        foreign = set(files_not_written_by_toolkit(path))
+    except DamagedFolderError:  # nothing shows which files the toolkit wrote
+        foreign = set()
+    if not foreign:
+        remove(path)
+        return
+    kept = foreign | {folder / CHECKSUMS for file in foreign for folder in file.parents}
+    for entry in sorted(path.rglob("*"), reverse=True):  # the content of a folder precedes it
+        if entry.is_symlink() or not entry.is_dir():
+            if entry not in kept:
+                entry.unlink()
+        elif not any(entry.iterdir()):
+            entry.rmdir()
 
 
 def _foreign_files_in_container(folder: Path) -> Iterator[Path]:

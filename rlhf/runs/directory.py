@@ -39,6 +39,8 @@ from rlhf.runs.claim import (
     STUDIES,
     DirectoryClaim,
     convert_write_errors_to_user_errors,
+    files_not_written_by_toolkit,
+    foreign_file_error,
     path_without_dot_dot,
 )
 from rlhf.runs.inputs import input_fingerprints, input_paths
@@ -115,6 +117,10 @@ class Run:
         """Compare the configuration and the inputs of a resumed run with the recorded ones."""
         if resume and (self.directory / "config.yaml").exists():
             self.changes = find_and_check_changes(self.directory, self.config)
+        if self.changes and self.writes:
+            evaluation = self.directory / "evaluation"  # it is deleted when the run continues
+            if foreign := next(files_not_written_by_toolkit(evaluation), None):
+                raise foreign_file_error(foreign, evaluation)
 
     def _write_description(self, *, resume: bool) -> None:
         """Write the configuration of the run and descriptions of its inputs and of the machine.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlhf.config.launcher import without_launcher_keys
 from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.changes import KEYS_IGNORED_ON_RESUME
+from rlhf.runs.claim import remove_written_files
 from rlhf.runs.directory import lock_directory
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ def run_job(job: Job, commands: CommandTable) -> None:
     for command, tree in job.stages:
         commands.run_command(command, tree)
         # Delete the optimizer state of a finished run, because it is most of the run's size.
-        shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_written_files(Path(tree["output_dir"]) / "checkpoints")
         launch.collect_garbage_and_trim_heap()
 
 

@@ -17,12 +17,18 @@ from pathlib import Path
 
 import torch
 
-from rlhf.common.files import add_path_to_write_errors, atomic_path, remove
+from rlhf.common.files import add_path_to_write_errors, atomic_path
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.models.sharding.processes import shared_atomic_path
 from rlhf.runs.alarms import Halt
-from rlhf.runs.checksums import DamagedFolderError, verify_checksums, write_checksums
+from rlhf.runs.checksums import (
+    DamagedFolderError,
+    list_files_without_checksum,
+    verify_checksums,
+    write_checksums,
+)
+from rlhf.runs.claim import remove_written_files
 from rlhf.training.distributed import World
 from rlhf.training.optimizer_checkpoint import (
     load_optimizer_by_parameter,
@@ -83,6 +89,10 @@ def _replace_folder_with_checksums(target: Path, world: World) -> Iterator[Path]
         world.wait_for_sharded_model()
         if _writes_unsharded_files(world):
             write_checksums(partial)
+            for file in list_files_without_checksum(target):  # a file of the user stays
+                copy = partial / file.relative_to(target)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy, follow_symlinks=False)
 
 
 def remove_all_but_newest_and_best(
@@ -97,7 +107,7 @@ def remove_all_but_newest_and_best(
     """
     for checkpoint in checkpoints[:-keep]:
         if checkpoint.name != best:
-            shutil.rmtree(checkpoint)
+            remove_written_files(checkpoint)
 
 
 def save_best_model(directory: Path, trainer: Trainer) -> None:
@@ -115,13 +125,15 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
 
     For adapters, the base model that was saved in ``directory`` is copied to ``final``.
     """
+    foreign: list[Path] = []
     if _writes_unsharded_files(trainer.world):
+        foreign = list_files_without_checksum(final)
         copy_base_to_final(directory, final)
     with trainer.world.lost_process_guard(), add_path_to_write_errors(final):
         trainer.world.wait_for_sharded_model()  # the copy exists in every process
         trainer.save(final)
         if _writes_unsharded_files(trainer.world):
-            write_checksums(final)
+            write_checksums(final, exclude=foreign)
 
 
 def remove_damaged_and_find_latest(directory: Path, pattern: str = "step-*") -> Path | None:
@@ -146,7 +158,7 @@ def remove_damaged_and_find_latest(directory: Path, pattern: str = "step-*") -> 
             damaged.append((checkpoint, error))
             continue
         for path, _ in damaged:
-            remove(path)
+            remove_written_files(path)
         return checkpoint
     if damaged:
         raise UserError(
@@ -194,7 +206,7 @@ def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
         halt: The alarm that ended the run.
     """
     if _writes_unsharded_files(trainer.world):
-        bundle.mkdir()
+        bundle.mkdir(exist_ok=True)
         if halt.evidence:
             torch.save(halt.evidence, bundle / "evidence.pt")
     if "rows" in halt.evidence:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import EngineStopped
 from rlhf.runs.alarms import BUNDLE, Halt, log_bundle_write_errors
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums
+from rlhf.runs.claim import remove_written_files
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
@@ -54,7 +55,8 @@ def fit(trainer: Trainer, run: Run) -> Path:
         if number := _signal_of_any_process(trainer, stop):
             _stop_run(trainer, run, stop, number)
         if run.writes:
-            shutil.rmtree(run.directory / BUNDLE, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_written_files(run.directory / BUNDLE)
         try:
             _take_steps(trainer, run, stop, checkpoints)
         except Halt as halt:
@@ -149,7 +151,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
         while not trainer.done:
             try:
                 metrics = trainer.step(progress.step, run)
-            except UserError as error:
+            except Exception as error:
                 if _is_complete_after(error, trainer):
                     _check_weights_finite(trainer)
                     _save(trainer, run, checkpoints)
@@ -162,9 +164,10 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             if trainer.is_evaluation_due(progress.step):
                 try:
                     metrics |= trainer.evaluate()
-                except EngineStopped:  # the metrics of the step are logged without an evaluation
+                except Exception:  # the metrics of the step are logged without an evaluation
                     run.log(progress.step, metrics)
-                    _save(trainer, run, checkpoints)
+                    if not trainer.world.sharded_model:
+                        _save(trainer, run, checkpoints, together=trainer.world.size == 1)
                     raise
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
@@ -191,7 +194,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             display.show(progress.step, {}, warnings)
 
 
-def _is_complete_after(error: UserError, trainer: Trainer) -> bool:
+def _is_complete_after(error: Exception, trainer: Trainer) -> bool:
     """Return whether the state of a trainer whose step failed is that of the previous step.
 
     A checkpoint is then saved, because the cause can be temporary, such as a judge that does not
@@ -225,13 +228,22 @@ def _stop_run(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int)
     stop.raise_if_requested(run.directory)
 
 
-def _save(trainer: Trainer, run: Run, checkpoints: Path) -> None:
-    """Write a checkpoint, after the metrics of all steps so far."""
+def _save(trainer: Trainer, run: Run, checkpoints: Path, *, together: bool = True) -> None:
+    """Write a checkpoint, after the metrics of all steps so far.
+
+    Args:
+        trainer: The trainer.
+        run: The run directory.
+        checkpoints: Folder of the checkpoints.
+        together: Whether all processes call this function. If not, the others may wait for another
+            result, so no callback is called, and the model must not be sharded.
+    """
     if run.writes:
         run.flush_logs()
     if _takes_part_in_saving(trainer, run):
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
-    trainer.notify("on_checkpoint", run, folder=checkpoints / f"step-{trainer.progress.step}")
+    if together:
+        trainer.notify("on_checkpoint", run, folder=checkpoints / f"step-{trainer.progress.step}")
 
 
 def _takes_part_in_saving(trainer: Trainer, run: Run) -> bool:

@@ -33,7 +33,7 @@ from rlhf.models.sharding.loading import load_model_to_shard
 from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.callbacks import Callbacks
-from rlhf.runs.checksums import write_checksums
+from rlhf.runs.checksums import list_files_without_checksum, write_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import (
     init_distributed,
@@ -169,9 +169,10 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
         )
         if run.writes:
+            foreign = list_files_without_checksum(run.final)
             copy_base_to_final(run.directory / "checkpoints", run.final)
             setup.save(trained, run.final)
-            write_checksums(run.final)
+            write_checksums(run.final, exclude=foreign)
             steps = num_steps(config, len(train_set))
             write_reply_samples(
                 run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"

@@ -40,6 +40,12 @@ def test_whole_pipeline_tells_its_story(whole: Path):
     assert page.index("<b>SFT</b>") < page.index("<b>reward</b>") < page.index("<b>PPO</b>")
 
 
+def test_a_path_is_read_like_the_output_directory_of_a_run(whole: Path):
+    """A run writes to this path, too, although the folder `missing` does not exist."""
+    page = write_report(whole / "missing" / ".." / "../quickstart")
+    assert page == whole.resolve() / "report.html"
+
+
 def test_nothing_is_fetched(whole: Path):
     page = text_of(write_report(whole))
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)

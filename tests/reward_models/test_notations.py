@@ -24,6 +24,7 @@ TABLE = Path(__file__).with_name("notations.jsonl")
 MORE = Path(__file__).with_name("notations_more.jsonl")
 UNITS = Path(__file__).with_name("notations_units.jsonl")
 BOXES = Path(__file__).with_name("notations_boxes.jsonl")
+FORMULAS = Path(__file__).with_name("notations_formulas.jsonl")
 
 
 def table(kind):
@@ -61,7 +62,7 @@ def test_table_of_notations(kind):
     assert unread == []
 
 
-@pytest.mark.parametrize("path", [MORE, UNITS, BOXES])
+@pytest.mark.parametrize("path", [MORE, UNITS, BOXES, FORMULAS])
 @pytest.mark.parametrize("kind", ["number", "math"])
 def test_more_notations(kind, path):
     """Regression rows for the grammar; accuracy is measured on the other table."""

@@ -616,7 +616,7 @@ def test_dead_server_stops_the_engine_after_the_limit(fake, open_engine) -> None
     engine.update_policy(0)
     fake.kill()
     engine.submit([request(0, [7, 8, 9])])
-    message = r"no server answered within 0.4 s \(rollout.engine.retry_seconds\).*--resume"
+    message = r"no answer within 0.4 s \(rollout.engine.retry_seconds\).*--resume"
     with pytest.raises(EngineStopped, match=message):
         results(engine, 1)
     engine.reset()
@@ -644,6 +644,40 @@ def test_requests_of_a_dead_server_go_to_another_one(fake, open_engine, tmp_path
         assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
     fake.start()
     second.kill()
+
+
+def test_the_engine_continues_without_a_lost_server(fake, open_engine, tmp_path, caplog) -> None:
+    second = FakeVLLM(tmp_path / "base")
+    model, engine = open_engine(urls=[fake.url, second.url], retry_seconds=0.4)
+    engine.update_policy(0)
+    fake.kill()
+    update(model, seed=1)
+    engine.update_policy(1)
+    assert f"{fake.url}: no answer within 0.4 s; the run continues" in caplog.text
+    before = engine.pop_failed_attempt_count()
+    assert before > 0
+    for completion in sample(engine, request(0, [7, 8]), request(1, [7, 8])):
+        assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
+    assert engine.pop_failed_attempt_count() == 0  # the lost server is not asked
+    assert engine.max_mean_logprob_difference < 1e-4
+    fake.start()
+    second.kill()
+    update(model, seed=2)
+    engine.update_policy(2)
+    for completion in sample(engine, request(0, [7, 8]), request(1, [7, 8])):
+        assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
+    fake.kill()
+    with pytest.raises(EngineStopped, match="no answer within"):
+        engine.update_policy(3)
+    fake.start()
+
+
+def test_every_server_must_answer_at_the_start(fake, open_engine, tmp_path) -> None:
+    second = FakeVLLM(tmp_path / "base")
+    second.kill()
+    _, engine = open_engine(urls=[fake.url, second.url], retry_seconds=0.4)
+    with pytest.raises(EngineStopped, match=rf"{second.url}.*no answer within 0.4 s"):
+        engine.update_policy(0)
 
 
 def test_request_has_all_parameters_of_the_distribution(fake, open_engine) -> None:

@@ -288,6 +288,70 @@ def test_a_failing_evaluation_does_not_cost_the_model(
     assert_same_run(runs / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("error", [UserError, RuntimeError])
+def test_an_evaluation_that_fails_during_training_costs_no_step(
+    tmp_path, echo_model, monkeypatch, error
+):
+    """The run continues from the step of the evaluation, and repeats no update."""
+    keys = {"save_every": 4, "evaluation": {"every": 3, "episodes": 4}}
+    run_command("ppo", online_tree(tmp_path / "whole", echo_model, **keys))
+    tree = online_tree(tmp_path / "run", echo_model, **keys)
+
+    def fails(*_):
+        raise error("the metric failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "evaluate_held_out", fails)
+        with pytest.raises(error, match="the metric failed"):
+            run_command("ppo", tree)
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-3"]
+    run_command("ppo", tree | {"resume": True})
+    assert same(checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "run"))
+    whole, cut = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "run")
+    assert "eval/return" in whole[2]
+    assert cut[2] == {k: v for k, v in whole[2].items() if not k.startswith("eval/")}
+    assert cut[3] == whole[3]
+
+
+def test_files_of_the_user_stay_where_the_run_replaces_its_own(tmp_path, echo_model):
+    """In old checkpoints, in the best model and in the final model, also when the run continues."""
+    keys = {"keep_best": True, "keep_last": 1, "evaluation": {"every": 1, "episodes": 4}}
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=2, **keys)
+    run_command("ppo", tree)
+    notes = [
+        tmp_path / "run" / folder / "notes/thesis.md"
+        for folder in ("checkpoints/step-2", "checkpoints/best", "final", "halted")
+    ]
+    for path in notes:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    run_command("ppo", tree | {"resume": True, "num_steps": 6})
+    assert [path.read_text() for path in notes] == ["mine"] * 4
+    step_2 = {path.name for path in (tmp_path / "run/checkpoints/step-2").iterdir()}
+    assert step_2 == {"notes", "checksums.json"}
+    for path in notes:
+        with pytest.raises(UserError, match=r"thesis.md was not written by the toolkit"):
+            run_command("ppo", tree | {"overwrite": True})
+        path.unlink()
+    run_command("ppo", tree | {"overwrite": True})
+    assert not (tmp_path / "run/checkpoints/step-6").exists()
+
+
+def test_an_evaluation_with_a_file_of_the_user_is_not_replaced(tmp_path, echo_model):
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=2)
+    run_command("ppo", tree)
+    plot = tmp_path / "run/evaluation/run/plot.png"
+    plot.write_text("mine")
+    longer = tree | {"resume": True, "num_steps": 3}
+    with pytest.raises(UserError, match=r"plot.png was not written by the toolkit"):
+        run_command("ppo", longer)
+    assert plot.read_text() == "mine"
+    plot.rename(tmp_path / "plot.png")
+    run_command("ppo", longer)
+    assert len(metrics_of(tmp_path / "run")) == 3
+
+
 def test_an_ignored_signal_remains_ignored():
     """`nohup` ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -68,6 +68,8 @@ class VLLMEngine:
         self.servers = [
             ServedPolicy(client, self.publisher, tolerance=spec.tolerance) for client in clients
         ]
+        self._lost: set[int] = set()
+        """Indices of the servers without which the run continues, because they do not answer."""
         self._repeated = 0
         self._locks = [threading.Lock() for _ in clients]
         self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="vllm")
@@ -81,8 +83,9 @@ class VLLMEngine:
 
     @property
     def max_mean_logprob_difference(self) -> float:
-        """Largest mean absolute difference, in nats, of the servers at their last check."""
-        return max(server.logprob_gap for server in self.servers)
+        """Largest mean absolute difference, in nats, of the used servers at their last check."""
+        used = (server for index, server in enumerate(self.servers) if index not in self._lost)
+        return max(server.logprob_gap for server in used)
 
     def pop_failed_attempt_count(self) -> int:
         """Return the number of failed attempts since the last call."""
@@ -94,14 +97,16 @@ class VLLMEngine:
         """Publish the policy's current weights, load them into all servers and check them.
 
         If the engine has the weights of this version already, only servers that restarted load
-        them again.
+        them again. At the first call, every server must answer, because an address can be wrong.
+        Later, the run continues without a server that does not answer for ``retry_seconds``, and
+        uses it again after the first update at which it answers.
 
         Args:
             version: Number of completed training steps, after which the policy has these weights.
 
         Raises:
             RuntimeError: ``reset`` was not called. Requests of the old weights could be running.
-            EngineStopped: A server does not answer.
+            EngineStopped: No server answers or, at the first call, one of them does not.
             UserError: A server does not serve the new weights.
         """
         if self._pending:
@@ -111,11 +116,38 @@ class VLLMEngine:
             self.publisher.publish()
             self.policy_version = version
         try:
-            for index in range(len(self.servers)):
-                self._retry(lambda index=index: self._ensure_current_weights(index), Cancellation())
+            self._retry(self._load_into_all_servers, Cancellation())
+        except EngineStopped:
+            answering = {i for i, server in enumerate(self.servers) if server.is_current}
+            if previous is None or not answering:
+                raise
+            self._lost = set(range(len(self.servers))) - answering
+            log.warning(
+                "%s: no answer within %g s; the run continues with the other servers",
+                ", ".join(self.servers[index].client.url for index in sorted(self._lost)),
+                self.spec.retry_seconds,
+            )
         finally:
             if previous is not None and previous is not self.publisher.current:
                 self.publisher.remove(previous)
+
+    def _load_into_all_servers(self) -> None:
+        """Load the current weights into every server that does not use them yet.
+
+        Raises:
+            ServerUnavailable: A server that is not lost already does not answer. The other servers
+                have the weights.
+        """
+        failure = None
+        for index in range(len(self.servers)):
+            try:
+                self._ensure_current_weights(index)
+                self._lost.discard(index)
+            except ServerUnavailable as error:
+                if index not in self._lost:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Start requests.
@@ -204,12 +236,13 @@ class VLLMEngine:
 
     def _sample_and_queue_result(self, request: Request, cancel: Cancellation) -> None:
         """Sample a completion, in a thread, and queue the result."""
-        servers = itertools.count(request.episode_id)  # an episode stays with its server's cache
+        count, episode = len(self.servers), request.episode_id
+        # An episode stays with its server's cache. A lost server is tried last.
+        order = sorted(range(count), key=lambda i: (i in self._lost, (i - episode) % count))
+        servers = itertools.cycle(order)
         result: Completion | Exception
         try:
-            result = self._retry(
-                lambda: self._sample(request, next(servers) % len(self.servers), cancel), cancel
-            )
+            result = self._retry(lambda: self._sample(request, next(servers), cancel), cancel)
         except Exception as error:
             result = error
         self._results.put((request, result))
@@ -237,7 +270,7 @@ class VLLMEngine:
                     first_failure = now
                 if now - first_failure >= self.spec.retry_seconds:
                     raise EngineStopped(
-                        f"{error}; no server answered within {self.spec.retry_seconds:g} s "
+                        f"{error}; no answer within {self.spec.retry_seconds:g} s "
                         "(rollout.engine.retry_seconds); restart the server, then continue the "
                         "run with --resume"
                     ) from error
