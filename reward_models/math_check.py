@@ -12,7 +12,7 @@ from functools import lru_cache
 from rlhf.reward_models.notation import algebra
 from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import NotUnderstood
-from rlhf.reward_models.notation.marks import answer_and_text_around_box
+from rlhf.reward_models.notation.marks import marked_answer
 from rlhf.reward_models.notation.prose import (
     answer_segment,
     check_is_asserted,
@@ -71,7 +71,7 @@ def parse_reference_answer(text: str) -> Node:
     Raises:
         NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute the value.
     """
-    answer = answer_and_text_around_box(text)[0].strip()
+    answer = marked_answer(text).text.strip()
     tree = parse_answer(with_powers_before_units(answer))
     try:
         algebra.check_reference_has_value(tree)

@@ -191,13 +191,13 @@ class _MathReader(TokenReader):
             sign = self.take_op("+", "-")
         node = self.term()
         if sign in ("+-", "-+"):
-            node = Node("pm", (_number_node(0), node))
+            node = _plus_minus_node(sign, _number_node(0), node)
         elif sign == "-":
             node = _negative_node(node)
         while (operator := self.take_op("+", "-", "+-", "-+")) is not None:
             right = self.term()
             if operator in ("+-", "-+"):
-                node = Node("pm", (node, right))
+                node = _plus_minus_node(operator, node, right)
             else:
                 node = Node("add", (node, _negative_node(right) if operator == "-" else right))
         return Node("unit", (node,), currency) if currency else node
@@ -663,6 +663,11 @@ def _factorial_node(node: Node) -> Node:
 
 def _negative_node(node: Node) -> Node:
     return Node("negative", (node,))
+
+
+def _plus_minus_node(operator: str, left: Node, right: Node) -> Node:
+    """Return left ± right; left ∓ right is left ± (-right)."""
+    return Node("pm", (left, _negative_node(right) if operator == "-+" else right))
 
 
 def _letter_node(letter: str) -> Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from rlhf.common.text import after_thinking
 from rlhf.reward_models.notation.lexer import NotUnderstood, closing_positions
@@ -34,13 +35,24 @@ def last_box(text: str) -> tuple[int, int, str] | None:
     return boxes[-1].start(), end + 1, text[boxes[-1].end() : end]
 
 
-def answer_and_text_around_box(reply: str) -> tuple[str, str, str]:
-    """Return the part of a reply that contains the answer, and the texts before and after a box.
+class MarkedAnswer(NamedTuple):
+    """The part of a reply that contains the answer."""
+
+    text: str
+    before: str = ""
+    """Text before the box."""
+    after: str = ""
+    """Text after the box."""
+    is_boxed: bool = False
+    """Whether the part is the content of a box."""
+
+
+def marked_answer(reply: str) -> MarkedAnswer:
+    """Return the part of a reply that contains the answer.
 
     The reply is searched without its reasoning. If the reply has an ``<answer>`` tag, only the
     content of the last tag is searched. The answer is the last box or the text after the last
-    ``####``, whichever is later. If there is neither, the answer is the whole searched text. The
-    second and the third result are empty if the answer is not a box.
+    ``####``, whichever is later. If there is neither, the answer is the whole searched text.
 
     Raises:
         NotUnderstood: A tag or a box is not closed, or the last two boxes are alternatives.
@@ -56,15 +68,10 @@ def answer_and_text_around_box(reply: str) -> tuple[str, str, str]:
     if box is not None and box[0] > mark:
         start, end, content = box
         _reject_alternative_boxes(text[:start], content)
-        return content, text[:start], text[end:]
+        return MarkedAnswer(content, text[:start], text[end:], is_boxed=True)
     if mark >= 0:
-        return _text_after_hashes(text[mark:].lstrip("#")), "", ""
-    return text, "", ""
-
-
-def starts_with_box(reply: str) -> bool:
-    """Return whether the reply begins with a box, after white space."""
-    return _BOX_START.match(reply.strip()) is not None
+        return MarkedAnswer(_text_after_hashes(text[mark:].lstrip("#")))
+    return MarkedAnswer(text)
 
 
 def _reject_alternative_boxes(before: str, content: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.boxes import TEXT_ONLY, is_part_of_formula, rest_of_formula
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
-from rlhf.reward_models.notation.marks import answer_and_text_around_box, starts_with_box
+from rlhf.reward_models.notation.marks import marked_answer
 from rlhf.reward_models.notation.reader import TokenReader
 
 FUNCTIONS = word_set(
@@ -210,7 +210,7 @@ def answer_segment(reply: str) -> Segment:
     Raises:
         NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
     """
-    text, before, after = answer_and_text_around_box(reply)
+    text, before, after, is_boxed = marked_answer(reply)
     is_formula = False
     if before or after:
         _check_text_around_box(before, text, after)
@@ -221,7 +221,7 @@ def answer_segment(reply: str) -> Segment:
     if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
         text = text[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
     text = units.with_powers_before_units(without_markdown(text))
-    return Segment(text, bool(before or after) or starts_with_box(reply), is_formula)
+    return Segment(text, is_boxed, is_formula)
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:

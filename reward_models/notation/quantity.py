@@ -17,7 +17,7 @@ from operator import add, mul, neg, truediv
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.grammar import Node, parse_answer
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
-from rlhf.reward_models.notation.marks import answer_and_text_around_box
+from rlhf.reward_models.notation.marks import marked_answer
 from rlhf.reward_models.notation.prose import answer_segment, final_statement
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
@@ -93,7 +93,7 @@ def parse_reference_quantity(reference: str) -> Quantity:
     Raises:
         NotUnderstood: The answer does not consist of one number.
     """
-    answer = answer_and_text_around_box(reference)[0]
+    answer = marked_answer(reference).text
     return parse_quantity(units.with_powers_before_units(answer), is_reference=True)
 
 

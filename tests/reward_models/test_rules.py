@@ -92,6 +92,9 @@ def test_number_compares_values_not_spelling():
         (r"100^\circ\text{C}", "100", 1),
         ("100 degrees", "100 degrees Celsius", 0),
         ("14", r"\boxed{14!}", 0),
+        ("14", r"<answer>\boxed{14!}</answer>", 0),
+        ("14", r"It is 4.</think>\boxed{14!}", 0),
+        ("14", r"<answer>\boxed{14}</answer>", 1),
         ("14", r"The answer is \boxed{14}!", 1),
         ("5", r"\boxed{5} squared", 0),
         ("5", r"\boxed{5} minus 2", 0),
@@ -100,6 +103,13 @@ def test_number_compares_values_not_spelling():
 )
 def test_words_after_a_number_are_its_unit_or_change_it(kind, answer, reply, right):
     assert score({"kind": kind, "answer": answer}, reply) == [right]
+
+
+def test_minus_plus_has_the_opposite_sign_of_plus_minus():
+    """1 ± 2 ∓ 3 is 1 + 2 - 3 or 1 - 2 + 3."""
+    for reference in (r"1 \pm 2 \mp 3", r"1 \mp 2 \pm 3"):
+        replies = [r"\boxed{0, 2}", r"\boxed{6, -4}", r"\boxed{1 \mp 2 \pm 3}"]
+        assert score({"kind": "math", "answer": reference}, *replies) == [1, 0, 1]
 
 
 def test_a_dash_after_a_word_is_no_sign():
