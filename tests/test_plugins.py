@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -411,6 +412,22 @@ def test_a_run_with_a_changed_plugin_or_function_is_not_resumed(capsys, tmp_path
     score.write_text("def f(c):\n    return [0.0 for x in c]\n")
     with pytest.raises(UserError, match=r"the content of rewards.0.path .* has changed"):
         run_command("topr", tree | {"resume": True})
+
+
+def test_a_run_is_not_resumed_with_another_function_of_the_same_file(tmp_path, echo_model):
+    code = "def {}(c):\n    return [float(len(x[-1]['content'])) for x in c]\n"
+    (tmp_path / "score.py").write_text(code.format("f") + code.format("g"))
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
+
+    def with_reward(path: Path, name: str) -> dict[str, Any]:
+        return tree | {"rewards": [{"kind": "function", "path": f"{path}:{name}"}]}
+
+    run_command("rloo", with_reward(tmp_path / "score.py", "f"))
+    with pytest.raises(UserError, match=r"rewards\.0\.path was '.*score\.py:f', now '.*:g'"):
+        run_command("rloo", with_reward(tmp_path / "score.py", "g") | {"resume": True})
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "score.py").rename(tmp_path / "elsewhere" / "moved.py")
+    run_command("rloo", with_reward(moved, "f") | {"resume": True})
 
 
 def test_a_registry_refuses_names_of_other_sources():

@@ -139,6 +139,18 @@ def split_reference(reference: str) -> tuple[str, str]:
     return (module, name) if colon else (reference, "")
 
 
+def object_name(reference: Any) -> str:
+    """Return the name of the object in a reference to code; "" for any other value.
+
+    The name of an object of a Python program says nothing about its content.
+    """
+    if not isinstance(reference, str) or is_object_reference(reference):
+        return ""
+    module, name = split_reference(reference)
+    is_module = all(part.isidentifier() for part in module.split("."))
+    return name if is_module or is_file_reference(module) else ""
+
+
 def short_name(reference: str) -> str:
     """Return a reference for a report, without the folder of a file."""
     module, name = split_reference(reference)
