@@ -230,15 +230,16 @@ def register_reward_model(name: str, *, settings: tuple[str, ...] = ()) -> Calla
     def decorate(target: T) -> T:
         from rlhf.training.reward_models.base import RewardKind
 
-        if not isinstance(target, type) or not issubclass(target, RewardKind):
+        kind: Any = target
+        if not isinstance(kind, type) or not issubclass(kind, RewardKind):
             raise UserError(
                 f"reward model {name!r}{definition_location_text(target)}: derive the class from "
                 "rlhf.training.reward_models.base.RewardKind"
             )
         for method in ("encode", "loss", "metrics"):
-            if getattr(target, method) is getattr(RewardKind, method):
+            if getattr(kind, method) is getattr(RewardKind, method):
                 raise UserError(
-                    f"reward model {name!r}{definition_location_text(target)}: {target.__name__} "
+                    f"reward model {name!r}{definition_location_text(target)}: {kind.__name__} "
                     f"does not define {method}; derive it from a kind that does, such as "
                     "rlhf.training.reward_models.preference.PairKind"
                 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat, cast
@@ -215,7 +215,7 @@ class Callbacks:
 
 
 @contextlib.contextmanager
-def _called(code: Any, name: str, where: str) -> Iterator[None]:
+def _called(code: Any, name: str, where: str) -> Generator[None]:
     """Return a context manager for a call of a callback.
 
     Raises:
@@ -300,21 +300,15 @@ def make_callback(entry: Any) -> Callback:
 
 def _check_methods(callback: Callback, reference: str) -> None:
     """Check that every method ``on_...`` is one that is called, and the arguments of methods."""
-    for name, arguments in (("state_dict", ()), ("load_state_dict", ({},))):
-        check_accepts(
-            getattr(callback, name),
-            arguments,
-            what=f"callbacks: {short_name(reference)}: {name}",
-            required_signature=f"{name}(self{', state' * len(arguments)})",
-        )
+    arguments = {"state_dict": "self", "load_state_dict": "self, state"}
     for name in dir(callback):
-        if name.startswith("on_") and name in POINTS:
-            what = f"callbacks: {short_name(reference)}: {name}"
+        if name in POINTS or name in arguments:
+            signature = arguments.get(name, "self, event")
             check_accepts(
                 getattr(callback, name),
-                (None,),
-                what=what,
-                required_signature=f"{name}(self, event)",
+                (None,) * signature.count(","),
+                what=f"callbacks: {short_name(reference)}: {name}",
+                required_signature=f"{name}({signature})",
             )
         elif name.startswith("on_"):
             raise UserError(
