@@ -26,6 +26,7 @@ from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.data import load
 from rlhf.errors import UserError
 from rlhf.reward_models import build
+from rlhf.training.plan.memory import optimizer_bytes
 from tests.helpers.training import (
     assert_same_run,
     metrics_of,
@@ -189,6 +190,19 @@ def test_an_optimizer_in_both_trainers(tmp_path, echo_model):
         if k in after and not torch.equal(after[k], before[k])
     }
     assert moved == {1.0}
+
+
+def test_a_dry_run_with_an_optimizer_of_a_plugin(capsys, tmp_path, echo_model):
+    """Its state is assumed to have two moments, as that of AdamW."""
+    tree = online_tree(
+        tmp_path / "run",
+        echo_model,
+        plugins=plugin("optimizer"),
+        optimizer={"name": "sign_sgd"},
+    )
+    assert main(["ppo", "--config", write_config(tmp_path / "c.yaml", tree), "--dry-run"]) == 0
+    assert "optimizer state" in capsys.readouterr().out
+    assert optimizer_bytes("sign_sgd", [torch.zeros(10)]) == 2 * 10 * 4
 
 
 def test_a_tracker(tmp_path, echo_model):
@@ -380,6 +394,8 @@ def test_missing_plugins_are_named(capsys, tmp_path):
     assert "did you mean 'mine.py'" in capsys.readouterr().err
     assert main(["algorithms", "--plugins", "no_such_module"]) == 2
     assert "cannot import 'no_such_module'" in capsys.readouterr().err
+    assert main(["algorithms", "--plugins", str(tmp_path)]) == 2
+    assert f"{tmp_path} is not a Python file" in capsys.readouterr().err
 
 
 def test_an_error_while_a_plugin_runs_names_file_and_line(capsys, tmp_path, echo_model):

@@ -28,6 +28,7 @@ from rlhf.runs.changes import Change, check_only_permitted_changes, find_and_che
 from rlhf.runs.claim import check_writable, path_without_dot_dot
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
+from rlhf.runs.trackers import check_trackers_installed
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,9 @@ class CommandTable(dict[str, Command]):
             from rlhf.training.distributed import init_distributed
 
             init_distributed()
-        run = Run.open(self.effective_tree(name, config))
+        tree = self.effective_tree(name, config)
+        check_trackers_installed(tree.get("track", ()))
+        run = Run.open(tree)
         try:
             if run.finished:
                 log.info("%s is finished: nothing to do", run.directory)

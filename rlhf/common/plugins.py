@@ -125,6 +125,11 @@ def load_module(reference: str, *, what: str) -> ModuleType:
     """
     if is_file_reference(reference):
         return _import_file(expand_user(reference), what=what)
+    if os.sep in reference:
+        raise UserError(
+            f"{what}: {reference} is not a Python file: give the path of a file whose name ends in "
+            ".py, or the name of a module"
+        )
     return _import_module(reference, what=what)
 
 

@@ -109,12 +109,12 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     if factory is None:
         return None
     what = f"rollout.engine.kind {spec.kind}"
-    options = ", ".join(["model", "config", *(f"{key}=..." for key in spec.options)])
     check_accepts(
         factory,
         (None, None),
         what=what,
-        required_signature=f"engine({options}), or correct rollout.engine.options",
+        required_signature="engine(model, config, *, option=...), and correct "
+        "rollout.engine.options",
         **spec.options,
     )
     with guarded_call(factory, what=what, advice="move slow work out of the constructor"):

@@ -321,8 +321,8 @@ PARTS: dict[str, dict[str, Case]] = {
         "wrong signature": Case(
             _engine("return []", options="", here="").replace('"mine")', '"mine")  # here'),
             "rollout.engine.kind mine (mine.py:…) has the wrong signature (got an unexpected "
-            "keyword argument 'length'): write it as engine(model, config, length=...), or correct "
-            "rollout.engine.options",
+            "keyword argument 'length'): write it as engine(model, config, *, option=...), and "
+            "correct rollout.engine.options",
         ),
         "None": Case(
             _engine("return None"),

@@ -188,11 +188,12 @@ def optimizer_bytes(name: str, parameters: Iterable[Tensor]) -> int:
     """Return the bytes of an optimizer's state after its first step.
 
     Args:
-        name: "adamw", with two moments for each weight, or "sgd", without a moment.
+        name: Name of the optimizer. "sgd" has no moment. Every other one is assumed to have two
+            moments for each weight, as AdamW has; for one of a plug-in, this is an estimate.
         parameters: The trained weights. The moments have their dtype, but at least float32.
     """
     parameters = list(parameters)
-    moments = {"adamw": 2, "sgd": 0}[name]
+    moments = 0 if name == "sgd" else 2
     wide = sum(max(4, p.element_size()) * p.numel() for p in parameters)
     return moments * wide + master_weight_bytes(parameters)
 
