@@ -188,7 +188,8 @@ def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[st
         try:
             TypeAdapter(hints.get(key, Any), config=config).validate_python(value)
         except ValidationError as error:
-            expected = inspect.signature(builder).parameters[key].annotation
+            hint = inspect.signature(builder).parameters[key].annotation
+            expected = getattr(hint, "__name__", hint)
             raise UserError(
                 f"rewards: kind {kind!r}: {key} must be of type {expected}, got {value!r}"
             ) from error

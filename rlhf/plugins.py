@@ -16,6 +16,7 @@ version that it was written for with ``plugin_api = 1``.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -30,12 +31,14 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.settings import Settings
 from rlhf.cli.table import COMMANDS, ONLINE_GROUP, online_command
 from rlhf.commands.command import Command
+from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import PLUGIN_API
 from rlhf.common.registry import Registry
+from rlhf.common.user_code import check_accepts, definition_location_text
 from rlhf.config.data import Kind
 from rlhf.config.engine import ENGINES
 from rlhf.config.optimization import OPTIMIZERS
-from rlhf.config.reward import MODEL_KINDS, RewardModelKind
+from rlhf.config.reward import MODEL_KINDS, RewardConfig, RewardModelKind
 from rlhf.errors import UserError
 from rlhf.runs.callbacks import CALLBACKS, Callback, TrainingEvent
 from rlhf.runs.trackers import TRACKERS, Tracker
@@ -218,8 +221,28 @@ def register_reward_model(name: str, *, settings: tuple[str, ...] = ()) -> Calla
         settings: Keys of `RewardConfig` that have an effect on this kind but not on all kinds, such
             as ``("labels",)``.
     """
+    known = {field.name for field in dataclasses.fields(RewardConfig)}
+    for key in settings:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise UserError(f"reward model {name!r}: settings: there is no key {key!r}{hint}")
 
     def decorate(target: T) -> T:
+        from rlhf.training.reward_models.base import RewardKind
+
+        kind: Any = target
+        if not isinstance(kind, type) or not issubclass(kind, RewardKind):
+            raise UserError(
+                f"reward model {name!r}{definition_location_text(target)}: derive the class from "
+                "rlhf.training.reward_models.base.RewardKind"
+            )
+        for method in ("encode", "loss", "metrics"):
+            if getattr(kind, method) is getattr(RewardKind, method):
+                raise UserError(
+                    f"reward model {name!r}{definition_location_text(target)}: {kind.__name__} "
+                    f"does not define {method}; derive it from a kind that does, such as "
+                    "rlhf.training.reward_models.preference.PairKind"
+                )
         MODEL_KINDS.add(name, RewardModelKind(target, settings), target)  # type: ignore[arg-type]
         return target
 
@@ -302,14 +325,27 @@ def register_command(
     """
 
     def decorate(function: T) -> T:
+        what = f"command {name!r}"
+        check_accepts(
+            function,  # type: ignore[arg-type]
+            (None, None, None) if makes_run else (None,),
+            what=what,
+            required_signature="command(name, config, run)" if makes_run else "command(config)",
+        )
         hints = typing.get_type_hints(function)
         parameters = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
-        config = hints.get(parameters[1 if makes_run else 0]) if parameters else None
-        if not isinstance(config, type):
+        config = hints.get(parameters[1 if makes_run else 0])
+        if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise UserError(
-                f"command {name!r}: annotate the configuration of {function.__name__} with its "  # type: ignore[attr-defined]
-                "dataclass"
+                f"{what}: annotate the configuration of {function.__name__} with its dataclass"  # type: ignore[attr-defined]
             )
+        known = [field.name for field in dataclasses.fields(config)]
+        for key in arguments:
+            if key not in known:
+                raise UserError(
+                    f"{what}: arguments: {config.__name__} has no field {key!r}"
+                    f"{did_you_mean(key, known)}"
+                )
         command = Command(
             name,
             summary,
@@ -324,10 +360,22 @@ def register_command(
     return decorate
 
 
-def _add_to(registry: Registry[Any], name: str) -> Callable[[T], T]:
-    """Return a decorator that adds a function or class to a registry."""
+def _add_to(
+    registry: Registry[Any], name: str, arguments: tuple[str, ...] = ()
+) -> Callable[[T], T]:
+    """Return a decorator that adds a function or class to a registry.
+
+    Args:
+        registry: The registry.
+        name: Name of the entry.
+        arguments: Arguments that the function must accept; they are not checked if there are none.
+    """
 
     def decorate(part: T) -> T:
+        if arguments:
+            required = f"{getattr(part, '__name__', 'function')}({', '.join(arguments)})"
+            what = f"{registry.what} {name!r}"
+            check_accepts(part, arguments, what=what, required_signature=required)  # type: ignore[arg-type]
         registry.add(name, part, part)
         return part
 
@@ -356,7 +404,7 @@ def register_optimizer(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the optimizer.
     """
-    return _add_to(OPTIMIZERS, name)
+    return _add_to(OPTIMIZERS, name, ("parameters", "settings"))
 
 
 def register_engine(name: str) -> Callable[[T], T]:
@@ -403,7 +451,7 @@ def register_tracker(name: str) -> Callable[[T], T]:
     Args:
         name: Name of the tracker.
     """
-    return _add_to(TRACKERS, name)
+    return _add_to(TRACKERS, name, ("directory", "config", "step"))
 
 
 def register_callback(name: str) -> Callable[[T], T]:
@@ -464,6 +512,12 @@ def register_data_format(
     def decorate(read: T) -> T:
         from rlhf.data.schemas import SCHEMAS, Schema
 
+        check_accepts(
+            read,  # type: ignore[arg-type]
+            ({}, kinds[0]),
+            what=f"data format {name!r}",
+            required_signature="read(row, kind)",
+        )
         schema = Schema(
             name,
             frozenset(columns),

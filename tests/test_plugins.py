@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.data import load
 from rlhf.errors import UserError
 from rlhf.reward_models import build
+from rlhf.training.plan.memory import optimizer_bytes
 from tests.helpers.training import (
     assert_same_run,
     metrics_of,
@@ -188,6 +190,19 @@ def test_an_optimizer_in_both_trainers(tmp_path, echo_model):
         if k in after and not torch.equal(after[k], before[k])
     }
     assert moved == {1.0}
+
+
+def test_a_dry_run_with_an_optimizer_of_a_plugin(capsys, tmp_path, echo_model):
+    """Its state is assumed to have two moments, as that of AdamW."""
+    tree = online_tree(
+        tmp_path / "run",
+        echo_model,
+        plugins=plugin("optimizer"),
+        optimizer={"name": "sign_sgd"},
+    )
+    assert main(["ppo", "--config", write_config(tmp_path / "c.yaml", tree), "--dry-run"]) == 0
+    assert "optimizer state" in capsys.readouterr().out
+    assert optimizer_bytes("sign_sgd", [torch.zeros(10)]) == 2 * 10 * 4
 
 
 def test_a_tracker(tmp_path, echo_model):
@@ -384,6 +399,8 @@ def test_missing_plugins_are_named(capsys, tmp_path):
     assert "did you mean 'mine.py'" in capsys.readouterr().err
     assert main(["algorithms", "--plugins", "no_such_module"]) == 2
     assert "cannot import 'no_such_module'" in capsys.readouterr().err
+    assert main(["algorithms", "--plugins", str(tmp_path)]) == 2
+    assert f"{tmp_path} is not a Python file" in capsys.readouterr().err
 
 
 def test_an_error_while_a_plugin_runs_names_file_and_line(capsys, tmp_path, echo_model):
@@ -416,6 +433,22 @@ def test_a_run_with_a_changed_plugin_or_function_is_not_resumed(capsys, tmp_path
     score.write_text("def f(c):\n    return [0.0 for x in c]\n")
     with pytest.raises(UserError, match=r"the content of rewards.0.path .* has changed"):
         run_command("topr", tree | {"resume": True})
+
+
+def test_a_run_is_not_resumed_with_another_function_of_the_same_file(tmp_path, echo_model):
+    code = "def {}(c):\n    return [float(len(x[-1]['content'])) for x in c]\n"
+    (tmp_path / "score.py").write_text(code.format("f") + code.format("g"))
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
+
+    def with_reward(path: Path, name: str) -> dict[str, Any]:
+        return tree | {"rewards": [{"kind": "function", "path": f"{path}:{name}"}]}
+
+    run_command("rloo", with_reward(tmp_path / "score.py", "f"))
+    with pytest.raises(UserError, match=r"rewards\.0\.path was '.*score\.py:f', now '.*:g'"):
+        run_command("rloo", with_reward(tmp_path / "score.py", "g") | {"resume": True})
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "score.py").rename(tmp_path / "elsewhere" / "moved.py")
+    run_command("rloo", with_reward(moved, "f") | {"resume": True})
 
 
 def test_a_registry_refuses_names_of_other_sources():

@@ -7,10 +7,12 @@ import time
 
 import pytest
 
+from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.runs import trackers
 from rlhf.runs.directory import Run
 from rlhf.runs.trackers import check_trackers_installed
+from tests.helpers.training import online_tree
 
 ROWS = [(1, {"reward/mean": 0.25, "policy/kl": 0.5}), (2, {"reward/mean": 0.75})]
 
@@ -69,10 +71,12 @@ def test_trackio_is_told(tmp_path, monkeypatch):
     assert any(b"reward/mean" in p.read_bytes() for p in (tmp_path / "trackio").rglob("*.db*"))
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(
+    tmp_path, echo_model, monkeypatch
+):
     monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="track: wandb is not installed: pip install wandb"):
-        tracked(tmp_path, "wandb")
+        run_command("rloo", online_tree(tmp_path / "run", echo_model, track=["wandb"]))
     assert not (tmp_path / "run").exists()
 
 

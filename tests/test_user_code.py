@@ -21,7 +21,8 @@ from rlhf.common import user_code
 from rlhf.common.foreign import describe_exception, user_location
 from rlhf.common.user_code import add_location_to_errors, definition_location, thread_location
 from rlhf.config.load import merge_trees
-from tests.helpers.training import online_tree
+from tests.helpers.part_mistakes import PARTS, RUNS
+from tests.helpers.training import offline_tree, online_tree, pair_rows, write_rows
 from tests.helpers.user_code_mistakes import KINDS, MISTAKES, pattern_of
 
 
@@ -43,6 +44,46 @@ def test_the_message_names_file_line_reason_and_what_to_do(
     tree = online_tree(tmp_path / "run", echo_model, num_steps=1, episodes_per_step=4, **keys)
     tree = merge_trees(tree, {"rollout": {"parallel": 1}, "evaluation": {"episodes": 1}})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(merge_trees(tree, case.keys)))
+    code = main([command, "--config", str(tmp_path / "c.yaml")])
+    output = capsys.readouterr().err + caplog.text
+    (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]
+    assert code == (0 if case.succeeds else 2), output
+    assert re.search(pattern_of(case.message, line), output), output
+    assert "Traceback" not in output
+
+
+def run_of(kind: str, folder: Path, model: Path) -> tuple[str, dict[str, Any]]:
+    """Command and configuration of a run with a plug-in of a kind in the file mine.py."""
+    if kind == "command":
+        return "mine", {"plugins": ["mine.py"]}
+    if kind in RUNS:
+        tree = online_tree(folder / "run", model, num_steps=1, episodes_per_step=4)
+        return "rloo", merge_trees(tree, {"plugins": ["mine.py"], **RUNS[kind]})
+    exam = [{"task": f"Say {number}", "gold": str(number)} for number in range(32)]
+    rows = write_rows(folder / "rows.jsonl", exam if kind == "data_format" else pair_rows())
+    keys = {"trainer": {"max_steps": 1}, "evaluations": 1, "plugins": ["mine.py"]}
+    if kind == "data_format":
+        return "sft", offline_tree(folder / "run", model, rows, **keys)
+    return "reward", offline_tree(folder / "run", model, rows, kind="mine", **keys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mistake"), [(kind, mistake) for kind, cases in PARTS.items() for mistake in cases]
+)
+def test_a_mistake_in_another_kind_of_plugin_is_named(
+    kind: str,
+    mistake: str,
+    tmp_path: Path,
+    echo_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    case = PARTS[kind][mistake]
+    monkeypatch.setattr(user_code, "SLOW_SECONDS", 0.3)
+    (tmp_path / "mine.py").write_text(case.code)
+    command, tree = run_of(kind, tmp_path, echo_model)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
     code = main([command, "--config", str(tmp_path / "c.yaml")])
     output = capsys.readouterr().err + caplog.text
     (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]

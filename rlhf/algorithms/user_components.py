@@ -8,21 +8,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from rlhf.common.foreign import ensure_ordinary_exceptions, exit_as_exception
 from rlhf.common.user_code import (
-    add_location_to_errors,
     check_accepts,
     definition_location,
     definition_location_text,
-    warn_if_slow,
+    guarded_call,
     warn_once,
 )
 from rlhf.errors import UserError
-
-if TYPE_CHECKING:
-    from rlhf.algorithms.batch import TrainingBatch
 
 _FORMS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
     "advantages": ("advantage(batch, settings)", 2, ()),
@@ -30,6 +25,12 @@ _FORMS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
     "kl": ("kl(log_ratio)", 1, ()),
 }
 """Kind of component -> signature as text, number of positional arguments, keyword arguments."""
+_TENSOR_ARGUMENTS = {
+    "advantages": ("batch",),
+    "losses": ("logprobs", "batch"),
+    "kl": ("log_ratio",),
+}
+"""Kind of component -> its first arguments, which are tensors or have tensors."""
 _ADVANTAGES_FIELDS = ("advantages", "returns", "included", "pair_ids")
 """Fields of `Advantages`, whose module imports the registry that uses this module."""
 _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "KL estimator"}
@@ -64,21 +65,18 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
 
     @functools.wraps(function)
     def checked(*arguments: Any, **options: Any) -> Any:
-        batch = arguments[count - 2] if 1 < count <= len(arguments) else None
-        versions = _in_place_change_counts(batch)
-        with (
-            add_location_to_errors(function),
-            warn_if_slow(what, "simplify it, or use tensor operations instead of loops"),
-            ensure_ordinary_exceptions(),
-            exit_as_exception(),
-        ):
+        versions = _in_place_change_counts(kind, arguments)
+        advice = "simplify it, or use tensor operations instead of loops"
+        with guarded_call(function, what=title, advice=advice):
             result = function(*arguments, **options)
         if changed := [
-            name for name, old in _in_place_change_counts(batch).items() if versions[name] != old
+            name
+            for name, number in _in_place_change_counts(kind, arguments).items()
+            if versions[name] != number
         ]:
             raise UserError(
-                f"{what} changed batch.{changed[0]} in place, which other computations use: "
-                f"change a copy, such as batch.{changed[0]}.clone()"
+                f"{what} changed {changed[0]} in place, which other computations use: change a "
+                f"copy, such as {changed[0]}.clone()"
             )
         check(what, result, arguments)
         return result
@@ -86,9 +84,14 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
     return checked
 
 
-def _in_place_change_counts(batch: TrainingBatch | None) -> dict[str, int]:
-    """Return name -> number of changes in place of the tensors of a batch."""
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)} if batch else {}
+def _in_place_change_counts(kind: str, arguments: tuple[Any, ...]) -> dict[str, int]:
+    """Return name -> number of changes in place of the tensors that a component receives."""
+    tensors: dict[str, Any] = {}
+    for name, value in zip(_TENSOR_ARGUMENTS[kind], arguments, strict=False):
+        if name == "batch":
+            tensors |= {f"batch.{f.name}": getattr(value, f.name) for f in fields(value)}
+        else:
+            tensors[name] = value
     return {
         name: tensor._version
         for name, tensor in tensors.items()
@@ -145,8 +148,10 @@ def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...])
 
 
 def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    import torch
+
     expected, shape = list(arguments[0].shape), list(getattr(result, "shape", ()))
-    if shape != expected:
+    if shape != expected or not isinstance(result, torch.Tensor):
         raise UserError(
             f"{what} returned a {type(result).__name__} of shape {shape}: return a tensor of shape "
             f"{expected}"

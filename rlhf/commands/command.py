@@ -9,15 +9,17 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.foreign import exit_as_exception
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import check_and_record_new_name
+from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.base import TrainingConfig
 from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, merge_trees
 from rlhf.errors import UserError
@@ -26,6 +28,7 @@ from rlhf.runs.changes import Change, check_only_permitted_changes, find_and_che
 from rlhf.runs.claim import check_writable, path_without_dot_dot
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import upgraded_config
+from rlhf.runs.trackers import check_trackers_installed
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +217,10 @@ class CommandTable(dict[str, Command]):
 
     def run_and_yield_text(self, name: str, config: Any) -> Generator[str, None, int]:
         """Run a command without a run directory; yield the text to print, return the exit code."""
-        return self._import_function(name, self[name].run)(config)
+        function = self._import_function(name, self[name].run)
+        return (
+            _output_of_plugin(name, function, config) if name in self.sources else function(config)
+        )
 
     def run_command(self, name: str, tree: Mapping[str, Any]) -> Path:
         """Check a configuration, open its run directory, run the command and write the report.
@@ -247,14 +253,17 @@ class CommandTable(dict[str, Command]):
             from rlhf.training.distributed import init_distributed
 
             init_distributed()
-        run = Run.open(self.effective_tree(name, config))
+        tree = self.effective_tree(name, config)
+        check_trackers_installed(tree.get("track", ()))
+        run = Run.open(tree)
         try:
             if run.finished:
                 log.info("%s is finished: nothing to do", run.directory)
                 result = run.final if run.final.exists() else run.directory
             else:
                 (run.directory / REPORT_FILE).unlink(missing_ok=True)
-                result = self._import_function(name, self[name].run)(name, config, run)
+                with exit_as_exception():  # an exit code of success would hide the unfinished run
+                    result = self._import_function(name, self[name].run)(name, config, run)
                 run.finish()
             if run.writes and not (run.directory / REPORT_FILE).exists():
                 write_report(run.directory)
@@ -267,7 +276,7 @@ class CommandTable(dict[str, Command]):
             raise
         except SystemExit as error:
             raise RuntimeError(
-                f"an environment or a reward of {run.directory} called sys.exit({error.code!r})"
+                f"code that {run.directory} uses called sys.exit({error.code!r})"
             ) from error
         finally:
             run.close()
@@ -288,6 +297,42 @@ class CommandTable(dict[str, Command]):
                 "training command with torchrun"
             )
         return functools.partial(function, commands=self)
+
+
+def _output_of_plugin(
+    name: str, function: Callable[..., Any], config: Any
+) -> Generator[str, None, int]:
+    """Run a command of a plug-in without a run directory; see `run_and_yield_text`.
+
+    Raises:
+        UserError: The function is not a generator of texts, or returns something else than a
+            number.
+    """
+    what = f"command {name!r}"
+    advice = (
+        "write it as a generator: yield each text to print, and return the exit code or nothing"
+    )
+    with guarded_call(function, what=what):
+        output = function(config)
+    problem, code = "", None
+    while isinstance(output, Iterator):
+        try:
+            with guarded_call(function, what=what):
+                text: Any = next(output)
+        except StopIteration as end:
+            code = end.value
+            break
+        if not isinstance(text, str):
+            problem = f"yielded a {type(text).__name__}"
+            break
+        yield text
+    else:
+        problem = f"returned a {type(output).__name__}"
+    if code is not None and not isinstance(code, int):
+        problem = f"returned a {type(code).__name__}"
+    if problem:
+        raise UserError(f"{what}{definition_location_text(function)} {problem}: {advice}")
+    return code or 0
 
 
 def upgrade_recorded_config(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def load_module(reference: str, *, what: str) -> ModuleType:
     """
     if is_file_reference(reference):
         return _import_file(expand_user(reference), what=what)
+    if os.sep in reference:
+        raise UserError(
+            f"{what}: {reference} is not a Python file: give the path of a file whose name ends in "
+            ".py, or the name of a module"
+        )
     return _import_module(reference, what=what)
 
 
@@ -137,6 +142,18 @@ def split_reference(reference: str) -> tuple[str, str]:
     """Split a reference into its file or module, and the name of the object ("" if none)."""
     module, colon, name = reference.rpartition(":")
     return (module, name) if colon else (reference, "")
+
+
+def object_name(reference: Any) -> str:
+    """Return the name of the object in a reference to code; "" for any other value.
+
+    The name of an object of a Python program says nothing about its content.
+    """
+    if not isinstance(reference, str) or is_object_reference(reference):
+        return ""
+    module, name = split_reference(reference)
+    is_module = all(part.isidentifier() for part in module.split("."))
+    return name if is_module or is_file_reference(module) else ""
 
 
 def short_name(reference: str) -> str:

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 from rlhf.common.foreign import (
     Place,
+    ensure_ordinary_exceptions,
+    exit_as_exception,
     is_library_file,
     location_text,
     set_default_location,
@@ -84,6 +86,32 @@ def add_location_to_errors(*codes: Any, place: Place | None = None) -> Iterator[
         raise
 
 
+@contextlib.contextmanager
+def guarded_call(code: Any, *, what: str, advice: str = "") -> Iterator[None]:
+    """Return a context manager for a call of the user's code in this thread.
+
+    Exceptions have a location, an exit of the process is an exception, and a slow call is
+    reported. Code of the toolkit and of installed packages is called as it is.
+
+    Args:
+        code: The function or class of the user.
+        what: What the block calls, for the warning of a slow call.
+        advice: What to do against a slow call; "" if the call may take any time.
+    """
+    place = definition_location(code)
+    if place is None:
+        yield
+        return
+    slow = f"{what}{location_text(place)}"
+    with (
+        add_location_to_errors(code),
+        warn_if_slow(slow, advice) if advice else contextlib.nullcontext(),
+        ensure_ordinary_exceptions(),
+        exit_as_exception(),
+    ):
+        yield
+
+
 def thread_location(identifier: int | None) -> Place | None:
     """Return file and line in the user's code that a thread executes now; None if there is none."""
     frame = sys._current_frames().get(identifier or 0)
@@ -112,9 +140,13 @@ def check_accepts(
         keys: Placeholders of the keyword arguments.
 
     Raises:
-        UserError: The signature does not accept the arguments, or the function is asynchronous:
-            its call would only create a coroutine.
+        UserError: The code is no function, its signature does not accept the arguments, or it is
+            asynchronous: its call would only create a coroutine.
     """
+    if not callable(code):
+        raise UserError(
+            f"{what} is a {type(code).__name__}: write it as a function, {required_signature}"
+        )
     methods = code, getattr(code, "__call__", None)  # noqa: B004  of a function, or an object
     if any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for m in methods):
         raise UserError(

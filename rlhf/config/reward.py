@@ -90,7 +90,7 @@ class RewardConfig(OfflineConfig):
                 f"kind must be one of {', '.join(MODEL_KINDS)}, got {self.kind!r}{hint}"
             )
         for name in dict.fromkeys(name for row in MODEL_KINDS.values() for name in row.settings):
-            default = [] if name == "labels" else getattr(RewardConfig, name)
+            default = getattr(RewardConfig, name, [])
             if getattr(self, name) != default and name not in MODEL_KINDS[self.kind].settings:
                 kinds = ", ".join(kind for kind, row in MODEL_KINDS.items() if name in row.settings)
                 raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")

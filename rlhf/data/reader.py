@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from rlhf.common.foreign import (
+    Place,
+    describe_exception,
+    location_text,
+    set_default_location,
+    user_location,
+)
+from rlhf.common.guards import is_mapping
 from rlhf.common.names import did_you_mean
+from rlhf.common.user_code import definition_location, guarded_call
 from rlhf.config.data import FIELDS, DataSpec, Kind
 from rlhf.data.columns import (
     FACT_FIELDS,
@@ -68,6 +78,7 @@ class TableReader:
         self.spec, self.keep = spec, keep
         self.present = columns_of(table) if present is None else set(present)
         self.schema = self._recognized_schema(table)
+        self.plugin_place = definition_location(self.schema.read) if self.schema else None
         self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
         self.layouts: list[ColumnAssignment] = []
         if self.schema is None:
@@ -125,15 +136,40 @@ class TableReader:
         self.used |= self.schema.columns & self.present
         self.ignored.update(self.schema.unread_keys(row))
         facts = self._answer_and_tests_cells(self.schema, row)
+        items: list[Outcome] = []
         try:
-            for item in self.schema.read(row, self.kind):
-                yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
+            for item in self._schema_items(self.schema, row):
+                items.append(
+                    item if isinstance(item, RowDropped) else self._convert(facts | item, row)
+                )
         except RowDropped as reason:
-            yield reason
+            items.append(reason)
         except UserError:
             raise
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
-            yield RowDropped(f"row that does not have the {self.schema.name} format")
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            place = self.plugin_place
+            why = f" ({_describe_failure(error, place)})" if place else ""
+            items.append(RowDropped(f"row that does not have the {self.schema.name} format{why}"))
+        yield from items
+
+    def _schema_items(self, schema: Schema, row: Row) -> Iterable[Any]:
+        """Return the cells of the canonical rows of a row.
+
+        The function of a plug-in gets a copy of the row.
+
+        Raises:
+            TypeError: The function of a plug-in yielded something else than cells.
+        """
+        if self.plugin_place is None:
+            return schema.read(row, self.kind)
+        with guarded_call(schema.read, what=f"data format {schema.name!r}"):
+            items: list[Any] = list(schema.read(copy.deepcopy(row), self.kind))
+            for item in items:
+                if not is_mapping(item) and not isinstance(item, RowDropped):
+                    raise TypeError(
+                        f"a {type(item).__name__} was yielded, not a dictionary of cells"
+                    )
+        return items
 
     def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
         notes: Notes = set()
@@ -296,6 +332,23 @@ class TableReader:
                 f"{self.winner_column!r} are ambiguous: write a, b or tie, or 0 for the first and "
                 "1 for the second reply"
             )
+
+
+def _describe_failure(error: Exception, place: Place) -> str:
+    """Describe an exception of a plug-in that reads a row, for the count of dropped rows.
+
+    The message of a ValueError usually contains a value of the row, so it would be another one for
+    each row.
+
+    Args:
+        error: The exception.
+        place: Its location if no line of it is in the plug-in, for example if a cell is missing.
+    """
+    if user_location(error) is None:
+        set_default_location(error, place)
+    if isinstance(error, ValueError):
+        return f"{type(error).__name__}{location_text(user_location(error))}"
+    return describe_exception(error)
 
 
 def winner_values(rows: Iterable[Row], column: str) -> set[str]:

@@ -12,18 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
-from rlhf.common.foreign import (
-    describe_exception,
-    ensure_ordinary_exceptions,
-    exit_as_exception,
-    restored_process_state,
-)
+from rlhf.common.foreign import describe_exception, restored_process_state
 from rlhf.common.guards import is_mapping
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
@@ -31,11 +25,10 @@ from rlhf.common.numbers import is_number
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
 from rlhf.common.user_code import (
-    add_location_to_errors,
     check_accepts,
     definition_location_text,
+    guarded_call,
     warn_if_changed,
-    warn_if_slow,
 )
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -89,6 +82,8 @@ class TrainingEvent:
 
     def _number(self, name: str, value: Any) -> float:
         """Return a value of `log` as a plain number."""
+        if not isinstance(name, str) or not name:  # type: ignore[redundant-expr]
+            raise ValueError(f"event.log: the name of a metric must be a text, got {name!r}")
         if name in self.metrics or name in ("step", "time"):
             raise ValueError(f"event.log: {name!r} is a metric of the run: choose another name")
         if not isinstance(value, str | bytes):
@@ -192,20 +187,8 @@ class Callbacks:
             given: dict[str, Any] = {**fields, "metrics": dict(metrics)}
             event = TrainingEvent(run, **given, _callbacks=self)
             call = getattr(callback, point)
-            try:
-                with (
-                    add_location_to_errors(call),
-                    warn_if_slow(f"callback {name}", "move slow work to another process"),
-                    restored_process_state(),
-                    ensure_ordinary_exceptions(),
-                    exit_as_exception(),
-                ):
-                    call(event)
-            except Exception as error:
-                raise UserError(
-                    f"callback {name} failed in {point} at step {event.step}: "
-                    f"{describe_exception(error)}; correct the callback"
-                ) from error
+            with _called(call, name, f"in {point} at step {event.step}"):
+                call(event)
             what, argument = f"callback {name}", "event.metrics"
             warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
 
@@ -215,24 +198,65 @@ class Callbacks:
         Raises:
             UserError: A state is not plain data.
         """
-        states = {str(index): member.state_dict() for index, member in enumerate(self.members)}
-        for index, state in states.items():
-            try:
-                json.dumps(state)
-            except (TypeError, ValueError) as error:
-                number = int(index)
-                raise UserError(
-                    f"callback {self.names[number]}: state_dict"
-                    f"{definition_location_text(self.members[number].state_dict)} returned a "
-                    f"state that cannot be saved ({error}): "
-                    "return numbers, texts, lists and dictionaries"
-                ) from error
-        return {index: state for index, state in states.items() if state}
+        states: dict[str, Any] = {}
+        for index, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
+            with _called(member.state_dict, name, "in state_dict"):
+                state = member.state_dict()
+            if state:
+                _check_state(state, name, member.state_dict)
+                states[str(index)] = state
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state that ``state_dict`` returned."""
         for index, member_state in state.items():
-            self.members[int(index)].load_state_dict(member_state)
+            load = self.members[int(index)].load_state_dict
+            with _called(load, self.names[int(index)], "in load_state_dict"):
+                load(member_state)
+
+
+@contextlib.contextmanager
+def _called(code: Any, name: str, where: str) -> Generator[None]:
+    """Return a context manager for a call of a callback.
+
+    Raises:
+        UserError: The callback raised an exception.
+    """
+    advice = "move slow work to another process"
+    try:
+        with guarded_call(code, what=f"callback {name}", advice=advice), restored_process_state():
+            yield
+    except Exception as error:
+        raise UserError(
+            f"callback {name} failed {where}: {describe_exception(error)}; correct the callback"
+        ) from error
+
+
+def _check_state(state: Any, name: str, state_dict: Any) -> None:
+    """Check that a checkpoint, which is JSON, returns the state of a callback as it is.
+
+    Raises:
+        UserError: The state is not plain data.
+    """
+    reason = _why_not_plain(state) if is_mapping(state) else f"it is a {type(state).__name__}"
+    if reason:
+        raise UserError(
+            f"callback {name}: state_dict{definition_location_text(state_dict)} returned a state "
+            f"that cannot be saved ({reason}): return numbers, texts, lists and dictionaries"
+        )
+
+
+def _why_not_plain(value: Any) -> str | None:
+    """Return the reason why a value in a state is not plain data; None if it is."""
+    if is_mapping(value):
+        if other := [key for key in value if not isinstance(key, str)]:
+            return f"the key {other[0]!r} is not a text"
+        return next(filter(None, map(_why_not_plain, value.values())), None)
+    if isinstance(value, list):
+        return next(filter(None, map(_why_not_plain, cast("list[Any]", value))), None)
+    if value is None or isinstance(value, str | int | float):
+        return None
+    return f"a value is of type {type(value).__name__}"
 
 
 def make_callback(entry: Any) -> Callback:
@@ -256,7 +280,8 @@ def make_callback(entry: Any) -> Callback:
         CALLBACKS.require(reference)
     target = CALLBACKS.get(reference) or import_object(reference, what="callbacks")
     try:
-        made = target(**arguments) if isinstance(target, type) else target
+        with guarded_call(target, what=f"callback {_name_of(entry)}"):
+            made = target(**arguments) if isinstance(target, type) else target
     except Exception as error:
         raise UserError(
             f"callbacks: {_name_of(entry)} cannot be made: {describe_exception(error)}"
@@ -275,15 +300,16 @@ def make_callback(entry: Any) -> Callback:
 
 
 def _check_methods(callback: Callback, reference: str) -> None:
-    """Check that every method ``on_...`` is one that is called, and accepts an event."""
+    """Check that every method ``on_...`` is one that is called, and the arguments of methods."""
+    arguments = {"state_dict": "self", "load_state_dict": "self, state"}
     for name in dir(callback):
-        if name.startswith("on_") and name in POINTS:
-            what = f"callbacks: {short_name(reference)}: {name}"
+        if name in POINTS or name in arguments:
+            signature = arguments.get(name, "self, event")
             check_accepts(
                 getattr(callback, name),
-                (None,),
-                what=what,
-                required_signature=f"{name}(self, event)",
+                (None,) * signature.count(","),
+                what=f"callbacks: {short_name(reference)}: {name}",
+                required_signature=f"{name}({signature})",
             )
         elif name.startswith("on_"):
             raise UserError(

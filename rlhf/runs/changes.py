@@ -18,6 +18,7 @@ from rlhf.common.columns import INTEGER, TEXT
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
+from rlhf.common.plugins import object_name
 from rlhf.common.text import count_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
@@ -131,7 +132,7 @@ def find_changes(
     """Return the differences between the record of a run and a new configuration.
 
     The path of an input may differ, for example because a directory was moved. It is not listed if
-    the content of the input is the same.
+    the content of the input is the same, and if it is code, also the name of the object in it.
 
     Args:
         directory: The run directory.
@@ -154,7 +155,11 @@ def find_changes(
         and key != _MAX_STALENESS
         and (key == _ENGINE_KIND or not key.startswith(_ENGINE_KEYS))
         and before.get(key) != now.get(key)
-        and (key not in current or current[key] != inputs.get(key))
+        and (
+            key not in current
+            or current[key] != inputs.get(key)
+            or object_name(before.get(key)) != object_name(now.get(key))
+        )
     ]
     named = {change.key for change in changes}
     return changes + [

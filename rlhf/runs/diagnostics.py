@@ -247,7 +247,10 @@ def over_optimization_peak(log: MetricLog) -> OverOptimizationPeak | None:
     gold, proxy = _smoothed(gold), _smoothed(proxy)
     best = max(range(len(gold)), key=gold.__getitem__)
     then = min(range(len(proxy)), key=lambda i: abs(proxy_steps[i] - steps[best]))
-    fell = gold[best] - gold[-1] >= 0.2 * (max(gold) - min(gold)) > 0
+    # The smoothed values of a constant score differ by rounding errors.
+    spread = max(gold) - min(gold)
+    rounding = 1e-9 * max(map(abs, gold))
+    fell = gold[best] - gold[-1] >= 0.2 * spread and spread > rounding
     if not fell or proxy[-1] <= proxy[then]:
         return None
     return OverOptimizationPeak(steps[best], (gold[best], gold[-1]), (proxy[then], proxy[-1]))

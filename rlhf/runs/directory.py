@@ -48,7 +48,6 @@ from rlhf.runs.machine import describe_machine
 from rlhf.runs.renamed import METRIC_COLUMNS
 from rlhf.runs.trackers import (
     Tracker,
-    check_trackers_installed,
     close_trackers,
     log_to_trackers,
     open_trackers,
@@ -87,12 +86,11 @@ class Run:
 
         Raises:
             UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-                directory is in use or cannot be written, a change of the configuration or of the
-                inputs of the run to resume is not permitted, or a tracker is not installed.
+                directory is in use or cannot be written, or a change of the configuration or of the
+                inputs of the run to resume is not permitted.
         """
         run = cls(path_without_dot_dot(config["output_dir"]))
         run.config = config
-        check_trackers_installed(config.get("track", ()))
         resume, overwrite = bool(config.get("resume")), bool(config.get("overwrite"))
         if not run.writes:
             run._set_permitted_changes(resume=resume and not overwrite)

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 from rlhf.common.files import write_text
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.registry import OneOf, Registry
+from rlhf.common.user_code import add_location_to_errors, warn_if_changed
 from rlhf.errors import UserError
 
 PROJECT = "rlhf"
@@ -129,7 +130,7 @@ def open_trackers(
     trackers = {}
     for name in names:
         with _log_tracker_failures(name):
-            opening = functools.partial(TRACKERS[name], directory, config, step)
+            opening = functools.partial(TRACKERS[name], directory, dict(config), step)
             trackers[name] = _open_with_time_limits(opening)
     return trackers
 
@@ -141,7 +142,10 @@ def log_to_trackers(
     working = {}
     for name, tracker in trackers.items():
         with _log_tracker_failures(name):
-            tracker.log(step, metrics)
+            given = dict(metrics)
+            tracker.log(step, given)
+            what = f"tracker {name}"
+            warn_if_changed(metrics, given, what=what, code=TRACKERS[name], argument="metrics")
             working[name] = tracker
     return working
 
@@ -182,7 +186,7 @@ def _log_tracker_failures(name: str) -> Iterator[None]:
     The text that a tracker prints is redirected to standard error.
     """
     try:
-        with limit_side_effects():
+        with add_location_to_errors(TRACKERS[name]), limit_side_effects():
             yield
     except Exception as error:
         log.warning(

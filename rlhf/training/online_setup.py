@@ -15,6 +15,12 @@ from rlhf.algorithms.controllers import (
 )
 from rlhf.algorithms.registry import Algorithm
 from rlhf.common.imports import import_object
+from rlhf.common.user_code import (
+    check_accepts,
+    definition_location,
+    definition_location_text,
+    guarded_call,
+)
 from rlhf.config.engine import ENGINES
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
 from rlhf.data.load import load
@@ -24,6 +30,7 @@ from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.environments.workers import concurrency_of
 from rlhf.rollout.sampling.base import EngineBase
+from rlhf.rollout.sampling.checked import CheckedEngine
 
 if TYPE_CHECKING:
     from rlhf.rollout.vllm.engine import VLLMEngine
@@ -102,14 +109,27 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     factory = import_object(ENGINES.require(spec.kind), what="rollout.engine.kind")
     if factory is None:
         return None
-    engine = factory(model, config, **spec.options)
+    what = f"rollout.engine.kind {spec.kind}"
+    check_accepts(
+        factory,
+        (None, None),
+        what=what,
+        required_signature="engine(model, config, *, option=...), and correct "
+        "rollout.engine.options",
+        **spec.options,
+    )
+    with guarded_call(factory, what=what, advice="move slow work out of the constructor"):
+        engine = factory(model, config, **spec.options)
     for name, method in vars(EngineBase).items():
-        if callable(method) and not callable(getattr(engine, name, None)):
+        missing = name in ("submit", "poll") and getattr(type(engine), name, None) is method
+        if callable(method) and (missing or not callable(getattr(engine, name, None))):
             raise UserError(
-                f"rollout.engine.kind {spec.kind}: {type(engine).__name__} has no method {name}; "
-                "derive it from rlhf.rollout.sampling.base.EngineBase"
+                f"{what}{definition_location_text(factory)}: {type(engine).__name__} has no method "
+                f"{name}; derive it from rlhf.rollout.sampling.base.EngineBase"
             )
-    return engine
+    if definition_location(type(engine)) is None:
+        return engine
+    return CheckedEngine(engine, what=what, vocabulary=model.config.get_text_config().vocab_size)
 
 
 def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:

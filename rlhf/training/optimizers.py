@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf.common.imports import import_object
+from rlhf.common.user_code import check_accepts, definition_location_text, guarded_call
 from rlhf.config.optimization import OPTIMIZERS, native_optimizer_by_trainer_name
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
@@ -55,17 +56,24 @@ def make_optimizer(
         UserError: A plug-in returned something else than an optimizer, or an optimizer of torch for
             weights that need float32 master weights.
     """
-    optimizer = import_object(OPTIMIZERS.require(name))(parameters, settings)
+    make = import_object(OPTIMIZERS.require(name))
+    what, place = f"optimizer {name!r}", definition_location_text(make)
+    with guarded_call(make, what=what, advice="move slow work out of the function"):
+        optimizer = make(parameters, settings)
     if isinstance(optimizer, MasterOptimizer):
         return optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(
-            f"optimizer {name!r} must return a torch.optim.Optimizer, got "
-            f"{type(optimizer).__name__}"
+            f"{what}{place} returned a {type(optimizer).__name__}: return a torch.optim.Optimizer"
         )
+    check_accepts(
+        optimizer.step,
+        what=f"{what}{place}: {type(optimizer).__name__}.step",
+        required_signature="step(self, closure=None)",
+    )
     if any(p.dtype.itemsize < 4 for group in optimizer.param_groups for p in group["params"]):
         raise UserError(
-            f"optimizer {name!r} has no float32 state: set model.dtype: float32, or return a "
+            f"{what} has no float32 state: set model.dtype: float32, or return a "
             "rlhf.models.precision.MasterOptimizer"
         )
     return TorchOptimizerAdapter(optimizer)
@@ -92,7 +100,9 @@ class TorchOptimizerAdapter(MasterOptimizer):
             if self._divisor is not None and weight.grad is not None:
                 weight.grad.div_(self._divisor)
         self._divisor = None
-        self.inner.step()
+        step = self.inner.step
+        with guarded_call(step, what="the step of the optimizer", advice="use tensor operations"):
+            step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the optimizer."""

@@ -140,6 +140,8 @@ def test_the_last_value_of_a_metric_counts_and_a_missing_one_is_named(tmp_path):
         ({"grid": {"seed": [1, 2]}}, "seed is set by the sweep: use `seeds`"),
         ({"grid": {"num_stepz": [2]}}, "rloo with num_stepz = 2: unknown key 'num_stepz'"),
         ({"grid": {"num_steps": ["x"]}}, "rloo with num_steps = 'x'"),
+        ({"grid": {"algorithm.lam": [1.0, 0.5]}}, "algorithm.lam = 1.0: lam has no effect with"),
+        ({"grid": {"critic": ["separate"]}}, "critic has no effect with rloo"),
         ({"run": {"output_dir": "x"}}, "output_dir is set by the sweep"),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"run_command": "rlo"}, "unknown command 'rlo'; did you mean 'rloo'"),

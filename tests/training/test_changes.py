@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
@@ -377,6 +378,19 @@ def test_a_branch_of_an_offline_run_keeps_the_best_model(
     assert same(weights_of(tmp_path / "source"), weights_of(tmp_path / "new"))
     assert metrics_of(tmp_path / "source") == metrics_of(tmp_path / "new")
     assert digests(tmp_path / "source") == before
+
+
+def test_a_branch_needs_no_tracker(tmp_path, echo_model, capsys, monkeypatch):
+    """The run may have been tracked on another machine, or by a plug-in."""
+    tree = online_tree(tmp_path / "source", echo_model, num_steps=1)
+    run_command("rloo", tree)
+    recorded = tmp_path / "source" / "config.yaml"
+    config = yaml.safe_load(recorded.read_text()) | {"track": ["wandb"]}
+    recorded.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
+    code, _ = branch(tmp_path / "source/checkpoints/step-1", tmp_path / "new", capsys)
+    assert code == 0
+    assert yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())["track"] == ["wandb"]
 
 
 def test_a_branch_with_other_settings(tmp_path, echo_model, capsys):

@@ -183,8 +183,8 @@ def optimizer_bytes(name: str, parameters: Iterable[Tensor]) -> int:
     """Return the bytes of an optimizer's state after its first step.
 
     Args:
-        name: "sgd", which has no moment, or another optimizer. "adamw" has two moments for each
-            weight; the same is assumed of the optimizers of plug-ins.
+        name: Name of the optimizer. "sgd" has no moment. Every other one is assumed to have two
+            moments for each weight, as AdamW has; for one of a plug-in, this is an estimate.
         parameters: The trained weights. The moments have their dtype, but at least float32.
     """
     parameters = list(parameters)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from rlhf.common.imports import import_object
+from rlhf.common.user_code import guarded_call
 from rlhf.config.data import Kind
 from rlhf.config.reward import MODEL_KINDS, RewardConfig
 from rlhf.models.rewards import enable_reward_packing
@@ -141,7 +142,9 @@ class RewardKind:
 
 def reward_kind_of(config: RewardConfig) -> RewardKind:
     """Return the kind of reward model with the name ``config.kind``."""
-    return import_object(MODEL_KINDS[config.kind].implementation)(config)
+    implementation = import_object(MODEL_KINDS[config.kind].implementation)
+    with guarded_call(implementation, what=f"kind {config.kind}"):
+        return implementation(config)
 
 
 def accuracy_of_known_labels(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.reward import RewardConfig
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
@@ -62,13 +63,35 @@ class PairKind(RewardKind):
     def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
         chosen, rejected = self.group_by_example(logits, labels).unbind(1)
         known = labels != IGNORED
-        cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
+        cells = self._checked_pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
         cells = losses.add_centering_penalty(cells, chosen, rejected, coef=self.centering)
         return torch.where(known, cells, 0.0).sum() / num_batch_labels
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         """Return the loss of each pair and head, [B, M], from scores and margins [B, M]."""
         raise NotImplementedError
+
+    def _checked_pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        """Return `pair_losses`, which a plug-in can define.
+
+        Raises:
+            UserError: The shape is another one; a scalar, for example, would count for each pair.
+        """
+        what, shape = f"kind {self.config.kind}: pair_losses", list(chosen.shape)
+        with guarded_call(self.pair_losses, what=what, advice="use tensor operations"):
+            cells: Any = self.pair_losses(chosen, rejected, margin)
+        if not isinstance(cells, Tensor) or list(cells.shape) != shape:
+            found = f"{type(cells).__name__} of shape {list(getattr(cells, 'shape', ()))}"
+            raise UserError(
+                f"{what}{definition_location_text(self.pair_losses)} returned a {found}: return a "
+                f"tensor of shape {shape}, the loss of each pair and head"
+            )
+        if torch.is_grad_enabled() and chosen.requires_grad and not cells.requires_grad:
+            raise UserError(
+                f"{what}{definition_location_text(self.pair_losses)} returned a tensor without a "
+                "gradient: compute it from the scores, without detach"
+            )
+        return cells
 
     def group_by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.reshape(len(labels), 2, -1)

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from torch import Tensor
 
+from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
 from rlhf.data.load import load
+from rlhf.errors import UserError
 from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.saving import save_model
@@ -173,12 +176,26 @@ def reward_trainer_spec(kind: RewardKind, model: Any) -> TrainerSpec:
             handled_options=TOOLKIT_OPTIONS,
         )
 
+    what = f"kind {kind.config.kind}"
+
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return kind.loss(outputs["logits"].float(), labels, count)
+        with guarded_call(kind.loss, what=f"{what}: loss", advice="use tensor operations"):
+            value: Any = kind.loss(outputs["logits"].float(), labels, count)
+        constant = torch.is_grad_enabled() and not getattr(value, "requires_grad", False)
+        if not isinstance(value, Tensor) or value.dim() or constant:
+            raise UserError(
+                f"{what}: loss{definition_location_text(kind.loss)} returned a "
+                f"{type(value).__name__} of shape {list(getattr(value, 'shape', ()))}: return a "
+                "scalar tensor that depends on the logits"
+            )
+        return value
 
     def metrics(prediction: Any) -> dict[str, float]:
-        return kind.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+        with guarded_call(kind.metrics, what=f"{what}: metrics", advice="use array operations"):
+            return kind.metrics(
+                np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+            )
 
     arguments = {
         "data_collator": functools.partial(collate_texts, pad_id=model.config.pad_token_id),

@@ -16,6 +16,7 @@ import transformers
 import trl
 
 from rlhf.common.files import read_json
+from rlhf.common.foreign import user_location
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import copy_base_and_set_its_path
@@ -284,9 +285,12 @@ def make_trainer(
 def option_errors_as_user_errors() -> Iterator[None]:
     """Return a context manager that converts a trainer's error about an option to a UserError.
 
-    It is needed because trainers validate some options only at their first use.
+    It is needed because trainers validate some options only at their first use. An error in code of
+    the user is not about an option.
     """
     try:
         yield
     except (ValueError, TypeError) as error:
+        if isinstance(error, UserError) or user_location(error) is not None:
+            raise
         raise UserError(f"trainer: {first_line(error)}") from error

@@ -1,0 +1,145 @@
+"""`CheckedEngine`, which names the mistakes of a rollout engine of the user."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.common import user_code
+from rlhf.common.guards import is_mapping
+from rlhf.common.numbers import is_number
+from rlhf.common.user_code import check_accepts, definition_location_text, guarded_call
+from rlhf.errors import UserError
+from rlhf.rollout.sampling.base import Completion, EngineBase, FinishReason, Request
+
+_ADVICE = "submit returns immediately, and poll returns the completions that are ready"
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "update_policy": ("version",),
+    "submit": ("requests",),
+    "poll": (),
+    "release": ("episode_id",),
+    "reset": (),
+    "metrics": (),
+    "close": (),
+}
+"""Method of an engine -> its arguments."""
+
+
+class CheckedEngine(EngineBase):
+    """Calls an engine of the user, and checks what it returns.
+
+    Args:
+        engine: The engine.
+        what: What the engine is, for messages.
+        vocabulary: Number of token ids of the model.
+
+    Raises:
+        UserError: A method of the engine has other arguments.
+    """
+
+    def __init__(self, engine: Any, *, what: str, vocabulary: int) -> None:
+        self.engine, self.what, self.vocabulary = engine, what, vocabulary
+        self._last_completion = math.inf
+        """Time of the last completion or request."""
+        for name, arguments in _ARGUMENTS.items():
+            check_accepts(
+                getattr(engine, name),
+                arguments,
+                what=f"{what}: {name}",
+                required_signature=f"{name}({', '.join(('self', *arguments))})",
+            )
+
+    @property
+    def policy_version(self) -> int:  # type: ignore[override]
+        """Version of the weights that the engine uses."""
+        return self.engine.policy_version
+
+    def update_policy(self, version: int) -> None:
+        """Use the current weights of the policy from now on."""
+        self._call("update_policy", version)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests."""
+        self._last_completion = time.monotonic()
+        self._call("submit", list(requests))
+
+    def poll(self) -> list[Completion]:
+        """Return the completions that are ready, after checks.
+
+        Raises:
+            UserError: The engine returned something else, or a completion is not valid.
+        """
+        completions = self._call("poll")
+        if not isinstance(completions, list | tuple):
+            found = type(completions).__name__
+            raise self._error("poll", f"returned a {found}: return a list of Completion")
+        now = time.monotonic()
+        if completions:
+            self._last_completion = now
+        elif now - self._last_completion > user_code.SLOW_SECONDS:
+            problem = f"has returned no completion for {user_code.SLOW_SECONDS:g} s: {_ADVICE}"
+            user_code.warn_once(str(self._error("poll", problem)))
+        for completion in completions:
+            if problem := self._problem_of(completion):
+                raise self._error("poll", problem)
+        return list(completions)
+
+    def release(self, episode_id: int) -> None:
+        """Free the memory of an episode."""
+        self._call("release", episode_id)
+
+    def reset(self) -> None:
+        """Release all episodes."""
+        self._call("reset")
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics of the last step to log.
+
+        Raises:
+            UserError: The engine returned something else than numbers by name.
+        """
+        metrics = self._call("metrics")
+        if not is_mapping(metrics) or not all(map(is_number, metrics.values())):
+            raise self._error("metrics", "must return a dictionary of numbers")
+        return dict(metrics)
+
+    def close(self) -> None:
+        """Release the resources of the engine."""
+        self._call("close")
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        method = getattr(self.engine, name)
+        with guarded_call(method, what=f"{self.what}: {name}", advice=_ADVICE):
+            return method(*arguments)
+
+    def _error(self, name: str, problem: str) -> UserError:
+        place = definition_location_text(getattr(self.engine, name))
+        return UserError(f"{self.what}: {name}{place} {problem}")
+
+    def _problem_of(self, completion: Any) -> str | None:
+        """Return what is wrong with a completion; None if nothing is."""
+        if not isinstance(completion, Completion):
+            found = type(completion).__name__
+            return f"returned a list with a {found}: return a list of Completion"
+        tokens, logprobs = completion.tokens, completion.logprobs
+        maximum = completion.request.max_new_tokens
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            return "returned a completion whose tokens are not a list of int"
+        if not 1 <= len(tokens) <= maximum:
+            return f"returned {len(tokens)} tokens: return 1 to {maximum}, see max_new_tokens"
+        if not all(0 <= token < self.vocabulary for token in tokens):
+            return f"returned a token that is not one of the {self.vocabulary} ids of the model"
+        if not isinstance(logprobs, list) or not all(isinstance(x, float) for x in logprobs):
+            return "returned a completion whose logprobs are not a list of float"
+        if len(logprobs) != len(tokens) or not all(map(math.isfinite, logprobs)):
+            return (
+                f"returned {len(tokens)} tokens with {len(logprobs)} log-probabilities: return a "
+                "finite one for each token"
+            )
+        if max(logprobs) > 1e-3:
+            return f"returned the log-probability {max(logprobs):g}, which is above 0"
+        if not isinstance(completion.finish_reason, FinishReason):
+            return "returned a completion whose finish_reason is not a FinishReason"
+        return None
