@@ -232,6 +232,11 @@ def _results(content: CardContent) -> str:
             "episodes. The intervals do not contain the variation between training seeds."
         )
         parts.append(results_table(content.results).rstrip())
+    elif source.last_run and source.last_run.checkpoint_step is not None:
+        parts.append(
+            "This checkpoint was not evaluated. Evaluations of the run after training are those of "
+            "its final model."
+        )
     else:
         parts.append("The run has no evaluation of the trained model.")
     if notes := evaluation_notes(content.evaluations):

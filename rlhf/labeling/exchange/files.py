@@ -112,6 +112,8 @@ def _labels_in(
     if form == "datasets":
         yield from _dataset_labels(path, names, annotator)
         return
+    if not Path(path).exists():
+        raise UserError(f"path: {path} does not exist")
     content = read_json(Path(path))
     if not isinstance(content, list):
         raise UserError(f"{path}: expected the list of {form} records, found another value")
