@@ -232,12 +232,19 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
     needed = LABEL_COLUMNS - {"prompt"} if row.get("undoes") else LABEL_COLUMNS
     if missing := sorted(needed - row.keys()):
         return f"no {missing[0]}"
-    for name in ("label_id", "item_id", "annotator"):
+    for name in ("label_id", "item_id", "annotator", "mode"):
         if not isinstance(row[name], str):
+            return f"{name} is not a text"
+    for name in ("undoes", "time", "note", "vote_id"):
+        if not isinstance(row.get(name) or "", str):
             return f"{name} is not a text"
     mode = row["mode"]
     if mode not in MODE_COLUMNS:
         return "unknown mode"
+    if row.get("skipped") not in (None, False, True):
+        return "skipped is not true or false"
+    if row.get("gold") is not None and (mode != "pairs" or row["gold"] not in ("a", "b")):
+        return "gold is not a or b"
     for name in (*RANGE_COLUMNS.values(), _MORE_ROWS):
         if row.get(name) is not None and not is_rating(row[name]):
             return f"{name} is not a whole number from 0 to {MAX_RATING}"
@@ -247,6 +254,10 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
         return "seconds is not a number"
     if not _is_conversation(row["prompt"]):
         return "prompt is not a list of messages"
+    replies = [row[n] for n in ("response_a", "response_b", "completion") if row.get(n) is not None]
+    ranked = row["replies"] if row.get("replies") is not None else []
+    if not isinstance(ranked, list) or not all(map(_is_conversation, [*replies, *ranked])):
+        return "a reply is not a list of messages"
     return "" if row.get("skipped") else _why_not_an_answer(row)
 
 
@@ -256,17 +267,17 @@ def _why_not_an_answer(row: Mapping[str, Any]) -> str:
     for name in MODE_COLUMNS[mode]:
         if name != "margin" and row.get(name) is None:
             return f"no {name}"
-    replies = [row[name] for name in ("response_a", "response_b", "completion") if name in row]
     if mode == "rankings":
-        if not isinstance(row["replies"], list) or not isinstance(row["ranks"], list):
-            return "replies or ranks are not a list"
+        if not isinstance(row["ranks"], list):
+            return "ranks are not a list"
         if len(row["replies"]) != len(row["ranks"]) or not all(map(is_number, row["ranks"])):
             return "ranks are not a number for each reply"
-        replies = row["replies"]
-    if not all(map(_is_conversation, replies)):
-        return "a reply is not a list of messages"
     if mode == "pairs" and row["winner"] not in ("a", "b", "tie"):
         return "winner is not a, b or tie"
+    if not (row.get("margin") is None or is_number(row["margin"])):
+        return "margin is not a number"
+    if mode == "demonstrations" and not row["completion"]:
+        return "completion has no message"
     if mode == "ratings" and not is_rating(row["rating"]):
         return f"rating is not a whole number from 0 to {MAX_RATING}"
     return ""

@@ -389,3 +389,15 @@ def test_labels_with_other_ranges_are_not_mixed(tmp_path: Path, capsys):
     assert lines(tmp_path / "ann.jsonl") == before
     words = ["labels", "export", ann, bob, "--path", str(tmp_path / "both"), "--format", "datasets"]
     assert main(words) == 0  # the column states the range of each label
+
+
+def test_a_column_that_a_dataset_cannot_store_is_one_line(tmp_path: Path, capsys):
+    file = label_all(tmp_path / "work", "pairs")
+    rows = lines(file)
+    write_jsonl(file, [row | {"mine": i or "text"} for i, row in enumerate(rows)])
+    words = ["labels", "export", str(file), "--path", str(tmp_path / "x.parquet")]
+    assert main([*words, "--format", "datasets"]) == 2
+    errors = capsys.readouterr().err
+    assert "a column cannot be stored" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "x.parquet").exists()
