@@ -210,7 +210,9 @@ def test_every_kind_of_reward_model_has_a_meaning():
 
 
 @pytest.mark.parametrize("name", REWARD_RUNS)
-def test_the_card_of_a_reward_model_states_what_it_measures(name: str, tmp_path: Path, echo_model):
+def test_the_card_of_a_reward_model_states_what_it_measures(
+    name: str, tmp_path: Path, echo_model, monkeypatch: pytest.MonkeyPatch, capsys
+):
     settings, rows = REWARD_RUNS[name]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     tree = short(offline_tree(tmp_path / "run", echo_model, data, kind=name))
@@ -224,6 +226,12 @@ def test_the_card_of_a_reward_model_states_what_it_measures(name: str, tmp_path:
         assert f"`{label}`" in text
     if name == "heads":
         assert "ensemble" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code, {})
+    (score,) = json.loads(capsys.readouterr().out)
+    assert isinstance(score, float)
     data_type = model_card(folder).data.pipeline_tag
     assert data_type == ("token-classification" if name == "process" else "text-classification")
     assert model_card(folder).data.eval_results
