@@ -254,13 +254,21 @@ def _infer_sidecar(
             )
         is_plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
         append_eos = pooling == "last" and is_plain
-    limits = [n for n in (tokenizer.model_max_length, _max_positions(model)) if n and n < _NO_LIMIT]
     return Sidecar(
         template_hash=chat_template.template_hash(tokenizer),
         append_eos=append_eos,
-        max_length=max_length or min(limits, default=None),
+        max_length=max_length or max_tokens(model, tokenizer),
         pooling=pooling,
     )
+
+
+def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the number of tokens that a model can read; None if it is unknown.
+
+    It is the smaller of the tokenizer's limit and the model's number of positions.
+    """
+    limits = [n for n in (tokenizer.model_max_length, _max_positions(model)) if n and n < _NO_LIMIT]
+    return min(limits, default=None)
 
 
 def _max_positions(model: PreTrainedModel) -> int | None:

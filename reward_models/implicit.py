@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import encode_conversation, template_hash
-from rlhf.reward_models.checkpoint import call_loader, load_model
+from rlhf.reward_models.checkpoint import call_loader, load_model, max_tokens
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 
 
@@ -37,7 +37,7 @@ class ImplicitReward(Reward):
         beta: Coefficient beta; above 0.
         average: Whether to divide the sum by the number of tokens.
         max_length: Maximum number of tokens. The first tokens of longer conversations are removed.
-            By default, there is no limit.
+            By default, it is the number of tokens that the policy can read.
         name: Name of the component.
     """
 
@@ -55,7 +55,8 @@ class ImplicitReward(Reward):
         if not beta > 0:
             raise UserError(f"implicit: beta must be > 0, got {beta}")
         self.policy, self.reference, self.tokenizer = policy.eval(), reference.eval(), tokenizer
-        self.beta, self.average, self.max_length, self.name = beta, average, max_length, name
+        self.beta, self.average, self.name = beta, average, name
+        self.max_length = max_length or max_tokens(policy, tokenizer)
 
     @classmethod
     def load(

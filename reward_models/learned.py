@@ -347,13 +347,14 @@ def _logits_to_scores_function(
     if label is None:
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
+            is_regression = model.config.problem_type == "regression"
+            setting = "attributes to weights of" if is_regression else "label to one of"
             raise UserError(
-                f"this model has {num_labels} outputs; set label to one of them, or set "
-                f"attributes: {names}"
+                f"this model has {num_labels} outputs; with kind: learned, set {setting}: {names}"
             )
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
-    if num_labels == 1 or model.config.problem_type == "multi_label_classification":
+    if num_labels == 1 or model.config.problem_type in ("multi_label_classification", "regression"):
         return lambda logits: logits[:, k]
     others = [i for i in range(num_labels) if i != k]
     return lambda logits: logits[:, k] - logits[:, others].logsumexp(1)

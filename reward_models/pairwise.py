@@ -14,6 +14,7 @@ from rlhf.reward_models.core import (
     Conversation,
     Reward,
     Scores,
+    Unscorable,
     last_reply,
     scatter_scores,
     score_each,
@@ -134,6 +135,8 @@ class PairModel(Reward):
             Unscorable: One of them is missing, or the prompt cannot be rendered.
         """
         prompt, reply = up_to_last_reply(conversation)[:-1], last_reply(conversation)
+        if not prompt:
+            raise Unscorable("no prompt")
         render_conversation(
             self.inner.tokenizer, prompt
         )  # raises if the template cannot render the prompt

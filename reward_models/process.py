@@ -13,7 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.common.conversation import up_to_last_reply
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import render_conversation, template_hash
-from rlhf.reward_models.checkpoint import check_sidecar, find_sidecar, load_checkpoint
+from rlhf.reward_models.checkpoint import (
+    check_sidecar,
+    find_sidecar,
+    load_checkpoint,
+    max_tokens,
+)
 from rlhf.reward_models.core import (
     Conversation,
     Reward,
@@ -96,6 +101,8 @@ class ProcessReward(Reward):
             )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.aggregate, self.separator = aggregate, separator
+        self.max_tokens = max_tokens(model, tokenizer)
+        """Number of tokens that the model can read; None if it is unknown."""
 
     @classmethod
     def load(
@@ -136,9 +143,12 @@ class ProcessReward(Reward):
         """Return the probability that each step is right, [S].
 
         Raises:
-            Unscorable: The reply has no step, or the prompt cannot be rendered.
+            Unscorable: The reply has no step, the prompt cannot be rendered, or the conversation
+                has more tokens than the model can read.
         """
         steps = encode_steps(self.tokenizer, conversation, separator=self.separator)
+        if self.max_tokens is not None and len(steps.ids) > self.max_tokens:
+            raise Unscorable(f"longer than the {self.max_tokens} tokens that the model can read")
         ids = torch.tensor([steps.ids], device=self.model.device)
         logits = self.model(ids).logits[0, steps.ends].float()
         return logits.softmax(-1)[:, 1].tolist()

@@ -57,6 +57,11 @@ def commands(page: Path) -> list[list[str]]:
     return [arguments for arguments in split if arguments[0] in PROGRAMS]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_begins_with_its_title(page):
+    assert page.read_text(encoding="utf-8").startswith("# ")
+
+
 def cases(*programs: str) -> list[Any]:
     return [
         pytest.param(page, arguments, id=f"{page.name}: {shlex.join(arguments)}")

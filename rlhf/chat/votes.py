@@ -17,9 +17,13 @@ class VoteRecorder:
     Args:
         file: The file.
         annotator: Id or pseudonym of the person who votes.
+
+    Raises:
+        UserError: The file has labels of another mode.
     """
 
     def __init__(self, file: LabelFile, annotator: str) -> None:
+        file.check_mode("pairs", "labels")
         self._file, self._annotator = file, annotator
 
     def record(self, vote: Vote) -> None:

@@ -63,8 +63,11 @@ class ImportConfig(CommandConfig):
 def agreement(config: AgreementConfig) -> Iterator[str]:
     """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON."""
     from rlhf.labeling.agreement import agreement_report
+    from rlhf.labeling.store import check_one_answer_range
 
-    report = agreement_report(_labels_in(config.files))
+    rows = _labels_in(config.files)
+    check_one_answer_range(rows, "files", ["scale"])  # the strength of a preference has no effect
+    report = agreement_report(rows)
     if config.json:
         yield json.dumps(_json_value(report), indent=2, ensure_ascii=False)
         return
@@ -91,6 +94,7 @@ def export(config: ExportConfig) -> Iterator[str]:
     from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
+    from rlhf.labeling.store import check_one_answer_range
     from rlhf.runs.checksums import check_folder_is_unchanged
 
     path = Path(config.path)
@@ -103,6 +107,8 @@ def export(config: ExportConfig) -> Iterator[str]:
     if path.is_dir():
         check_folder_is_unchanged(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
     rows = _labels_in(config.files)
+    if config.format != "datasets":  # it keeps the column with the range
+        check_one_answer_range(rows, "files")
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)
     problems = export_labels(rows, path, config.format)
@@ -113,7 +119,7 @@ def import_(config: ImportConfig) -> Iterator[str]:
     """Append the new labels of a file to the file ``output``; yield a line with their number."""
     from rlhf.data.labels import live_labels
     from rlhf.labeling.exchange.files import import_labels
-    from rlhf.labeling.store import LabelFile
+    from rlhf.labeling.store import LabelFile, check_one_answer_range
 
     rows, problems = import_labels(
         config.path, config.format, names=config.names, annotator=config.annotator
@@ -124,6 +130,7 @@ def import_(config: ImportConfig) -> Iterator[str]:
             raise UserError(
                 f"output: labels of the modes {', '.join(sorted(modes))} cannot be in one file"
             )
+        check_one_answer_range([*file.rows, *rows], "output")
         known = {row["label_id"] for row in file.rows}
         # The id of a label that replaced an undone one is not the same in every format.
         labeled = {(row["annotator"], row["item_id"]) for row in live_labels(file.rows)}

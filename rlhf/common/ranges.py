@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
+import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -46,6 +49,7 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
     """
     from pydantic import ValidationError  # slow to import
 
+    _check_no_boolean_is_number(hint, value, name)
     try:
         return _type_adapter(hint).validate_python(value)
     except ValidationError as error:
@@ -93,6 +97,33 @@ def shortened_repr(value: Any) -> str:
     """Return the repr of a value for an error message, truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _check_no_boolean_is_number(hint: Any, value: Any, key: str) -> None:
+    """Raise UserError if plain data have a boolean for a number; pydantic would convert it to 1."""
+    members = [
+        typing.get_args(member)[0] if typing.get_origin(member) is Annotated else member
+        for member in (typing.get_args(hint) if _is_union(hint) else (hint,))
+    ]
+    if isinstance(value, bool):
+        if (int in members or float in members) and bool not in members:
+            raise UserError(f"{key} must be a number, got {value!r}")
+        return
+    prefix = f"{key}." if key else ""
+    for member in members:
+        kind, arguments = typing.get_origin(member), typing.get_args(member)
+        if isinstance(value, list | tuple) and kind in (list, tuple):
+            for index, item in enumerate(value):
+                _check_no_boolean_is_number(arguments[0], item, f"{prefix}{index}")
+        elif isinstance(value, Mapping) and (kind is dict or dataclasses.is_dataclass(member)):
+            hints = _type_hints(member) if isinstance(member, type) else {}
+            for name, item in value.items():
+                hint_of_item = arguments[1] if kind is dict else hints.get(name)
+                _check_no_boolean_is_number(hint_of_item, item, f"{prefix}{name}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _condition_in_pydantic_message(message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,7 +79,7 @@ class ExportConfig(CommandConfig):
     """Create the repository of ``push`` as a private one."""
 
     def __post_init__(self) -> None:
-        if self.push is not None and self.push.count("/") != 1:
+        if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
             raise ValueError(f"push must be OWNER/NAME, got {self.push!r}")
         if not self.private and self.push is None:
             raise ValueError("private has no effect without push: set push to OWNER/NAME")

@@ -219,9 +219,6 @@ def _check_keys(
             raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; remove the key to use its default")
-        kinds = {hints[key], *typing.get_args(hints[key])}
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise UserError(f"{name} must be a number, got {value!r}")
         section = option_classes.get(key) or dataclass_in(hints[key])
         if section is None or value is None:
             continue

@@ -97,7 +97,7 @@ def undo_row(label: Row) -> dict[str, Any]:
 
 def undone_ids(rows: Iterable[Row]) -> set[str]:
     """Return the ids of the labels that were undone."""
-    return {row["undoes"] for row in rows if row.get("undoes")}
+    return {row["undoes"] for row in rows if isinstance(row.get("undoes"), str)}
 
 
 def live_labels(rows: Iterable[Row]) -> list[Row]:
@@ -112,7 +112,7 @@ def mark_undone(rows: Sequence[Row]) -> list[Row]:
     rows = list(rows)
     undone = undone_ids(rows)
     return [
-        {**row, "undone": True} if row["label_id"] in undone else row
+        {**row, "undone": True} if str(row.get("label_id")) in undone else row
         for row in rows
         if not row.get("undoes")
     ]

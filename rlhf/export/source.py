@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.inputs import fingerprint
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_CHECKPOINT_NAME = re.compile(r"step-(\d+)")
+"""Name of the folder of a checkpoint."""
 _MAX_STAGES = 50
 """Maximum number of stages. It ends the search if the records form a cycle."""
 
@@ -36,16 +38,28 @@ class Stage:
     """Content of inputs.json: dotted key of a local file or folder -> fingerprint."""
     has_inputs: bool
     """Whether inputs.json exists. Without it, local paths and Hub ids cannot be distinguished."""
+    checkpoint_step: int | None = None
+    """Step of the checkpoint that is the result of this stage; None for the final model."""
 
     @classmethod
-    def read(cls, directory: Path) -> Stage:
-        """Read the record of the run in a directory."""
+    def read(cls, directory: Path, model: Path) -> Stage:
+        """Read the record of a run, up to the step at which it saved a model.
+
+        The evaluations after training are those of the final model, so a checkpoint has none.
+
+        Args:
+            directory: The run directory.
+            model: The folder ``final`` or a checkpoint of this run.
+        """
         record = read_run(directory)
+        step = _checkpoint_step(model)
+        if step is not None:
+            metrics = [row for row in record.metrics if row["step"] <= step]
+            record = replace(record, metrics=metrics, samples=(), evaluations=())
         file = directory / "inputs.json"
         inputs = read_mapping_or_empty(file)
-        return cls(
-            record, config_without_paths_and_secrets(record.config, inputs), inputs, file.is_file()
-        )
+        config = config_without_paths_and_secrets(record.config, inputs)
+        return cls(record, config, inputs, file.is_file(), step)
 
     def is_hub_id(self, key: str, path: str) -> bool:
         """Return whether the value of a configuration key is an id on the Hub."""
@@ -107,7 +121,7 @@ def find_source(path: str) -> ModelSource:
             model.
     """
     folder, directory = _model_folder_and_run(path_without_dot_dot(expand_user(path)))
-    stages = _stages(directory) if directory else []
+    stages = _stages(directory, folder) if directory else []
     base, base_name = _base_model(folder, stages)
     return ModelSource(folder, stages, base, base_name, Sidecar.read(folder))
 
@@ -130,7 +144,8 @@ def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
             f"{root} contains several runs: export one of them, such as {root / stages[-1]}"
         )
     if is_run_directory(root):
-        checkpoints = sorted((root / "checkpoints").glob("step-*"))
+        found = (root / "checkpoints").glob("step-*")
+        checkpoints = sorted(found, key=lambda path: _checkpoint_step(path) or 0)
         raise UserError(
             f"{root} has no trained model (no final/): "
             + (
@@ -148,22 +163,28 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
 
 
-def _stages(directory: Path) -> list[Stage]:
-    """Return the stages of a model in order of training.
+def _checkpoint_step(model: Path) -> int | None:
+    """Return the step of a checkpoint of a run; None for another folder."""
+    match = _CHECKPOINT_NAME.fullmatch(model.name)
+    return int(match[1]) if match and model.parent.name == "checkpoints" else None
+
+
+def _stages(directory: Path, model: Path) -> list[Stage]:
+    """Return the stages of a model of a run in order of training.
 
     An earlier run is included only if its model has the fingerprint that the later run recorded.
     """
-    stages = [Stage.read(directory)]
+    stages = [Stage.read(directory, model)]
     while len(stages) < _MAX_STAGES:
-        earlier = _earlier_run(stages[0])
+        earlier = _earlier_run_and_model(stages[0])
         if earlier is None:
             break
-        stages.insert(0, Stage.read(earlier))
+        stages.insert(0, Stage.read(*earlier))
     return stages
 
 
-def _earlier_run(stage: Stage) -> Path | None:
-    """Return the directory of the run that trained the initial model of a run, or None.
+def _earlier_run_and_model(stage: Stage) -> tuple[Path, Path] | None:
+    """Return the directory of the run that trained the initial model of a run, and this model.
 
     The recorded path is tried first. A pipeline can be moved, so a folder of the same name in the
     parent directory of the run is tried next.
@@ -177,7 +198,7 @@ def _earlier_run(stage: Stage) -> Path | None:
         for directory in (folder.parent, folder.parent.parent):
             is_other_run = (directory / "config.yaml").is_file()
             if is_other_run and directory.resolve() != stage.record.directory.resolve():
-                return directory if fingerprint(folder) == recorded else None
+                return (directory, folder) if fingerprint(folder) == recorded else None
     return None
 
 

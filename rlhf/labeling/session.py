@@ -150,11 +150,7 @@ class LabelingSession:
         self._file = file
         self._items = {item.item_id: item for item in items}
         self._lock = threading.Lock()
-        if other := {row["mode"] for row in file.rows} - {settings.mode}:
-            raise UserError(
-                f"output: {file.path} has labels of mode {min(other)}, not {settings.mode}; give "
-                "another file"
-            )
+        file.check_mode(settings.mode, "output")
         self._check_same_answer_range()
 
     def _check_same_answer_range(self) -> None:

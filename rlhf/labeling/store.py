@@ -68,6 +68,22 @@ class LabelFile:
             self.close()
             raise
 
+    def check_mode(self, mode: LabelMode, option: str) -> None:
+        """Check that the file has no labels of another mode.
+
+        Args:
+            mode: Mode of the labels that will be appended.
+            option: Option that names the file, for the error.
+
+        Raises:
+            UserError: The file has labels of another mode.
+        """
+        if other := {row["mode"] for row in self.rows} - {mode}:
+            raise UserError(
+                f"{option}: {self.path} has labels of mode {min(other)}, not {mode}; give another "
+                "file"
+            )
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row, see `append_together`."""
         self.append_together([row])
@@ -175,6 +191,31 @@ class LabelFile:
         os.truncate(self._file.fileno(), sum(map(len, lines)))
 
 
+def check_one_answer_range(
+    rows: Iterable[Mapping[str, Any]], option: str, columns: Iterable[str] = RANGE_COLUMNS.values()
+) -> None:
+    """Check that the strengths and the ratings of labels have one range.
+
+    Labels without the columns, such as imported ones, are not compared.
+
+    Args:
+        rows: Labels.
+        option: Option that names the files of the labels, for the error.
+        columns: Columns of `RANGE_COLUMNS` to compare.
+
+    Raises:
+        UserError: Two labels have different ranges.
+    """
+    rows = list(rows)
+    for column in columns:
+        known = sorted({row[column] for row in rows if row.get(column) is not None})
+        if len(known) > 1:
+            raise UserError(
+                f"{option}: some labels have {column}: {known[0]} and others {column}: "
+                f"{known[-1]}; the numbers would have different meanings"
+            )
+
+
 def check_label_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Check that the rows of a file are labels.
 
@@ -191,12 +232,19 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
     needed = LABEL_COLUMNS - {"prompt"} if row.get("undoes") else LABEL_COLUMNS
     if missing := sorted(needed - row.keys()):
         return f"no {missing[0]}"
-    for name in ("label_id", "item_id", "annotator"):
+    for name in ("label_id", "item_id", "annotator", "mode"):
         if not isinstance(row[name], str):
+            return f"{name} is not a text"
+    for name in ("undoes", "time", "note", "vote_id"):
+        if not isinstance(row.get(name) or "", str):
             return f"{name} is not a text"
     mode = row["mode"]
     if mode not in MODE_COLUMNS:
         return "unknown mode"
+    if row.get("skipped") not in (None, False, True):
+        return "skipped is not true or false"
+    if row.get("gold") is not None and (mode != "pairs" or row["gold"] not in ("a", "b")):
+        return "gold is not a or b"
     for name in (*RANGE_COLUMNS.values(), _MORE_ROWS):
         if row.get(name) is not None and not is_rating(row[name]):
             return f"{name} is not a whole number from 0 to {MAX_RATING}"
@@ -206,6 +254,10 @@ def _why_not_a_label(row: Mapping[str, Any]) -> str:
         return "seconds is not a number"
     if not _is_conversation(row["prompt"]):
         return "prompt is not a list of messages"
+    replies = [row[n] for n in ("response_a", "response_b", "completion") if row.get(n) is not None]
+    ranked = row["replies"] if row.get("replies") is not None else []
+    if not isinstance(ranked, list) or not all(map(_is_conversation, [*replies, *ranked])):
+        return "a reply is not a list of messages"
     return "" if row.get("skipped") else _why_not_an_answer(row)
 
 
@@ -215,17 +267,17 @@ def _why_not_an_answer(row: Mapping[str, Any]) -> str:
     for name in MODE_COLUMNS[mode]:
         if name != "margin" and row.get(name) is None:
             return f"no {name}"
-    replies = [row[name] for name in ("response_a", "response_b", "completion") if name in row]
     if mode == "rankings":
-        if not isinstance(row["replies"], list) or not isinstance(row["ranks"], list):
-            return "replies or ranks are not a list"
+        if not isinstance(row["ranks"], list):
+            return "ranks are not a list"
         if len(row["replies"]) != len(row["ranks"]) or not all(map(is_number, row["ranks"])):
             return "ranks are not a number for each reply"
-        replies = row["replies"]
-    if not all(map(_is_conversation, replies)):
-        return "a reply is not a list of messages"
     if mode == "pairs" and row["winner"] not in ("a", "b", "tie"):
         return "winner is not a, b or tie"
+    if not (row.get("margin") is None or is_number(row["margin"])):
+        return "margin is not a number"
+    if mode == "demonstrations" and not row["completion"]:
+        return "completion has no message"
     if mode == "ratings" and not is_rating(row["rating"]):
         return f"rating is not a whole number from 0 to {MAX_RATING}"
     return ""

@@ -136,7 +136,10 @@ class CompletionRoutes:
             for text in body.prompt
         ]
         rows = zip(texts, prompts, scored, strict=True)
-        return [prompt_piece(text, ids, score, tokenizer) for text, ids, score in rows]
+        return [
+            prompt_piece(text, ids, score, tokenizer, with_alternatives=bool(body.logprobs))
+            for text, ids, score in rows
+        ]
 
     async def _respond(
         self,

@@ -103,7 +103,14 @@ class Choice:
         return piece
 
 
-def prompt_piece(text: str, ids: Sequence[int], scored: NewTokens | None, tokenizer: Any) -> Piece:
+def prompt_piece(
+    text: str,
+    ids: Sequence[int],
+    scored: NewTokens | None,
+    tokenizer: Any,
+    *,
+    with_alternatives: bool,
+) -> Piece:
     """Return the prompt as the first piece of a choice that echoes it.
 
     Args:
@@ -111,6 +118,7 @@ def prompt_piece(text: str, ids: Sequence[int], scored: NewTokens | None, tokeni
         ids: Its tokens.
         scored: Log-probabilities of its tokens from the second one on, if they are requested.
         tokenizer: The tokenizer.
+        with_alternatives: Whether the request asks for the most likely tokens at each position.
     """
     if scored is None:
         return Piece(text, is_prompt=True)
@@ -123,7 +131,7 @@ def prompt_piece(text: str, ids: Sequence[int], scored: NewTokens | None, tokeni
         if not decoded and text.startswith(name, position):
             decoded = name  # a special token that the client wrote in the text
         position += len(decoded)
-    alternatives = [[], *scored.alternatives] if scored.alternatives else []
+    alternatives = [[], *scored.alternatives] if with_alternatives else []
     logprobs = [None, *scored.logprobs]
     return Piece(text, list(ids), logprobs, alternatives, offsets, is_prompt=True)
 

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.main import main
+from rlhf.common.files import write_jsonl
 from tests.chat.conftest import Checkpoints
 
 BASE, LORA = "{base}", "{lora}"
+RATING = {"label_id": "1", "item_id": "2", "mode": "ratings", "annotator": "ann", "rating": 4,
+          "prompt": [{"role": "user", "content": "Q"}],
+          "completion": [{"role": "assistant", "content": "A"}]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,7 @@ BASE, LORA = "{base}", "{lora}"
         ([BASE, "--labels", "votes.jsonl"], "give at least two models"),
         ([BASE, LORA, "--labels", "votes.csv"], "suffix .jsonl"),
         ([BASE, LORA, "--labels", "{root}/rows.jsonl"], "is not a label"),
+        ([BASE, LORA, "--labels", "{ratings}"], "has labels of mode ratings, not pairs"),
         ([BASE, "--port", "80"], "port has no effect on interface: terminal"),
         ([BASE, "--port", "70000"], "port must be <= 65535"),
         ([BASE, "--env.id", "text/Nowhere-v0"], "text/Nowhere"),
@@ -45,6 +50,8 @@ def test_a_mistake_is_one_line(
     monkeypatch.chdir(tmp_path)
     places = {"base": checkpoints.paths[0], "lora": checkpoints.paths[1]}
     places["root"] = str(Path(places["base"]).parent)
+    places["ratings"] = str(tmp_path.with_name("ratings.jsonl"))
+    write_jsonl(places["ratings"], [RATING])
     words = [word.format(**places) if word.startswith("{") and ":" not in word else word
              for word in arguments]  # fmt: skip
     assert main(["chat", *words]) == 2

@@ -340,6 +340,7 @@ def test_a_message_that_does_not_fit_changes_nothing(tmp_path: Path):
         ("temperature", -1, "temperature must be >= 0"),
         ("top_p", "much", "top_p"),
         ("max_new_tokens", 0, "max_new_tokens must be >= 1"),
+        ("max_new_tokens", True, "max_new_tokens must be a number, got True"),
     ],
 )
 def test_a_wrong_setting_changes_nothing(checkpoints: Checkpoints, key, value, reason):

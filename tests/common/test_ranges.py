@@ -46,6 +46,8 @@ from tests.test_config import dataclasses_of
         (LabelNoise, math.nan, "< 0.5, got nan"),
         (Seed, 2**63, "< 9223372036854775808"),
         (PositiveInt | None, "x" * 500, "a valid integer, got 'xxx"),
+        (PositiveInt, True, "a number, got True"),
+        (Fraction | None, False, "a number, got False"),
     ],
 )
 def test_values_outside_a_range_are_refused_in_one_short_line(hint, value, rule):
@@ -90,6 +92,27 @@ def test_fields_of_an_instance():
     check_fields(Pair())
     with pytest.raises(UserError, match=r"^x\.share must be <= 1, got 2$"):
         check_fields(Pair(share=2), "x.")
+
+
+@dataclass
+class Nested:
+    counts: list[PositiveInt]
+    inner: Pair
+    weights: dict[str, Finite]
+    is_on: bool = False
+
+
+def test_a_boolean_inside_a_value_is_not_a_number():
+    """The conversion of pydantic would read true as 1."""
+    tree = {"counts": [1], "inner": {"count": 2}, "weights": {"a": 0.5}, "is_on": True}
+    assert convert_to_type(Nested, tree) == Nested([1], Pair(2), {"a": 0.5}, True)
+    for change, key in (
+        ({"counts": [1, True]}, "counts.1"),
+        ({"inner": {"share": True}}, "inner.share"),
+        ({"weights": {"a": False}}, "weights.a"),
+    ):
+        with pytest.raises(UserError, match=f"^{key} must be a number, got (True|False)$"):
+            convert_to_type(Nested, tree | change)
 
 
 def numbers_in(hint: typing.Any) -> bool:

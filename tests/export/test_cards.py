@@ -16,7 +16,14 @@ from rlhf.config.reward import MODEL_KINDS
 from rlhf.errors import UserError
 from rlhf.export.reward_meaning import MEANINGS
 from tests.export.conftest import Runs, export, short
-from tests.helpers.training import offline_tree, online_tree, save_model, sft_rows, write_rows
+from tests.helpers.training import (
+    offline_tree,
+    online_tree,
+    pair_rows,
+    save_model,
+    sft_rows,
+    write_rows,
+)
 from tests.training.test_reward_kinds import MODEL_KINDS as REWARD_RUNS
 
 NAMES = ["sft", "lora", "chain", "merged", "ppo", "reward"]
@@ -203,7 +210,9 @@ def test_every_kind_of_reward_model_has_a_meaning():
 
 
 @pytest.mark.parametrize("name", REWARD_RUNS)
-def test_the_card_of_a_reward_model_states_what_it_measures(name: str, tmp_path: Path, echo_model):
+def test_the_card_of_a_reward_model_states_what_it_measures(
+    name: str, tmp_path: Path, echo_model, monkeypatch: pytest.MonkeyPatch, capsys
+):
     settings, rows = REWARD_RUNS[name]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     tree = short(offline_tree(tmp_path / "run", echo_model, data, kind=name))
@@ -217,6 +226,12 @@ def test_the_card_of_a_reward_model_states_what_it_measures(name: str, tmp_path:
         assert f"`{label}`" in text
     if name == "heads":
         assert "ensemble" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code, {})
+    (score,) = json.loads(capsys.readouterr().out)
+    assert isinstance(score, float)
     data_type = model_card(folder).data.pipeline_tag
     assert data_type == ("token-classification" if name == "process" else "text-classification")
     assert model_card(folder).data.eval_results
@@ -240,3 +255,30 @@ def test_the_record_of_an_old_run_is_read(tmp_path: Path):
     text = (folder / "README.md").read_text()
     assert "rlhf ppo" in text
     assert "AMD EPYC" in text
+
+
+def test_the_card_of_a_checkpoint_ends_at_its_step(tmp_path: Path, echo_model):
+    """Later metrics, and the evaluation of the final model, say nothing about a checkpoint."""
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(24))
+    tree = short(offline_tree(tmp_path / "first", echo_model, rows, evaluations=2))
+    tree["trainer"]["max_steps"] = 4
+    run_command("reward", tree | {"evaluations": 2})
+    recorded = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").open()]
+    tokens = [row.get("train/tokens", 0) for row in recorded]
+    early = sum(n for n, row in zip(tokens, recorded, strict=True) if row["step"] <= 2)
+    assert 0 < early < sum(tokens)
+    checkpoint = tmp_path / "first/checkpoints/step-2"
+    (tmp_path / "second").mkdir()
+    run_command("reward", short(offline_tree(tmp_path / "second/run", checkpoint, rows)))
+    for source in (checkpoint, tmp_path / "second/run"):
+        folder = export(source, tmp_path / "exports" / source.name)
+        text = (folder / "README.md").read_text()
+        assert re.search(r"\| first \| rlhf reward \|.*\| 2 \|\n", text)
+        assert f"| {early:,} | 1 |" in text
+        assert f"| {sum(tokens):,} | 1 |" not in text
+        assert "(step 4)" not in text
+        assert bool(model_card(folder).data.eval_results) == (source != checkpoint)
+        assert ("This checkpoint was not evaluated." in text) == (source == checkpoint)
+    whole = export(tmp_path / "first", tmp_path / "exports" / "first")
+    assert f"| {sum(tokens):,} | 1 |" in (whole / "README.md").read_text()
+    assert model_card(whole).data.eval_results

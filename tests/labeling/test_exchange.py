@@ -362,3 +362,42 @@ def test_only_the_folder_of_a_dataset_is_replaced(tmp_path: Path, capsys):
     (tmp_path / "dataset" / "notes.txt").write_text("mine")
     assert main([*words, str(tmp_path / "dataset")]) == 2
     assert "notes.txt was added" in capsys.readouterr().err
+
+
+def test_labels_with_other_ranges_are_not_mixed(tmp_path: Path, capsys):
+    """The rating 5 of 5 and the rating 5 of 10 are different answers."""
+    for name, scale in (("ann", 5), ("bob", 10)):
+        session = open_session(
+            tmp_path, mode="ratings", annotator=name, file=f"{name}.jsonl", scale=scale
+        )
+        session.submit(submit_to(session.next_task(), {"rating": 5}))
+        session._file.close()
+    ann, bob = (str(tmp_path / name) for name in ("ann.jsonl", "bob.jsonl"))
+    exported, before = str(tmp_path / "labels.parquet"), lines(tmp_path / "ann.jsonl")
+    assert main(["labels", "export", bob, "--path", exported, "--format", "datasets"]) == 0
+    capsys.readouterr()
+    both, target = str(tmp_path / "both.json"), ["--output", ann]
+    for option, words in (
+        ("files", ["agreement", ann, bob]),
+        ("files", ["export", ann, bob, "--path", both, "--format", "argilla"]),
+        ("output", ["import", exported, "--format", "datasets", *target]),
+    ):
+        assert main(["labels", *words]) == 2
+        errors = capsys.readouterr().err
+        assert f"{option}: some labels have scale: 5 and others scale: 10" in errors
+        assert errors.count("\n") == 1
+    assert lines(tmp_path / "ann.jsonl") == before
+    words = ["labels", "export", ann, bob, "--path", str(tmp_path / "both"), "--format", "datasets"]
+    assert main(words) == 0  # the column states the range of each label
+
+
+def test_a_column_that_a_dataset_cannot_store_is_one_line(tmp_path: Path, capsys):
+    file = label_all(tmp_path / "work", "pairs")
+    rows = lines(file)
+    write_jsonl(file, [row | {"mine": i or "text"} for i, row in enumerate(rows)])
+    words = ["labels", "export", str(file), "--path", str(tmp_path / "x.parquet")]
+    assert main([*words, "--format", "datasets"]) == 2
+    errors = capsys.readouterr().err
+    assert "a column cannot be stored" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "x.parquet").exists()

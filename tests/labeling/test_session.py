@@ -338,6 +338,16 @@ def changed_label(**changes: Any) -> bytes:
     return json.dumps(row | changes).encode() + b"\n"
 
 
+def test_a_row_without_an_id_is_training_data(tmp_path: Path):
+    """A person can have removed a column; an id of another type undoes nothing."""
+    path = tmp_path / "labels.jsonl"
+    row = json.loads(changed_label(winner="b"))
+    del row["label_id"]
+    others = changed_label(label_id=["x"]) + changed_label(label_id="2", undoes=["1"])
+    path.write_bytes(json.dumps(row).encode() + b"\n" + changed_label() + others)
+    assert len(load(DataSpec(str(path)), "preference", seed=None).rows) == 3
+
+
 @pytest.mark.parametrize("winner", ["A", "response_b", None, 0])
 def test_an_unknown_winner_is_not_training_data(tmp_path: Path, winner: Any):
     path = tmp_path / "labels.jsonl"
@@ -368,6 +378,15 @@ def test_an_unknown_winner_is_not_training_data(tmp_path: Path, winner: Any):
         (changed_label(response_a="x"), "a reply is not a list of messages"),
         (changed_label(mode="rankings", replies=[[]], ranks=[1, 2]), "ranks are not a number for"),
         (changed_label(winner="c"), "winner is not a, b or tie"),
+        (changed_label(mode=["pairs"]), "mode is not a text"),
+        (changed_label(undoes=["1"]), "undoes is not a text"),
+        (changed_label(note=5), "note is not a text"),
+        (changed_label(margin="big"), "margin is not a number"),
+        (changed_label(skipped=-1), "skipped is not true or false"),
+        (changed_label(skipped=True, response_a=5), "a reply is not a list of messages"),
+        (changed_label(gold="c"), "gold is not a or b"),
+        (changed_label(mode="ratings", completion=[], rating=1, gold="a"), "gold is not a or b"),
+        (changed_label(mode="demonstrations", completion=[]), "completion has no message"),
         (changed_label(mode="ratings", completion=[], rating=10**9), "rating is not a whole"),
     ],
 )

@@ -250,7 +250,7 @@ def test_classifier_label_gives_its_log_odds(helpers, tmp_path, talks):
     assert reward(talks) == pytest.approx((p / (1 - p)).log().tolist(), abs=1e-5)
     with pytest.raises(UserError, match="did you mean 'positive'"):
         LearnedReward.load(path, label="postive")
-    with pytest.raises(UserError, match="3 outputs; set label to one of"):
+    with pytest.raises(UserError, match="3 outputs; with kind: learned, set label to one of"):
         LearnedReward.load(path)
 
 
@@ -265,6 +265,22 @@ def test_attributes_are_weighted_and_reported(helpers, tmp_path, talks):
         scores.components["learned.helpful"], scores.components["learned.verbose"], strict=True
     )
     assert scores.values == pytest.approx([h - 0.5 * v for h, v in parts], abs=1e-5)
+
+
+def test_an_output_of_a_regression_is_a_prediction_and_not_log_odds(helpers, tmp_path, talks):
+    names = {0: "helpful", 1: "verbose"}
+    path = helpers["encoder"](
+        tmp_path,
+        num_labels=2,
+        id2label=names,
+        label2id={v: k for k, v in names.items()},
+        problem_type="regression",
+    )
+    reward = LearnedReward.load(path, label="verbose")
+    logits = reward.logits_of_token_ids([reward.encode(talk) for talk in talks])
+    assert reward(talks) == pytest.approx(logits[:, 1].tolist(), abs=1e-5)
+    with pytest.raises(UserError, match="set attributes to weights of: helpful, verbose"):
+        LearnedReward.load(path)
 
 
 def test_scope_reply_shows_the_model_the_last_reply_alone(encoder_path, helpers):

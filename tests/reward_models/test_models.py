@@ -111,6 +111,23 @@ def test_process_mistakes(helpers, tmp_path):
     assert scores.counts == {"process: no steps": 1}
 
 
+def test_no_model_reads_more_tokens_than_it_has_positions(pair_of_models, helpers, tmp_path):
+    """A model with learned positions fails at longer texts, others give meaningless scores."""
+    reward = ProcessReward.load(save_step_model(helpers, tmp_path))
+    reward.model.config.max_position_embeddings = 40
+    short = ProcessReward(reward.model, reward.tokenizer)
+    talks = [helpers["talk"]("a", "b\n\n7"), helpers["talk"]("a", "7 " * 40)]
+    assert [len(encode_steps(reward.tokenizer, talk).ids) > 40 for talk in talks] == [False, True]
+    scores = short.score(talks)
+    assert scores.values == [reward(talks[:1])[0], None]
+    assert scores.reasons[1] == "process: longer than the 40 tokens that the model can read"
+    policy, other = pair_of_models
+    implicit = ImplicitReward.load(policy, other)
+    implicit.policy.config.max_position_embeddings = 40
+    limited = ImplicitReward(implicit.policy, implicit.reference, implicit.tokenizer)
+    assert limited(talks) == ImplicitReward.load(policy, other, max_length=40)(talks)
+
+
 def test_cost_is_the_checkpoint_and_its_sign(decoder_path, helpers):
     talks = [helpers["talk"]("q", text) for text in ("the fox", "yes 1", "no no", "7 8 9")]
     cost = CostModel.load(decoder_path).score(talks)
@@ -155,10 +172,11 @@ def test_a_pair_model_beats_the_reference_reply_by_the_mean_of_both_orders(helpe
     )
     with torch.no_grad():
         a, b = (inner.model(torch.tensor([ids])).logits.item() for ids in (one, other))
-    scores = model.score([known, talk])
+    scores = model.score([known, talk, known[1:]])
     assert scores.values[0] == pytest.approx((a - b) / 2, abs=1e-5)
-    assert scores.values[1] is None
+    assert scores.values[1:] == [None, None]
     assert scores.counts["pairwise: no reference answer"] == 1
+    assert scores.counts["pairwise: no prompt"] == 1
     assert scores.components["pairwise.consistent"][0] == float((a > 0) == (b < 0))
 
 

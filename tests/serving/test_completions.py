@@ -172,6 +172,7 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_a_forward_pass(make_model
         assert found.token_logprobs[0] is None
         assert found.token_logprobs[1:count] == pytest.approx(expected, abs=1e-5)
         assert len(found.tokens) == len(found.text_offset) == len(found.token_logprobs)
+        assert len(found.top_logprobs) == len(found.tokens)  # also after a prompt of one token
         assert "".join(found.tokens[:count]) == text
         for token, offset in zip(found.tokens[:count], found.text_offset, strict=False):
             assert choice.text[offset : offset + len(token)] == token

@@ -153,14 +153,14 @@ def _introduction(content: CardContent) -> str:
 
 def _loading_code(content: CardContent) -> str:
     """Return code that loads the model."""
-    folder = json.dumps(content.config.push or content.name, ensure_ascii=False)
+    name = content.config.push or content.name
     if not content.is_causal:
         auto = f"AutoModelFor{'Token' if 'Token' in model_class(content.folder) else 'Sequence'}"
         lines = [
             "from rlhf.reward_models import build",
             "",
-            f'reward = build({{"kind": "trained", "path": {folder}}})',
-            'talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]',
+            f"reward = build({json.dumps(_reward_spec(content, name), ensure_ascii=False)})",
+            f"talk = {json.dumps(_scored_example(content))}",
             "print(reward([talk]))",
         ]
         note = (
@@ -171,6 +171,7 @@ def _loading_code(content: CardContent) -> str:
             note = f"`{auto}Classification` of Transformers loads the weights."
         return "```python\n" + "\n".join(lines) + f"\n```\n\n{note}"
     has_template = any(content.folder.glob("chat_template*"))
+    folder = json.dumps(name, ensure_ascii=False)
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
@@ -193,6 +194,29 @@ def _loading_code(content: CardContent) -> str:
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
     ]
     return "```python\n" + "\n".join(lines) + f"\n```\n\n{note}"
+
+
+def _reward_spec(content: CardContent, path: str) -> dict[str, Any]:
+    """Return the specification of a reward with this model; one of several outputs is the score."""
+    sidecar = content.source.sidecar
+    config = json.loads((content.folder / "config.json").read_text(encoding="utf-8"))
+    outputs = list((config.get("id2label") or {}).values())
+    if len(outputs) < 2 or (sidecar is not None and sidecar.kind != "learned"):
+        return {"kind": "trained", "path": path}
+    if config.get("problem_type") == "regression":
+        return {"kind": "learned", "path": path, "attributes": dict.fromkeys(outputs, 1.0)}
+    return {"kind": "learned", "path": path, "label": outputs[0]}
+
+
+def _scored_example(content: CardContent) -> list[dict[str, str]]:
+    """Return a conversation, for a pairwise model with the reply to compare with."""
+    sidecar = content.source.sidecar
+    is_pairwise = sidecar is not None and sidecar.kind == "pairwise"
+    reference = {"answer": "Good day"} if is_pairwise else {}
+    return [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello", **reference},
+    ]
 
 
 def _output_meaning(content: CardContent) -> str:
@@ -232,6 +256,11 @@ def _results(content: CardContent) -> str:
             "episodes. The intervals do not contain the variation between training seeds."
         )
         parts.append(results_table(content.results).rstrip())
+    elif source.last_run and source.last_run.checkpoint_step is not None:
+        parts.append(
+            "This checkpoint was not evaluated. Evaluations of the run after training are those of "
+            "its final model."
+        )
     else:
         parts.append("The run has no evaluation of the trained model.")
     if notes := evaluation_notes(content.evaluations):

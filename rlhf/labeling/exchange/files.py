@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rlhf.data.labels import LABEL_COLUMNS, live_labels
 from rlhf.data.load import load
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import columns_of
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.labeling.exchange import Names
 from rlhf.labeling.exchange.argilla import from_argilla, to_argilla
 from rlhf.labeling.exchange.label_studio import from_label_studio, to_label_studio
@@ -58,10 +58,14 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
 
 
 def _write_dataset(rows: Sequence[Row], path: Path) -> None:
+    import pyarrow
     from datasets import Dataset
 
     names = dict.fromkeys(name for row in rows for name in row)
-    dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    try:
+        dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+        raise UserError(f"{path}: a column cannot be stored: {first_line(error)}") from error
     with atomic_path(path) as partial:
         if path.suffix == ".parquet":
             dataset.to_parquet(partial)
@@ -113,6 +117,8 @@ def _labels_in(
     if form == "datasets":
         yield from _dataset_labels(path, names, annotator)
         return
+    if not Path(path).exists():
+        raise UserError(f"path: {path} does not exist")
     content = read_json(Path(path))
     if not isinstance(content, list):
         raise UserError(f"{path}: expected the list of {form} records, found another value")
@@ -129,12 +135,15 @@ def _without_nulls(row: Row) -> dict[str, Any]:
     present = {name: value for name, value in row.items() if value is not None}
     for name in {"prompt", "response_a", "response_b", "completion"} & present.keys():
         present[name] = _messages_without_nulls(present[name])
-    if "replies" in present:
+    if isinstance(present.get("replies"), list):
         present["replies"] = [_messages_without_nulls(reply) for reply in present["replies"]]
     return present
 
 
-def _messages_without_nulls(messages: Sequence[Row]) -> list[dict[str, Any]]:
+def _messages_without_nulls(messages: Any) -> Any:
+    """Return messages without nulls; `check_label_rows` refuses other values."""
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+        return messages
     return [{key: part for key, part in turn.items() if part is not None} for turn in messages]
 
 

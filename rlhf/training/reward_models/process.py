@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.reward_models.core import Conversation
+from rlhf.reward_models.core import Conversation, score_each
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.report import labeled
@@ -23,6 +24,8 @@ from rlhf.training.reward_models.base import (
     accuracy_of_known_labels,
 )
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
+
+log = logging.getLogger(__name__)
 
 
 class ProcessKind(RewardKind):
@@ -68,8 +71,13 @@ class ProcessKind(RewardKind):
         known = [bool(label) for label in train_labels if label is not None]
         majority = bool(np.mean(known) >= 0.5)
         correct, by_majority, groups = [], [], []
-        for row in inputs.test_rows:
-            scores = reward.step_scores(self._solution_conversation(row))
+        solutions = [self._solution_conversation(row) for row in inputs.test_rows]
+        scored, _, problems = score_each(reward.step_scores, solutions, name="report")
+        for reason, count in problems.items():
+            log.warning("%s: %d rows omitted", reason, count)
+        for row, scores in zip(inputs.test_rows, scored, strict=True):
+            if scores is None:
+                continue
             for score, label in zip(scores, row["labels"], strict=True):
                 if label is not None:
                     correct.append(float((score > 0.5) == bool(label)))
