@@ -66,10 +66,10 @@ def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[...
     """
     if isinstance(target, type):
         parameters = list(inspect.signature(target).parameters.values())
-        hints = _type_hints_or_none(target.__init__)
+        hints = _type_hints_or_empty(target.__init__)
     else:
         parameters = list(inspect.signature(target).parameters.values())[1:]
-        hints = _type_hints_or_none(target)
+        hints = _type_hints_or_empty(target)
         if any(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in parameters):
             raise UserError(
                 f"reward {name!r}: write the function as score(conversations, *, setting=...): the "
@@ -88,7 +88,7 @@ def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[...
     return build_kind
 
 
-def _type_hints_or_none(function: Any) -> dict[str, Any]:
+def _type_hints_or_empty(function: Any) -> dict[str, Any]:
     """Return the type hints of a function; {} if a name in them exists only for type checkers."""
     try:
         return typing.get_type_hints(function)

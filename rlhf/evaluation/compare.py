@@ -179,7 +179,7 @@ def compare_runs(
             f"compared by {metric}, because every return is 0; --metric chooses another metric"
         )
     if baseline is None:
-        trained = [name for name in methods if name not in values.references]
+        trained = [name for name in methods if name not in values.untrained_methods]
         baseline = next(iter([*trained, *methods]), None)
     if not methods:
         raise _no_methods_error(runs, metric, notes)
@@ -194,7 +194,7 @@ def compare_runs(
         for setting, seeds in method.items()
     ]
     opponents = _pairs_to_compare(
-        methods, baseline, references=values.references, every_pair=every_pair
+        methods, baseline, untrained_methods=values.untrained_methods, every_pair=every_pair
     )
     differences, errors = _compare_pairs(values, opponents, metric, notes)
     if errors and not differences and not keep_going:
@@ -223,7 +223,7 @@ def _pairs_to_compare(
     methods: Mapping[str, object],
     baseline: str,
     *,
-    references: Container[str],
+    untrained_methods: Container[str],
     every_pair: bool,
 ) -> list[tuple[str, str]]:
     """Return the pairs (method, baseline) to compare.
@@ -232,7 +232,7 @@ def _pairs_to_compare(
     `MAX_PAIRED_METHODS` trained methods, the other pairs of trained methods follow.
     """
     pairs = [(name, baseline) for name in methods if name != baseline]
-    trained = [name for name in methods if name not in references and name != baseline]
+    trained = [name for name in methods if name not in untrained_methods and name != baseline]
     if every_pair and len(trained) < MAX_PAIRED_METHODS:
         pairs += [(later, earlier) for earlier, later in combinations(trained, 2)]
     return pairs
@@ -353,7 +353,10 @@ def _method_score(
     column = [value for _, unit_values in samples for value in unit_values]
     if len(seeds) > 1:
         means = [float(_unit_means(units, units).mean()) for units in seeds.values()]
-        unit, estimate = "training seeds", interval(means, kind="mean", bounds=values.ranges[env])
+        unit, estimate = (
+            "training seeds",
+            interval(means, kind="mean", bounds=values.binary_values_by_env[env]),
+        )
     else:
         labels = [unit for unit, unit_values in samples for _ in unit_values]
         unit = values.unit_names[setting]
@@ -378,7 +381,7 @@ class _PairedMethodRuns:
     """Training seed -> episodes of the method."""
     baseline_runs: Mapping[int, Episodes]
     """Training seed -> episodes of the baseline."""
-    references: Container[str]
+    untrained_methods: Container[str]
     """Methods that are not trained."""
     notes: list[str]
     """List to which notes on omitted data are added."""
@@ -406,7 +409,7 @@ class _PairedMethodRuns:
     def trained_run_counts(self) -> list[int]:
         """Number of training runs of each of the two methods, without reference policies."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
-        return [len(runs) for name, runs in runs_of.items() if name not in self.references]
+        return [len(runs) for name, runs in runs_of.items() if name not in self.untrained_methods]
 
     def mean_unit_differences(self) -> np.ndarray:
         """Return the difference of each unit, averaged over the training seeds, [units].
@@ -496,7 +499,7 @@ def _method_pairings(
                         unit,
                         runs,
                         baseline_runs,
-                        values.references,
+                        values.untrained_methods,
                         notes,
                     )
 
@@ -522,7 +525,7 @@ def _compare_pairs(
         several = len(means) > 1
         left, right = np.array([[a.mean(), b.mean()] for a, b in means]).T if several else means[0]
         env, decoding = pairing.setting
-        ends, counts = values.ranges[env], pairing.trained_run_counts
+        ends, counts = values.binary_values_by_env[env], pairing.trained_run_counts
         if len(counts) == 2 and min(counts) == 1 < max(counts):
             notes.append(
                 f"{pairing.names}: one of the two methods has a single run, so the interval does "

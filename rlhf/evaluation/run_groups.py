@@ -126,12 +126,12 @@ class MetricValuesByMethod:
     """Name of the method -> its values."""
     notes: list[str]
     """Notes on omitted or repeated episodes."""
-    ranges: Mapping[str, tuple[float, float] | None]
+    binary_values_by_env: Mapping[str, tuple[float, float] | None]
     """Environment -> the two possible values of a binary metric, see `binary_values`; None for
     other metrics."""
     limits: Mapping[tuple[str, Setting], MetricLimits]
     """(method, setting) -> known limits of the metrics in its evaluations."""
-    references: frozenset[str]
+    untrained_methods: frozenset[str]
     """Methods that are not trained: reference policies, functions and models on servers."""
     unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
@@ -182,13 +182,15 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     by_env: dict[str, list[MetricLimits]] = defaultdict(list)
     for (_, (env, _)), found in limits.items():
         by_env[env] += found
-    ranges = {
+    binary_values_by_env = {
         env: binary_values(metric, column, MetricLimits.common_to(by_env[env]))
         for env, column in values.items()
     }
-    references = frozenset(item.method for item in evaluations if item.has_untrained_policy)
+    untrained_methods = frozenset(item.method for item in evaluations if item.has_untrained_policy)
     common = {key: MetricLimits.common_to(found) for key, found in limits.items()}
-    return MetricValuesByMethod(methods, notes, ranges, common, references, names)
+    return MetricValuesByMethod(
+        methods, notes, binary_values_by_env, common, untrained_methods, names
+    )
 
 
 def training_seed(run: RunRecord) -> int:

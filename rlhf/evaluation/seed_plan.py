@@ -105,7 +105,9 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
             setting, or there are too few seeds or episodes.
     """
     values = collect_metric_values(runs, metric)
-    trained = {name: m for name, m in values.methods.items() if name not in values.references}
+    trained = {
+        name: m for name, m in values.methods.items() if name not in values.untrained_methods
+    }
     if len(trained) not in (1, 2):
         raise UserError(
             f"plan-seeds: give the runs of one or two trained methods, got {len(trained)} "

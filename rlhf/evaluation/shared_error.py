@@ -17,10 +17,10 @@ from rlhf.stats.units import no_interval_reason, require_finite_vector, rounded_
 FEWEST_SHARED_UNITS = 10
 """Minimum number of units of a reference evaluation with which training seeds are compared."""
 
-_COLLAPSE_RATE = 0.3
+_ASSUMED_FAILURE_PROBABILITY = 0.3
 """Assumed probability that a training run fails, see `fewest_seeds_to_see_failed_run`."""
 
-_STRICTER_LEVEL = 0.4
+_STRICTER_LEVEL_FACTOR = 0.4
 """Factor of the significance level for the interval that must exclude 0."""
 
 
@@ -32,7 +32,7 @@ def fewest_seeds_to_see_failed_run(level: float = 0.05) -> int:
     a probability of 30%, n seeds do not contain a failed run with a probability of 0.7^n, and then
     look far too similar. This probability is at most `level` for the returned number.
     """
-    return math.ceil(math.log(level) / math.log(1 - _COLLAPSE_RATE))
+    return math.ceil(math.log(level) / math.log(1 - _ASSUMED_FAILURE_PROBABILITY))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ReferenceUncertainty:
         It is higher than 1 - `significance`, because the sign-flip test is not exact if the values
         of the training seeds are skewed.
         """
-        return 1 - _STRICTER_LEVEL * significance
+        return 1 - _STRICTER_LEVEL_FACTOR * significance
 
     def increased_p_value(self, p_value: float, deltas: np.ndarray) -> float:
         """Return the p value of the mean of `deltas` [n], with the additional error.

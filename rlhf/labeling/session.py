@@ -65,7 +65,7 @@ class LabelSettings:
         return hashlib.sha256(repr(dataclasses.astuple(self)).encode()).hexdigest()[:16]
 
     @property
-    def answer_range_column(self) -> dict[str, int]:
+    def answer_range_columns(self) -> dict[str, int]:
         """Column that states the range of an answer -> its value; empty for modes without one."""
         column = RANGE_COLUMNS.get(self.mode)
         return {column: getattr(self, column)} if column else {}
@@ -161,7 +161,7 @@ class LabelingSession:
         Raises:
             UserError: A row has another range.
         """
-        for column, value in self.settings.answer_range_column.items():
+        for column, value in self.settings.answer_range_columns.items():
             known = {row[column] for row in self._file.rows if row.get(column) is not None}
             other = known - {value}
             if other:
@@ -229,7 +229,7 @@ class LabelingSession:
             row = self._base_row(submission.label_id, item.item_id) | {"prompt": item.prompt}
             if submission.seconds is not None:
                 row["seconds"] = round(submission.seconds, 1)
-            columns = self._reply_columns(item) | self.settings.answer_range_column
+            columns = self._reply_columns(item) | self.settings.answer_range_columns
             self._file.append(row | columns | answer)
         return submission.label_id
 

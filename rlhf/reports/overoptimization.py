@@ -49,7 +49,7 @@ def overoptimization_section_html(results: Sequence[Result]) -> str:
         for row in result["rl"]:
             name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
             seeds = f"<small>{count_text(row['seeds'], 'training seed')}</small>"
-            charts = charts_html(_training_charts(row, result["start"]))
+            charts = charts_html(_charts_of_rl_runs(row, result["start"]))
             parts.append(f"<h3>{acronym_label_html(name)} {seeds}</h3>{charts}")
         parts.append(f"<h3>Best of n</h3>{charts_html(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
@@ -95,7 +95,7 @@ def _peak_mark_and_shade(
     return mark, shade
 
 
-def _training_charts(row: Result, initial_gold_score: float) -> list[Chart]:
+def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
     """Return the charts of the training with one way of combining the members of the proxy.
 
     They show the means over training seeds: proxy and gold over sqrt(KL), and sqrt(KL) by step.

@@ -152,7 +152,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             try:
                 metrics = trainer.step(progress.step, run)
             except Exception as error:
-                if _is_complete_after(error, trainer):
+                if _should_save_after(error, trainer):
                     _check_weights_finite(trainer)
                     _save(trainer, run, checkpoints)
                 raise
@@ -194,7 +194,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             display.show(progress.step, {}, warnings)
 
 
-def _is_complete_after(error: Exception, trainer: Trainer) -> bool:
+def _should_save_after(error: Exception, trainer: Trainer) -> bool:
     """Return whether the state of a trainer whose step failed is that of the previous step.
 
     A checkpoint is then saved, because the cause can be temporary, such as a judge that does not

@@ -85,7 +85,10 @@ def test_suspicion_puts_wrong_labels_first(tmp_path: Path):
 
 def test_suspicion_needs_labels_and_pairs(tmp_path: Path):
     unlabeled = [{"prompt": f"Q{i}", "response_a": "x", "response_b": "y"} for i in range(30)]
-    for rows, message in ((unlabeled, "needs pairs with labels"), (pair_rows(5), "needs 20 pairs")):
+    for rows, message in (
+        (unlabeled, "needs pairs with labels"),
+        (pair_rows(5), "needs at least 20 pairs"),
+    ):
         with pytest.raises(UserError, match=message):
             order_items(items_of(tmp_path, rows), "suspicion", seed=0, load_rewards=no_rewards)
 

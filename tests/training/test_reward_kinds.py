@@ -257,6 +257,10 @@ REFUSED = {
     "labels must name at least two classes": {"kind": "classification", "labels": ["a"]},
     "multilabel needs labels": {"kind": "multilabel"},
     "set micro_batch_size equal to batch_size, got 4 and 8": {"kind": "length_debiased"},
+    "center_rewards_coefficient has no effect on kind: cost": {
+        "kind": "cost",
+        "trainer": {"center_rewards_coefficient": 0.1},
+    },
     "separator is empty": {"kind": "process", "separator": ""},
     "max_length must be <= 64": {"max_length": 65},
 }

@@ -35,7 +35,7 @@ from rlhf.studies.bench.result import (
 )
 from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
 
-MAX_CHART_LINES = 6
+MAX_CHART_ALGORITHMS = 6
 """Number of colors, which is the maximum number of algorithms in a chart."""
 
 
@@ -98,7 +98,9 @@ def _row_colors(findings: Findings) -> dict[str, str]:
 
     Colors are assigned in the order of the manifest, as on the pages of the environments.
     """
-    return {name: f"c{index % MAX_CHART_LINES + 1}" for index, name in enumerate(findings.curves)}
+    return {
+        name: f"c{index % MAX_CHART_ALGORITHMS + 1}" for index, name in enumerate(findings.curves)
+    }
 
 
 def _tiles_html(findings: Findings) -> str:
@@ -150,12 +152,12 @@ def _score_plot_html(findings: Findings) -> str:
 def _charts_html(findings: Findings) -> str:
     """Return the charts of learning curves and performance profiles, as HTML.
 
-    A chart has up to `MAX_CHART_LINES` algorithms.
+    A chart has up to `MAX_CHART_ALGORITHMS` algorithms.
     """
     charts = []
     names = list(findings.curves)
-    for first in range(0, len(names), MAX_CHART_LINES):
-        shown = names[first : first + MAX_CHART_LINES]
+    for first in range(0, len(names), MAX_CHART_ALGORITHMS):
+        shown = names[first : first + MAX_CHART_ALGORITHMS]
         charts += [
             _sample_efficiency_chart(findings, shown),
             _performance_profile_chart(findings, shown),

@@ -83,6 +83,11 @@ class RewardKind:
         if config.num_heads > 1:
             self.scorer = "heads"
 
+    @property
+    def centers_scores(self) -> bool:
+        """Whether the loss reads ``trainer.center_rewards_coefficient``."""
+        return False
+
     def output_names(self) -> list[str]:
         """Return the names of the model's outputs; a single score is called "reward"."""
         if self.config.num_heads > 1:

@@ -43,6 +43,11 @@ class PairKind(RewardKind):
         self.uses_margin = config.margins
         self.centering: float = config.trainer.get("center_rewards_coefficient") or 0.0
 
+    @property
+    def centers_scores(self) -> bool:
+        """Whether `loss` is that of this class, which reads ``center_rewards_coefficient``."""
+        return type(self).loss is PairKind.loss
+
     def check_columns(self, rows: Sequence[Row]) -> None:
         """Raise UserError if the loss uses margins and none of the rows has a margin."""
         if self.uses_margin and not any("margin" in row for row in rows):

@@ -44,15 +44,22 @@ log = logging.getLogger(__name__)
 
 TRL_ONLY_OPTIONS = frozenset({"center_rewards_coefficient"})
 """Options of TRL's reward trainer that transformers' trainer does not have. With transformers'
-trainer, `PairKind.loss` implements these options; the other losses ignore them."""
+trainer, only `PairKind.loss` implements these options."""
 
 TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
 """Options that this package implements for all trainers."""
 
 
 def method_of(config: RewardConfig) -> OfflineMethod:
-    """Return the training method of the configured kind of reward model."""
+    """Return the training method of the configured kind of reward model.
+
+    Raises:
+        UserError: ``trainer.center_rewards_coefficient`` has no effect on the kind.
+    """
     kind = reward_kind_of(config)
+    for key in TRL_ONLY_OPTIONS & config.trainer.keys():
+        if not kind.centers_scores:
+            raise UserError(f"trainer.{key} has no effect on kind: {config.kind}; remove it")
     return OfflineMethod(
         kind.data,
         LEARNING_RATES["reward"],
