@@ -127,7 +127,7 @@ def test_the_command_says_what_is_known(tmp_path, capsys):
     code, told = call(capsys, *folders, "--difference", "0.5", "--episodes", "[40]")
     assert code == 0, told.err
     assert "seeds (upper limit)" in told.out
-    assert "exceeds" in told.out
+    assert "upper 80% confidence limit" in told.out
     code, told = call(capsys, *folders[:2], "--difference", "0.5")
     assert code == 2
     assert "has one training seed, so the variance between training seeds is unknown" in told.err
