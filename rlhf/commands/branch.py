@@ -19,6 +19,7 @@ from typing import Any
 from rlhf.common.files import (
     atomic_path,
     describe_write_error,
+    find_write_error,
     json_line,
     read_json,
     write_text,
@@ -173,7 +174,8 @@ def _copy_folder(source: Path, target: Path) -> None:
     try:
         shutil.copytree(source, target)
     except OSError as error:
-        reason = describe_write_error(error) if source.is_dir() else "its run removed it"
+        cause = find_write_error(error) or error
+        reason = describe_write_error(cause) if source.is_dir() else "its run removed it"
         raise UserError(f"{source} cannot be copied: {reason}") from error
 
 

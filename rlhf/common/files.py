@@ -41,8 +41,11 @@ def find_write_error(error: BaseException | None) -> OSError | None:
     A write error is an OSError whose number is in `_WRITE_ERRORS`. safetensors and torch.save raise
     other exceptions. The message of a safetensors exception contains the error number. A
     RuntimeError of torch.save has the OSError as its context, or reports a C++ stream error. For a
-    stream error, an OSError with EIO is returned.
+    stream error, an OSError with EIO is returned. The error of ``shutil.copytree`` has no number,
+    but lists the messages of all files.
     """
+    if isinstance(error, shutil.Error) and (match := re.search(r"\[Errno (\d+)\]", str(error))):
+        return find_write_error(OSError(int(match[1]), os.strerror(int(match[1]))))
     if isinstance(error, OSError):
         return error if error.errno in _WRITE_ERRORS else None
     if match := re.search(r"\(os error (\d+)\)", str(error)):

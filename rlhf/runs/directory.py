@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,6 +57,9 @@ from rlhf.runs.trackers import (
 
 BRANCH_FILE = "branch.json"
 """Name of the file with the run and the checkpoint from which `rlhf branch` created a run."""
+log = logging.getLogger(__name__)
+_MAX_ROW_BYTES = 1 << 20
+"""Number of bytes at the end of a log in which the start of its last row is searched."""
 DATA_COUNTS_FILE = "data_counts.json"
 """Name of the file with the numbers of rows of the datasets."""
 
@@ -235,6 +240,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.directory / name
             if self.writes and path.exists():
+                _warn_of_incomplete_row(path, step)
                 rows = read_log(path, METRIC_COLUMNS)  # samples have a step, too
                 kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
                 write_text(path, "".join(json_line(row) for row in kept))
@@ -242,6 +248,22 @@ class Run:
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if self.writes:
             append_text(self.directory / name, json_line(row))
+
+
+def _warn_of_incomplete_row(path: Path, step: int) -> None:
+    """Warn if the last line of a log is a part of a row up to ``step``, which is lost.
+
+    A kill leaves only incomplete rows of later steps, which the resumed run writes again.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MAX_ROW_BYTES))
+        line = file.read().rsplit(b"\n", 1)[-1]
+    match = re.match(rb'\{"step": (\d+)', line)
+    if match is None or int(match[1]) > step or line.endswith(b"}"):
+        return
+    log.warning(
+        "%s ends in the middle of the row of step %s, which is lost", path, match[1].decode()
+    )
 
 
 @contextlib.contextmanager

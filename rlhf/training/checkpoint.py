@@ -14,11 +14,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
 from rlhf.common.files import add_path_to_write_errors, atomic_path
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.models.sharding.processes import shared_atomic_path
 from rlhf.runs.alarms import Halt
@@ -130,6 +131,7 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
         foreign = list_files_without_checksum(final)
         copy_base_to_final(directory, final)
     with trainer.world.lost_process_guard(), add_path_to_write_errors(final):
+        final.mkdir(exist_ok=True)  # raises an error if the user has a file of this name
         trainer.world.wait_for_sharded_model()  # the copy exists in every process
         trainer.save(final)
         if _writes_unsharded_files(trainer.world):
@@ -178,7 +180,25 @@ def checkpoints_in(directory: Path, pattern: str = "step-*") -> list[Path]:
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
-    """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote."""
+    """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote.
+
+    Raises:
+        UserError: The checkpoint is that of another run, or a file has another form. Its checksums
+            are right, so that it was copied or changed by the user.
+    """
+    try:
+        _restore_state(checkpoint, trainer)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UnpicklingError) as e:
+        may_be_lost_process = isinstance(e, RuntimeError) and trainer.world.size > 1
+        if isinstance(e, torch.OutOfMemoryError | UserError) or may_be_lost_process:
+            raise
+        raise UserError(
+            f"{checkpoint} does not fit this run ({type(e).__name__}: {first_line(e)}): it is the "
+            "checkpoint of another run, or was changed; remove it to continue from the one before"
+        ) from e
+
+
+def _restore_state(checkpoint: Path, trainer: Trainer) -> None:
     device = trainer.model.device
     trainer.model.restore(checkpoint)
     if trainer.config.sharding == "none":

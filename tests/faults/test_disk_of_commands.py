@@ -1,6 +1,7 @@
 """A full disk ends evaluate, bench, tune and compare in one line that says what to do."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ import yaml
 from tests.faults.process import fail_writes, limit_file_size, rlhf
 from tests.helpers.bench import write_manifest
 from tests.helpers.runs import write_run
+from tests.helpers.training import online_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,3 +113,25 @@ def test_a_command_without_a_run_can_be_repeated_after_a_full_disk(
     check_one_line(code, errors, "the disk is full; free space")
     code, errors = rlhf(*words)
     assert code == 0, errors
+
+
+def test_a_branch_on_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    """The error of a copied folder is a list of the errors of its files."""
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    assert rlhf("ppo", "--config", str(tmp_path / "run.yaml"))[0] == 0
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ("branch", str(tmp_path / "run/checkpoints/step-1"), str(out / "branch"))
+    opened = tmp_path / "opened"
+    opened.touch()
+    assert rlhf(*words, fault=partial(fail_writes, out, sys.maxsize, opened))[0] == 0
+    number = opened.stat().st_size
+    for opening in range(1, number + 1, 3):
+        shutil.rmtree(out / "branch", ignore_errors=True)
+        code, errors = rlhf(*words, fault=partial(fail_writes, out, opening))
+        check_one_line(code, errors, "the disk is full; free space")
+        assert "Errno" not in errors
+        assert list(out.iterdir()) == []

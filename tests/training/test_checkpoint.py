@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.models.rewards import load_rewards
 from rlhf.runs import directory, interrupt
 from rlhf.runs.alarms import Halt
-from rlhf.runs.checksums import files_without_checksum, verify_checksums
+from rlhf.runs.checksums import files_without_checksum, verify_checksums, write_checksums
 from rlhf.runs.diagnostics import gold_metric_key
 from rlhf.runs.interrupt import Interrupted, StopSignalRecorder
 from rlhf.runs.metric_log import MetricLog
@@ -176,6 +176,38 @@ def test_a_damaged_description_is_one_line(cut, echo_model, name, content, words
     (cut / name).write_text(content)
     with pytest.raises(UserError, match=rf"{name}.*{words}"):
         run_command("ppo", online_tree(cut, echo_model, resume=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "state.json").write_text("{}"),
+        lambda folder: (folder / "state.json").write_text('{"progress": {'),
+        lambda folder: (folder / "state.json").write_text("[]"),
+        lambda folder: (folder / "optimizer.pt").write_bytes(b"x"),
+        lambda folder: (folder / "value_head.safetensors").unlink(),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_one_line(cut, echo_model, capsys, change):
+    """Its checksums are right, so it is not damaged."""
+    folder = max((cut / "checkpoints").glob("step-*"), key=lambda path: path.name)
+    change(folder)
+    write_checksums(folder)
+    tree = online_tree(cut, echo_model) | {"resume": True}
+    with pytest.raises(UserError, match=rf"{folder.name} does not fit this run .*; remove it") as e:
+        run_command("ppo", tree)
+    assert "\n" not in str(e.value)
+    shutil.rmtree(folder)
+    run_command("ppo", tree)
+
+
+def test_a_lost_row_of_the_metrics_is_stated(cut, echo_model, caplog):
+    """A kill cannot leave an incomplete row of a step before the checkpoint, a fault can."""
+    log = cut / "metrics.jsonl"
+    steps = len(metrics_of(cut))
+    log.write_bytes(log.read_bytes()[:-5])
+    run_command("ppo", online_tree(cut, echo_model) | {"resume": True})
+    assert f"in the middle of the row of step {steps}, which is lost" in caplog.text
 
 
 def test_a_copied_run_directory_continues(cut, runs, echo_model):
