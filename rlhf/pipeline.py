@@ -114,7 +114,8 @@ def _check_stage(
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_model_references(stage, commands_by_name)
-        commands.config_from_tree(stage["command"], stage_config_tree(pipeline, stage))
+        config = commands.config_from_tree(stage["command"], stage_config_tree(pipeline, stage))
+        check_without_data(stage["command"], config, with_model=False)
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 

@@ -31,6 +31,14 @@ def dpo_stage(**keys) -> dict:
     return sft_stage(name="dpo", command="dpo", model={"path": "stage:sft"}) | keys
 
 
+RLOO = {
+    "name": "rloo",
+    "command": "rloo",
+    "model": {"path": "stage:sft"},
+    "env": {"id": "text/Echo-v0"},
+}
+
+
 def test_references_seed_and_overrides(tmp_path):
     file = pipeline_file(tmp_path, [sft_stage(), dpo_stage(seed=7)], seed=3)
     pipeline = read_pipeline(
@@ -55,6 +63,8 @@ def test_references_seed_and_overrides(tmp_path):
         ([], [], ["`stages` must be a list"]),
         ([sft_stage()], [("stf.seed", 1)], ["no stage is called 'stf'", "'sft'"]),
         ([sft_stage()], [("sed", 1)], ["unknown key 'sed'", "'seed'"]),
+        ([sft_stage(), RLOO | {"algorithm": {"lam": 0.5}}], [], ["stage rloo: lam has no effect"]),
+        ([sft_stage(), RLOO | {"critic": "separate"}], [], ["stage rloo: critic has no effect"]),
     ],
 )
 def test_mistakes_name_stage_key_and_cure(tmp_path, stages, overrides, words):

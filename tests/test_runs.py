@@ -211,6 +211,21 @@ def test_changed_inputs_are_named_and_moved_ones_are_recognized(tmp_path):
         Run.open(moved)
 
 
+def test_an_input_that_was_missing_for_a_while_is_still_compared(tmp_path):
+    """A resumption that fails because a file is missing keeps the fingerprint of the file."""
+    code = tmp_path / "score.py"
+    code.write_text("def f(c):\n    return [1.0] * len(c)\n")
+    tree = config(tmp_path / "run", rewards=[{"kind": "function", "path": f"{code}:f"}])
+    run = Run.open(tree)
+    run.log(1, {"a": 1.0})
+    run.close()
+    code.unlink()
+    Run.open(tree | {"resume": True}).close()
+    code.write_text("def f(c):\n    return [2.0] * len(c)\n")
+    with pytest.raises(UserError, match=r"content of rewards\.0\.path .* has changed"):
+        Run.open(tree | {"resume": True})
+
+
 def test_a_resumed_run_must_carry_the_same_configuration(tmp_path):
     asked = config(tmp_path / "run", optimizer={"learning_rate": 1e-5}, seed=0)
     run = Run.open(asked)

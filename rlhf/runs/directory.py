@@ -28,7 +28,7 @@ from rlhf.common.files import (
     remove,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml
+from rlhf.common.yaml_text import dump_yaml, read_mapping_or_empty
 from rlhf.runs.changes import (
     CHANGES_FILE,
     DIRECTORY_KEYS,
@@ -135,14 +135,17 @@ class Run:
         with convert_write_errors_to_user_errors(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             if not self.changes:
-                self._write_configuration()
+                self._write_configuration(resume=resume)
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
 
-    def _write_configuration(self) -> None:
+    def _write_configuration(self, *, resume: bool) -> None:
         kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
+        inputs = self.directory / "inputs.json"
+        # The fingerprint of a file that is missing now remains, to detect a change when it returns.
+        recorded = read_mapping_or_empty(inputs) if resume else {}
         write_text(self.directory / "config.yaml", dump_yaml(kept))
-        write_text(self.directory / "inputs.json", json.dumps(input_fingerprints(kept), indent=2))
+        write_text(inputs, json.dumps(recorded | input_fingerprints(kept), indent=2))
 
     def record_changes_and_reopen(self, step: int) -> None:
         """Record the changed settings of a resumed run, and delete the evaluation of its end.
@@ -160,7 +163,7 @@ class Run:
             (self.directory / "finished").unlink(missing_ok=True)
             remove(self.directory / "evaluation")
             record_changes(self.directory, step, self.changes)
-            self._write_configuration()
+            self._write_configuration(resume=True)
 
     @property
     def final(self) -> Path:

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
+from rlhf.commands.dry_run import check_without_data
 from rlhf.common.files import read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
@@ -37,7 +37,6 @@ from rlhf.reports.tables import save_tables
 from rlhf.stats import Interval, interval
 from rlhf.studies.jobs import Job, JobsFailedError, failed_jobs_text, lock_study_directory
 from rlhf.studies.launchers import make_launcher
-from rlhf.training.online_setup import check_online_config
 
 _NUM_COLORS = 6
 SWEEP_FILE = "sweep.yaml"
@@ -164,8 +163,7 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
             built = commands.config_from_tree(
                 config.run_command, sweep.run_config_tree(setting, config.seeds[0])
             )
-            if config.run_command in ALGORITHMS:
-                check_online_config(config.run_command, built)
+            check_without_data(config.run_command, built, with_model=False)
         except ValueError as error:  # includes UserError
             raise UserError(f"{config.run_command} with {shown}: {error}") from error
         if not isinstance(built, TrainingConfig):
