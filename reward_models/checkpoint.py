@@ -95,6 +95,10 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
         f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
         "model could be loaded from the Hugging Face Hub"
     )
+    if (Path(path) / "final").is_dir() and not (Path(path) / "config.json").exists():
+        raise FileNotFoundError(
+            f"no reward model at {path}: the model of this run is {Path(path) / 'final'}"
+        )
     if not Path(path).exists() and "/" not in str(path):
         # Hub ids without an owner are not looked up: without a network, a request takes a minute.
         raise FileNotFoundError(missing)
@@ -245,6 +249,13 @@ def _infer_sidecar(
     Raises:
         UserError: ``append_eos`` cannot be inferred.
     """
+    checkpoints = Path(path).parent
+    is_of_run = checkpoints.name == "checkpoints" and (checkpoints.parent / "config.yaml").is_file()
+    if append_eos is None and is_of_run:
+        raise UserError(
+            f"{path} is a checkpoint without reward_model.json, so the encoding of its texts is "
+            f"unknown: use the final model, {checkpoints.parent / 'final'}"
+        )
     pooling = pooling_of(model)
     if append_eos is None:
         if pooling == "last" and model.config.pad_token_id == tokenizer.eos_token_id is not None:

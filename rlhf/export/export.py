@@ -52,6 +52,7 @@ def export_model(config: ExportConfig) -> Export:
     """
     source = find_source(config.source)
     target = path_without_dot_dot(expand_user(config.target))
+    _check_encoding_is_known(source)
     evaluations = read_evaluations(config.evaluations)
     check_output_path(target, option="target")
     _check_inputs_are_kept(target, source, config)
@@ -80,6 +81,20 @@ def export_model(config: ExportConfig) -> Export:
     if config.push is not None:
         url = push_folder(target, config.push, private=config.private)
     return Export(target, tuple(target / file.name for file in files), result, url)
+
+
+def _check_encoding_is_known(source: ModelSource) -> None:
+    """Check that a reward model has its description; checkpoints of a run do not have it.
+
+    Raises:
+        UserError: It is missing, so the exported model could read texts in another form.
+    """
+    run = source.last_run
+    if run is not None and run.command == "reward" and source.sidecar is None:
+        raise UserError(
+            f"{source.folder} is a checkpoint of a reward model without reward_model.json, which "
+            f"states how texts are encoded: export the final model, {run.record.directory}"
+        )
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -45,7 +45,9 @@ def public_name(path: str) -> str:
     """
     pure = PureWindowsPath(path) if "\\" in path else PurePosixPath(path)
     parts = [part for part in pure.parts if part != pure.anchor]
-    while len(parts) > 1 and (parts[-1] in _UNINFORMATIVE_NAMES or parts[-1].startswith("step-")):
+    while len(parts) > 1 and (
+        parts[-1] in _UNINFORMATIVE_NAMES or parts[-1].startswith(("step-", "checkpoint-"))
+    ):
         parts.pop()
     return parts[-1] if parts else "…"
 

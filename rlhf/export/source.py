@@ -21,8 +21,8 @@ from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.inputs import fingerprint
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_CHECKPOINT_NAME = re.compile(r"step-(\d+)")
-"""Name of the folder of a checkpoint."""
+_CHECKPOINT_NAME = re.compile(r"(?:step|checkpoint)-(\d+)")
+"""Name of the folder of a checkpoint of the native engine or of TRL."""
 _MAX_STAGES = 50
 """Maximum number of stages. It ends the search if the records form a cycle."""
 
@@ -135,8 +135,7 @@ def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
             f"{root} is not a folder{hint}: give a run directory, a checkpoint or a model folder"
         )
     if _is_model(root):
-        parents = (root.parent, root.parent.parent)  # of final/ and of checkpoints/step-N/
-        return root, next((p for p in parents if (p / "config.yaml").is_file()), None)
+        return root, _run_of_model(root)
     if _is_model(root / "final"):
         return root / "final", root
     if stages := [p.name for p in sorted(root.iterdir()) if _is_model(p / "final")]:
@@ -144,8 +143,9 @@ def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
             f"{root} contains several runs: export one of them, such as {root / stages[-1]}"
         )
     if is_run_directory(root):
-        found = (root / "checkpoints").glob("step-*")
-        checkpoints = sorted(found, key=lambda path: _checkpoint_step(path) or 0)
+        found = (root / "checkpoints").glob("*")
+        steps = {path: step for path in found if (step := _checkpoint_step(path)) is not None}
+        checkpoints = sorted(steps, key=steps.__getitem__)
         raise UserError(
             f"{root} has no trained model (no final/): "
             + (
@@ -161,6 +161,17 @@ def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
+
+
+def _run_of_model(model: Path) -> Path | None:
+    """Return the directory of the run that wrote a model; None if no run wrote it.
+
+    A config.yaml in a parent folder is not enough: it can be the file of another run.
+    """
+    folder = model.absolute()
+    run = folder.parent if folder.name == "final" else folder.parent.parent
+    is_of_run = folder.name == "final" or folder.parent.name == "checkpoints"
+    return run if is_of_run and (run / "config.yaml").is_file() else None
 
 
 def _checkpoint_step(model: Path) -> int | None:
@@ -195,10 +206,9 @@ def _earlier_run_and_model(stage: Stage) -> tuple[Path, Path] | None:
         return None
     start = expand_user(path)
     for folder in (start, stage.record.directory.resolve().parent / start.parent.name / start.name):
-        for directory in (folder.parent, folder.parent.parent):
-            is_other_run = (directory / "config.yaml").is_file()
-            if is_other_run and directory.resolve() != stage.record.directory.resolve():
-                return (directory, folder) if fingerprint(folder) == recorded else None
+        run = _run_of_model(folder)
+        if run is not None and run.resolve() != stage.record.directory.resolve():
+            return (run, folder) if fingerprint(folder) == recorded else None
     return None
 
 

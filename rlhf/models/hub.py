@@ -94,8 +94,10 @@ def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
         )
     if local.is_dir():
         if not (local / "config.json").exists() and not (local / "adapter_config.json").exists():
+            hint = f"; the model of this run is {local / 'final'}"
             raise UserError(
                 f"model {path} is a folder without config.json, so it is not a saved model"
+                + (hint if (local / "final").is_dir() else "")
             )
         return str(local.absolute())
     if local.suffix == ".gguf":

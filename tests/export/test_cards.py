@@ -15,6 +15,7 @@ from rlhf.cli.table import run_command
 from rlhf.config.reward import MODEL_KINDS
 from rlhf.errors import UserError
 from rlhf.export.reward_meaning import MEANINGS
+from rlhf.reward_models import build
 from tests.export.conftest import Runs, export, short
 from tests.helpers.training import (
     offline_tree,
@@ -259,26 +260,55 @@ def test_the_record_of_an_old_run_is_read(tmp_path: Path):
 
 def test_the_card_of_a_checkpoint_ends_at_its_step(tmp_path: Path, echo_model):
     """Later metrics, and the evaluation of the final model, say nothing about a checkpoint."""
-    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(24))
-    tree = short(offline_tree(tmp_path / "first", echo_model, rows, evaluations=2))
-    tree["trainer"]["max_steps"] = 4
-    run_command("reward", tree | {"evaluations": 2})
+    run_command("ppo", online_tree(tmp_path / "first", echo_model, num_steps=3))
     recorded = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").open()]
-    tokens = [row.get("train/tokens", 0) for row in recorded]
-    early = sum(n for n, row in zip(tokens, recorded, strict=True) if row["step"] <= 2)
-    assert 0 < early < sum(tokens)
+    means = {row["step"]: row["rollout/tokens"] for row in recorded if "rollout/tokens" in row}
+    early, whole = (round(8 * sum(means[step] for step in range(1, n + 1))) for n in (2, 3))
+    assert 0 < early < whole
     checkpoint = tmp_path / "first/checkpoints/step-2"
-    (tmp_path / "second").mkdir()
-    run_command("reward", short(offline_tree(tmp_path / "second/run", checkpoint, rows)))
-    for source in (checkpoint, tmp_path / "second/run"):
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(24))
+    run_command("dpo", short(offline_tree(tmp_path / "second", checkpoint, rows)))
+    for source in (checkpoint, tmp_path / "second"):
         folder = export(source, tmp_path / "exports" / source.name)
         text = (folder / "README.md").read_text()
-        assert re.search(r"\| first \| rlhf reward \|.*\| 2 \|\n", text)
+        assert re.search(r"\| first \| rlhf ppo \|.*\| 2 \|\n", text)
         assert f"| {early:,} | 1 |" in text
-        assert f"| {sum(tokens):,} | 1 |" not in text
-        assert "(step 4)" not in text
-        assert bool(model_card(folder).data.eval_results) == (source != checkpoint)
+        assert f"| {whole:,} | 1 |" not in text
+        assert "(step 3)" not in text
+        assert not model_card(folder).data.eval_results
         assert ("This checkpoint was not evaluated." in text) == (source == checkpoint)
-    whole = export(tmp_path / "first", tmp_path / "exports" / "first")
-    assert f"| {sum(tokens):,} | 1 |" in (whole / "README.md").read_text()
-    assert model_card(whole).data.eval_results
+    folder = export(tmp_path / "first", tmp_path / "exports" / "first")
+    assert f"| {whole:,} | 1 |" in (folder / "README.md").read_text()
+    assert model_card(folder).data.eval_results
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_a_reward_checkpoint_without_its_encoding_is_refused(
+    engine: str, tmp_path: Path, echo_model
+):
+    """Its scores would be those of texts in another form, without EOS."""
+    rows = write_rows(tmp_path / "rows.jsonl", pair_rows(24))
+    run_command("reward", short(offline_tree(tmp_path / "run", echo_model, rows, engine=engine)))
+    (checkpoint, *_) = (tmp_path / "run/checkpoints").glob("*-2")
+    with pytest.raises(UserError, match=r"without reward_model\.json.*: export the final model"):
+        export(checkpoint, tmp_path / "export")
+    with pytest.raises(UserError, match=r"without reward_model\.json.*: use the final model"):
+        build({"kind": "trained", "path": str(checkpoint)})
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_configuration_file_beside_a_model_is_not_its_run(tmp_path: Path):
+    """The working directory of a user often has a config.yaml and a folder of models."""
+    base = save_model(tmp_path / "models" / "base")
+    rows = write_rows(tmp_path / "rows.jsonl", sft_rows(16))
+    tree = short(offline_tree(tmp_path / "runs" / "sft", base, rows))
+    for folder in (tmp_path, tmp_path / "models"):
+        (folder / "config.yaml").write_text(yaml.safe_dump({"command": "ppo"} | tree))
+    run_command("sft", tree)
+    texts = [
+        (export(source, tmp_path / "exports" / source.name) / "README.md").read_text()
+        for source in (base, tmp_path / "runs" / "sft")
+    ]
+    assert "no record of a training run" in texts[0]
+    assert "the local model base" in texts[1]
+    assert "rlhf ppo" not in texts[1]

@@ -158,7 +158,11 @@ def test_an_unfinished_run_names_its_checkpoints(runs: Runs, tmp_path: Path):
 
     shutil.copytree(runs.sft, tmp_path / "sft")
     shutil.rmtree(tmp_path / "sft/final")
-    with pytest.raises(UserError, match=r"no final/.*export a checkpoint such as .*step-"):
+    for step in (9, 10):
+        shutil.copytree(
+            next(runs.sft.glob("checkpoints/step-*")), tmp_path / f"sft/checkpoints/step-{step}"
+        )
+    with pytest.raises(UserError, match=r"no final/.*export a checkpoint such as .*step-10$"):
         export(tmp_path / "sft", tmp_path / "out")
     shutil.rmtree(tmp_path / "sft/checkpoints")
     with pytest.raises(UserError, match="it is not finished, or its command trains no model"):

@@ -51,6 +51,7 @@ def test_paths_and_secrets_are_replaced(text: str):
 def test_names_of_folders_of_runs():
     assert public_name("/home/a b/runs/sft/final") == "sft"
     assert public_name("runs/ppo/checkpoints/step-10") == "ppo"
+    assert public_name("runs/reward/checkpoints/checkpoint-10") == "reward"
     assert public_name("data/rows.jsonl") == "rows.jsonl"
     assert public_name("/") == "…"
 

@@ -69,7 +69,9 @@ def test_invalid_hub_name_is_user_error():
 
 @pytest.mark.usefixtures("no_hub")
 def test_what_cannot_be_found_is_one_line(tmp_path):
-    refuses(str(tmp_path), "without config.json")
+    refuses(str(tmp_path), "without config.json, so it is not a saved model")
+    (tmp_path / "final").mkdir()
+    refuses(str(tmp_path), f"the model of this run is {tmp_path / 'final'}")
     refuses(str(tmp_path / "missing.gguf"), "missing.gguf", "does not exist")
     refuses("smollm2-135m-instuct", "did you mean 'smollm2-135m-instruct'?")
     refuses("./not/there", "unknown model")

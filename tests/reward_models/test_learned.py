@@ -162,6 +162,9 @@ def test_every_kind_says_in_one_line_that_there_is_no_checkpoint(tmp_path, kind,
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=f"no reward model at .*{place}: there is no such"):
         build({"kind": kind, "path": str(tmp_path / place)})
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"the model of this run is .*run.final$"):
+        build({"kind": kind, "path": str(tmp_path / "run")})
 
 
 def test_models_of_an_implicit_reward_or_an_ensemble_that_are_not_there(tmp_path):
