@@ -303,7 +303,7 @@ def test_rewards_and_models_of_earlier_runs(echo_model):
     texts = run.policy.generate(["a", "b"], samples=2, max_new_tokens=3, seed=1)
     assert len(texts) == 4
     assert texts == run.policy.generate(["a", "b"], samples=2, max_new_tokens=3, seed=1)
-    with pytest.raises(UserError, match=r"use Run\.policy"):
+    with pytest.raises(UserError, match=r"a language model is Run\.policy"):
         _ = run.reward
     later = rlhf.rloo(
         model=run, env="text/Echo-v0", num_steps=1, episodes_per_step=8, evaluation={"episodes": 4}

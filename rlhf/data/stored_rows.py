@@ -41,6 +41,7 @@ _CODE = (
     "common/conversation.py",
     "common/files.py",
     "common/guards.py",
+    "common/user_code.py",
     "config/data.py",
     "config/labeling.py",
     "reward_models/notation/lexer.py",
