@@ -23,7 +23,26 @@ from rlhf.common.user_code import add_location_to_errors, definition_location, t
 from rlhf.config.load import merge_trees
 from tests.helpers.part_mistakes import PARTS, RUNS
 from tests.helpers.training import offline_tree, online_tree, pair_rows, write_rows
-from tests.helpers.user_code_mistakes import KINDS, MISTAKES, pattern_of
+from tests.helpers.user_code_mistakes import KINDS, MISTAKES, Case, pattern_of
+
+
+def check_message(
+    case: Case,
+    command: str,
+    tree: dict[str, Any],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Run a command with the mistake of a case, and check its exit code and its message."""
+    (folder / "mine.py").write_text(case.code)
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree))
+    code = main([command, "--config", str(folder / "c.yaml")])
+    output = capsys.readouterr().err + caplog.text
+    (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]
+    assert code == (0 if case.succeeds else 2), output
+    assert re.search(pattern_of(case.message, line), output), output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -40,16 +59,9 @@ def test_the_message_names_file_line_reason_and_what_to_do(
     command, keys, cases = KINDS[kind]
     case = cases[mistake]
     monkeypatch.setattr(user_code, "SLOW_SECONDS", 0.3)
-    (tmp_path / "mine.py").write_text(case.code)
     tree = online_tree(tmp_path / "run", echo_model, num_steps=1, episodes_per_step=4, **keys)
     tree = merge_trees(tree, {"rollout": {"parallel": 1}, "evaluation": {"episodes": 1}})
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(merge_trees(tree, case.keys)))
-    code = main([command, "--config", str(tmp_path / "c.yaml")])
-    output = capsys.readouterr().err + caplog.text
-    (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]
-    assert code == (0 if case.succeeds else 2), output
-    assert re.search(pattern_of(case.message, line), output), output
-    assert "Traceback" not in output
+    check_message(case, command, merge_trees(tree, case.keys), tmp_path, capsys, caplog)
 
 
 def run_of(kind: str, folder: Path, model: Path) -> tuple[str, dict[str, Any]]:
@@ -81,15 +93,8 @@ def test_a_mistake_in_another_kind_of_plugin_is_named(
 ) -> None:
     case = PARTS[kind][mistake]
     monkeypatch.setattr(user_code, "SLOW_SECONDS", 0.3)
-    (tmp_path / "mine.py").write_text(case.code)
     command, tree = run_of(kind, tmp_path, echo_model)
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
-    code = main([command, "--config", str(tmp_path / "c.yaml")])
-    output = capsys.readouterr().err + caplog.text
-    (line,) = [n for n, text in enumerate(case.code.splitlines(), 1) if "# here" in text]
-    assert code == (0 if case.succeeds else 2), output
-    assert re.search(pattern_of(case.message, line), output), output
-    assert "Traceback" not in output
+    check_message(case, command, tree, tmp_path, capsys, caplog)
 
 
 # Locations

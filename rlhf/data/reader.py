@@ -136,21 +136,17 @@ class TableReader:
         self.used |= self.schema.columns & self.present
         self.ignored.update(self.schema.unread_keys(row))
         facts = self._answer_and_tests_cells(self.schema, row)
-        items: list[Outcome] = []
         try:
             for item in self._schema_items(self.schema, row):
-                items.append(
-                    item if isinstance(item, RowDropped) else self._convert(facts | item, row)
-                )
+                yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
         except RowDropped as reason:
-            items.append(reason)
+            yield reason
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             place = self.plugin_place
             why = f" ({_describe_failure(error, place)})" if place else ""
-            items.append(RowDropped(f"row that does not have the {self.schema.name} format{why}"))
-        yield from items
+            yield RowDropped(f"row that does not have the {self.schema.name} format{why}")
 
     def _schema_items(self, schema: Schema, row: Row) -> Iterable[Any]:
         """Return the cells of the canonical rows of a row.
