@@ -1,8 +1,8 @@
 """Attribute a score to the tokens of a text: gradient x input, and integrated gradients.
 
 The attribution of a token is the sum of the attributions of the dimensions of its input embedding.
-Integrated gradients attribute the score of the text minus the score of zero embeddings. Gradient x
-input is the first-order estimate of this difference.
+Integrated gradients attribute the score of the text minus the score of a reference text. Gradient x
+input is the first-order estimate of the score minus the score of zero embeddings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Attribution:
     score: float
     """Score of the text."""
     reference_score: float | None = None
-    """Score of the text with zero embeddings; only integrated gradients compute it."""
+    """Score of the reference; only integrated gradients compute it."""
     gap: float | None = None
     """Completeness gap: |sum of the attributions - (score - reference score)|."""
     steps: int | None = None
@@ -55,9 +55,14 @@ def gradient_times_input(score: Score, inputs: Sequence[Tensor]) -> Attribution:
 
 
 def integrated_gradients(
-    score: Score, inputs: Sequence[Tensor], *, tolerance: float, max_steps: int = 600
+    score: Score,
+    inputs: Sequence[Tensor],
+    references: Sequence[Tensor],
+    *,
+    tolerance: float,
+    max_steps: int = 600,
 ) -> Attribution:
-    """Return the integrated gradients of the score from zero embeddings to the text.
+    """Return the integrated gradients of the score from reference embeddings to the text.
 
     The attributions sum to score - reference score (completeness; Sundararajan et al. 2017,
     arXiv:1703.01365, eq. 1 and proposition 1). The integral over the path is computed by
@@ -69,10 +74,12 @@ def integrated_gradients(
     Args:
         score: The score function.
         inputs: Input embeddings of the text for each model, each [T, D].
+        references: Embeddings at the start of the path for each model, each [T, D]. A token whose
+            two embeddings are equal has the attribution 0.
         tolerance: Largest accepted sum of errors, in units of the score.
         max_steps: Maximum number of gradients. If it is reached, the gap can exceed the tolerance.
     """
-    root = _integrate(score, inputs, 0.0, 1.0)
+    root = _integrate(score, inputs, references, 0.0, 1.0)
     queue = [root]
     steps = _NODES_PER_INTERVAL
     while sum(part.error for part in queue) > tolerance:
@@ -81,7 +88,7 @@ def integrated_gradients(
         worst = heapq.heappop(queue)
         middle = (worst.start + worst.end) / 2
         for start, end in ((worst.start, middle), (middle, worst.end)):
-            heapq.heappush(queue, _integrate(score, inputs, start, end))
+            heapq.heappush(queue, _integrate(score, inputs, references, start, end))
         steps += 2 * _NODES_PER_INTERVAL
     values = torch.stack([part.values for part in queue]).sum(0)
     gap = abs(float(values.sum()) - (root.end_score - root.start_score))
@@ -107,12 +114,22 @@ class _PathInterval:
         return -self.negative_error
 
 
-def _integrate(score: Score, inputs: Sequence[Tensor], start: float, end: float) -> _PathInterval:
+def _integrate(
+    score: Score,
+    inputs: Sequence[Tensor],
+    references: Sequence[Tensor],
+    start: float,
+    end: float,
+) -> _PathInterval:
     """Integrate the gradients over the interval [start, end] of the path."""
     points = torch.tensor([*(start + (end - start) * _NODES), start, end])
-    batch = [points.to(x)[:, None, None] * x for x in inputs]
+    changes = [x - reference for x, reference in zip(inputs, references, strict=True)]
+    batch = [
+        reference + points.to(change)[:, None, None] * change
+        for reference, change in zip(references, changes, strict=True)
+    ]
     gradients, scores = _gradients(score, batch)
-    along_path = _gradient_times_input_per_token(gradients, inputs)[:-2]
+    along_path = _gradient_times_input_per_token(gradients, changes)[:-2]
     values = (end - start) * (torch.from_numpy(_WEIGHTS) @ along_path)
     start_score, end_score = scores[-2:].double().tolist()
     error = abs(float(values.sum()) - (end_score - start_score))

@@ -31,7 +31,8 @@ class TextExplanation:
     """Method -> attribution to each token, [T]. In a pair, the attributions are those of the
     margin: in the rejected text, they have the opposite sign of those of its score."""
     reference_score: float | None = None
-    """Score of zero embeddings, from which integrated gradients start."""
+    """Score of the chat template with zero embeddings of the prompt and the reply, from which
+    integrated gradients start."""
     gap: float | None = None
     """Completeness gap of integrated gradients."""
     steps: int | None = None

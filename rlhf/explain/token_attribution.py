@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from rlhf.common.conversation import Conversation
@@ -104,5 +105,23 @@ class TokenAttributor:
 
         if method == "gradient_x_input":
             return gradient_times_input(score, inputs)
-        tolerance, max_steps = self.spec.tolerance * scale, self.spec.max_steps
-        return integrated_gradients(score, inputs, tolerance=tolerance, max_steps=max_steps)
+        return integrated_gradients(
+            score,
+            inputs,
+            _references(inputs, encoded.positions("template")),
+            tolerance=self.spec.tolerance * scale,
+            max_steps=self.spec.max_steps,
+        )
+
+
+def _references(inputs: Sequence[Tensor], template: Sequence[int]) -> list[Tensor]:
+    """Return zero embeddings, except those of the chat template, which are unchanged, each [T, D].
+
+    The head of a decoder reads the state of a token of the template. Without the embedding of this
+    token the score does not depend on the reply as it does in the text, and the attributions are
+    those of another function.
+    """
+    references = [torch.zeros_like(x) for x in inputs]
+    for x, reference in zip(inputs, references, strict=True):
+        reference[template] = x[template]
+    return references

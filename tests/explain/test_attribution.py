@@ -51,16 +51,20 @@ def test_a_linear_reward_has_the_closed_form_weight_times_count(method, template
             (-1, pair.rejected, explained.rejected),
         ):
             ids = torch.tensor(reward.encode(conversation))
-            expected = sign * weights[ids]
+            counted = torch.ones(len(ids), dtype=torch.bool)
+            if method == "integrated_gradients":  # the reference contains the template
+                counted = torch.tensor([part != "template" for part in text.parts])
+            expected = sign * weights[ids] * counted
             torch.testing.assert_close(
                 torch.tensor(text.attributions[method]), expected, rtol=1e-4, atol=1e-5
             )
-            counts = torch.bincount(ids, minlength=len(weights))
+            counts = torch.bincount(ids[counted], minlength=len(weights))
             by_token = torch.zeros(len(weights))
             by_token.index_add_(0, ids, torch.tensor(text.attributions[method]))
             torch.testing.assert_close(by_token, sign * weights * counts, rtol=1e-4, atol=1e-5)
         total = sum(explained.chosen.attributions[method] + explained.rejected.attributions[method])
-        assert total == pytest.approx(explained.margin, abs=1e-4)
+        references = [text.reference_score or 0.0 for text in (explained.chosen, explained.rejected)]
+        assert total == pytest.approx(explained.margin - (references[0] - references[1]), abs=1e-4)
 
 
 def finite_difference(score, inputs, token: int, width: float = 0.02) -> float:
@@ -99,41 +103,76 @@ def test_gradient_times_input_equals_finite_differences(
     assert found.score == pytest.approx(reward.score([PAIRS[0].chosen]).values[0], abs=1e-5)
 
 
+def references_of(inputs, unchanged):
+    """Zero embeddings, except for the tokens at some positions."""
+    references = [torch.zeros_like(x) for x in inputs]
+    for x, reference in zip(inputs, references, strict=True):
+        reference[unchanged] = x[unchanged]
+    return references
+
+
+@pytest.mark.parametrize("unchanged", [[], [0, -1]])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_integrated_gradients_are_complete(kind, decoder_path, encoder_path):
+def test_integrated_gradients_are_complete(kind, unchanged, decoder_path, encoder_path):
     reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
     for pair in PAIRS:
         score, inputs = score_and_inputs(reward, pair.chosen)
-        found = integrated_gradients(score, inputs, tolerance=1e-3)
+        references = references_of(inputs, unchanged)
+        found = integrated_gradients(score, inputs, references, tolerance=1e-3)
         with torch.no_grad():
-            reference = float(score([torch.zeros_like(x)[None] for x in inputs])[0])
+            reference = float(score([x[None] for x in references])[0])
         assert found.gap <= 1e-3
         assert found.reference_score == pytest.approx(reference, abs=1e-6)
         assert sum(found.values) == pytest.approx(found.score - reference, abs=1.1e-3)
+        assert all(found.values[position] == 0 for position in unchanged)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_the_template_is_part_of_the_reference(kind, decoder_path, encoder_path):
+    reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
+    _, inputs = score_and_inputs(reward, PAIRS[0].chosen)
+    text = attributions(reward, PAIRS[0]).chosen
+    function = DifferentiableReward(reward)
+    template = [i for i, part in enumerate(text.parts) if part == "template"]
+    references = references_of(inputs, template)
+    with torch.no_grad():
+        expected = function.scores_of_embeddings([x[None] for x in references], {})
+    assert text.reference_score == pytest.approx(float(expected[0]), abs=1e-5)
+    values = text.attributions["integrated_gradients"]
+    assert 0 < len(template) < len(values)
+    assert {values[position] for position in template} == {0.0}
 
 
 def test_fewer_steps_leave_a_gap_and_say_so(decoder_path):
     score, inputs = score_and_inputs(LearnedReward.load(decoder_path), PAIRS[0].chosen)
-    few = integrated_gradients(score, inputs, tolerance=1e-5, max_steps=6)
-    many = integrated_gradients(score, inputs, tolerance=1e-5, max_steps=3000)
+    references = references_of(inputs, [])
+    few = integrated_gradients(score, inputs, references, tolerance=1e-5, max_steps=6)
+    many = integrated_gradients(score, inputs, references, tolerance=1e-5, max_steps=3000)
     assert few.steps == 6
     assert few.gap > many.gap
     assert many.gap <= 1e-5
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unchanged", [[], [0, -1]])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_integrated_gradients_equal_captum(kind, decoder_path, encoder_path):
+def test_integrated_gradients_equal_captum(kind, unchanged, decoder_path, encoder_path):
     captum = pytest.importorskip("captum.attr")
     reward = LearnedReward.load(decoder_path if kind == "decoder" else encoder_path)
     score, (inputs,) = score_and_inputs(reward, PAIRS[1].rejected)
+    (reference,) = references_of([inputs], unchanged)
     found = torch.tensor(
-        integrated_gradients(score, [inputs], tolerance=1e-5, max_steps=6000).values
+        integrated_gradients(score, [inputs], [reference], tolerance=1e-5, max_steps=6000).values
     )
     oracle = captum.IntegratedGradients(lambda x: score([x]))
     # The path of a decoder with RMSNorm needs many fixed steps near its start.
-    values = oracle.attribute(inputs[None], n_steps=4000, internal_batch_size=500)
+    values = oracle.attribute(inputs[None], reference[None], n_steps=4000, internal_batch_size=500)
     torch.testing.assert_close(values[0].sum(-1), found, rtol=1e-2, atol=2e-3)
+
+
+def test_gradient_times_input_equals_captum(decoder_path):
+    captum = pytest.importorskip("captum.attr")
+    score, (inputs,) = score_and_inputs(LearnedReward.load(decoder_path), PAIRS[1].rejected)
     once = captum.InputXGradient(lambda x: score([x])).attribute(inputs[None].requires_grad_())
     ours = gradient_times_input(score, [inputs.detach()]).values
     torch.testing.assert_close(once[0].sum(-1), torch.tensor(ours), rtol=1e-4, atol=1e-5)
