@@ -27,7 +27,8 @@ def time_toolkit_rollouts(
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
     from rlhf.models.loading import load_model
-    from rlhf.rollout.collector import Collector, EpisodeSeed
+    from rlhf.rollout.collector import Collector
+    from rlhf.rollout.episode import EpisodeSeed
 
     s = job.settings
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)

@@ -20,7 +20,8 @@ from rlhf.envs.core import FreeText
 from rlhf.models.policy import Policy
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.rollout.batch import collate
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.episode import EpisodeSeed
 
 STEPS, EPISODES, MAX_TOKENS = 20, 64, 4
 

@@ -9,7 +9,8 @@ from rlhf.chat.partner import Partner
 from rlhf.chat.policy import ChatPolicy, Reply
 from rlhf.common.conversation import Conversation
 from rlhf.errors import UserError
-from rlhf.rollout.collector import Episode, EpisodeSeed, StepResult
+from rlhf.rollout.episode import Episode, EpisodeSeed, start_episode
+from rlhf.rollout.turns import StepResult
 
 
 class ModelConversation:
@@ -48,8 +49,13 @@ class ModelConversation:
         """
         self.clear()
         observation, info = self.partner.start(seed)
-        self._episode = self.policy.collector.start_episode(
-            self.partner.env, 0, EpisodeSeed(seed, 0, sample_index), observation, info
+        self._episode = start_episode(
+            self.policy.collector.settings,
+            self.partner.env,
+            EpisodeSeed(seed, 0, sample_index),
+            observation,
+            info,
+            policy_version=self.policy.engine.policy_version,
         )
         for reply in replies:
             if not self.needs_reply:
@@ -124,9 +130,7 @@ class ModelConversation:
         reply = self.replies[-1]
         result = self.partner.answer(reply.text)
         if result is not None:
-            self._over = self.policy.collector.record_turn(
-                self.episode, reply.completion, reply.text, result
-            )
+            self._over = self.episode.record_turn(reply.completion, reply.text, result)
             self.results.append(result)
 
     def decode_all_tokens(self) -> str:

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
-from rlhf.rollout.collector import Collector, StepResult
+from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment
+from rlhf.rollout.turns import StepResult, step_with_reply
 
 
 class Partner(Protocol):
@@ -88,7 +89,9 @@ class EnvironmentPartner:
         Raises:
             UserError: The environment failed.
         """
-        return self._calls.run(self._seed, lambda: self._collector.step(self.env, reply))
+        return self._calls.run(
+            self._seed, lambda: step_with_reply(self.env, reply, self._collector.spec)
+        )
 
     def close(self) -> None:
         """Close the environment."""

@@ -17,7 +17,8 @@ from rlhf.errors import UserError
 from rlhf.evaluation.run_groups import run_names
 from rlhf.models.loading import load_model
 from rlhf.rollout.chat_format import LEFT_CONTEXT
-from rlhf.rollout.collector import Collector, Episode, open_local_engine
+from rlhf.rollout.collector import Collector, open_local_engine
+from rlhf.rollout.episode import Episode
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.unused_keys import unused_key_message
@@ -64,7 +65,7 @@ class ChatPolicy:
         Returns:
             The reply.
         """
-        request = self.collector.make_request(episode, self.collector.sampling_params())
+        request = episode.make_request(self.collector.sampling_params())
         self.engine.submit([request])
         decoder, count = self.collector.chat_format.reply_decoder(), 0
         try:
@@ -96,7 +97,7 @@ class ChatPolicy:
                 f"{count_text(episode.remaining_tokens, 'token')} left: shorten it, or "
                 "start a new conversation"
             )
-        request = self.collector.make_request(episode, self.collector.sampling_params())
+        request = episode.make_request(self.collector.sampling_params())
         logprobs = [0.0] * len(tokens)  # the tokens were not sampled
         version = self.engine.policy_version
         return Reply(text, Completion(request, tokens, logprobs, FinishReason.STOP, version))

@@ -367,7 +367,7 @@ class ChatSession:
         self.settings = convert_to_type(RolloutSpec, tree)
         for policy in self.policies:
             policy.engine.reset()  # cancels requests with the old settings
-            policy.collector.spec = self.settings
+            policy.collector.settings.spec = self.settings
 
     def vote(self, preferred: int | None) -> None:
         """Compare the replies of the last turn, record the vote, and continue with one reply.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rlhf.chat.policy import Reply
 from rlhf.common.conversation import Conversation, Score
-from rlhf.rollout.collector import StepResult
+from rlhf.rollout.turns import StepResult
 
 
 @dataclass(frozen=True)

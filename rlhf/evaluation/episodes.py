@@ -31,8 +31,9 @@ from rlhf.evaluation.notes import evaluation_caveats, missing_scores_by_reward
 from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceReturns
 from rlhf.reward_models.core import components_with_value, score_copies
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment, step_environment
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.rollout.turns import opening_messages
 from rlhf.stats import Interval

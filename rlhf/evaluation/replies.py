@@ -17,7 +17,8 @@ from rlhf.evaluation.episodes import prompt_id_of
 from rlhf.models.loading import load_model
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
 
 log = logging.getLogger(__name__)

@@ -41,13 +41,14 @@ from rlhf.models.policy import Policy
 from rlhf.models.rewards import check_component_names, load_rewards
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import binary_outcomes_by_name
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import (
     EnvironmentCaller,
     make_env_factory,
     temporary_environment,
     turn_limit,
 )
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.stats import Interval, ratio_interval

@@ -33,8 +33,8 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError, first_line
 from rlhf.reward_models.chat_template import tools_of
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collector import EpisodeSeed
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.turns import opening_messages, step_with_reply
 
 log = logging.getLogger(__name__)

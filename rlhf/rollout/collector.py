@@ -6,8 +6,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import gymnasium as gym
@@ -35,63 +33,14 @@ from rlhf.rollout.environments.workers import (
     LockstepWorkers,
     workers_for,
 )
-from rlhf.rollout.sampling.base import (
-    Completion,
-    FinishReason,
-    Request,
-    RolloutEngine,
-    SamplingParams,
-)
+from rlhf.rollout.episode import Episode, EpisodeSeed, EpisodeSettings, start_episode
+from rlhf.rollout.sampling.base import Completion, RolloutEngine, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.verification import check_sampler_or_disable_cache
-from rlhf.rollout.turns import (
-    StepResult,
-    opening_messages,
-    step_with_reply,
-    with_system_and_examples,
-)
+from rlhf.rollout.turns import StepResult, step_with_reply, with_system_and_examples
 from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
-
-# First number of the sampling seeds, which makes them different from other seeds of the run.
-SAMPLING_SEED_KEY = 7
-
-_episode_ids = count()
-
-
-@dataclass(frozen=True)
-class EpisodeSeed:
-    """The seeds of one episode.
-
-    The environment is reset with ``seed``, which is the same for all episodes of a group.
-    ``sample_index`` is their index in the group, so that their sampled tokens differ.
-    """
-
-    seed: int
-    group_index: int
-    sample_index: int
-
-
-@dataclass
-class Episode:
-    """An episode in progress. ``rollout.tokens`` are the prompt of the next reply."""
-
-    id: int
-    """Identifier of the episode in requests to the engine."""
-    index: int
-    """Index of the episode in the ``seeds`` of ``collect``."""
-    env: gym.Env
-    rollout: Rollout
-    budget: int
-    """Maximum number of tokens in the whole episode."""
-    turn: int = 0
-    """Index of the current turn."""
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Number of tokens that can still be appended to the episode."""
-        return self.budget - len(self.rollout.tokens)
 
 
 class Collector:
@@ -124,10 +73,11 @@ class Collector:
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.engine, self.examples = engine, list(examples)
-        self.make_env, self.chat_format = make_env, chat_format
-        self.spec, self.workers = spec, workers or LockstepWorkers(EnvironmentCaller())
-        self.context, self.long_context = context, long_context or context
+        self.engine, self.make_env, self.chat_format = engine, make_env, chat_format
+        self.settings = EpisodeSettings(
+            spec, chat_format, context, long_context or context, list(examples)
+        )
+        self.workers = workers or LockstepWorkers(EnvironmentCaller())
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
 
@@ -207,11 +157,16 @@ class Collector:
             try:
                 self.chat_format.render_prompt(
                     with_system_and_examples(
-                        messages, self.spec, system=None, examples=self.examples
+                        messages, self.spec, system=None, examples=self.settings.examples
                     )
                 )
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
+
+    @property
+    def spec(self) -> RolloutSpec:
+        """Limits and sampling parameters."""
+        return self.settings.spec
 
     @property
     def turn_limit(self) -> int | None:
@@ -226,8 +181,8 @@ class Collector:
         is not set either, it is the limit of one turn, which an episode of several turns can
         exceed. In each case, it is at most ``rollout.max_tokens`` and the context length.
         """
-        turns = self.turn_limit
-        budget = min(self.long_context, self.spec.max_tokens or self.long_context)
+        turns, context = self.turn_limit, self.settings.long_context
+        budget = min(context, self.spec.max_tokens or context)
         if turns:
             return min(budget, turns * self.spec.max_new_tokens)
         return budget if self.spec.max_tokens else min(budget, self.spec.max_new_tokens)
@@ -307,85 +262,6 @@ class Collector:
         self.envs[index] = self.workers.make(self.make_env)
         return self.envs[index]
 
-    def start_episode(
-        self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
-    ) -> Episode:
-        """Start an episode from the result of ``reset``."""
-        start_info = {**info, "observation": observation}
-        rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
-        rollout.conversation = opening_messages(env, observation, info, self.spec, self.examples)
-        ids = self.chat_format.encode_prompt(rollout.conversation)
-        context = self.context if len(ids) <= self.context else self.long_context
-        budget = min(self.spec.max_tokens or context, context)
-        if len(ids) >= budget:
-            raise UserError(
-                f"the prompt of seed {seed.seed} has {len(ids)} tokens, but an episode is limited "
-                f"to {budget} tokens (rollout.max_tokens or the model's context); shorten the "
-                "prompts or raise the limit"
-            )
-        rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
-        return Episode(next(_episode_ids), index, env, rollout, budget)
-
-    def make_request(self, episode: Episode, sampling: SamplingParams) -> Request:
-        """Return the request for an episode's next reply."""
-        rollout = episode.rollout
-        return Request(
-            episode_id=episode.id,
-            prompt_ids=list(rollout.tokens),
-            max_new_tokens=min(self.spec.max_new_tokens, episode.remaining_tokens),
-            seed=(SAMPLING_SEED_KEY, rollout.seed, rollout.sample_index, episode.turn),
-            sampling=sampling,
-        )
-
-    def step(self, env: gym.Env, text: str) -> StepResult:
-        """Step an environment with a reply; see `step_environment`."""
-        return step_with_reply(env, text, self.spec)
-
-    def record_turn(
-        self, episode: Episode, completion: Completion, text: str, result: StepResult
-    ) -> bool:
-        """Append a reply and the result of the environment's step to the rollout.
-
-        Returns:
-            Whether the episode is over.
-        """
-        rollout = episode.rollout
-        observation, reward, terminated, truncated, info = result
-        success = info.get("is_success")
-        rollout.append(
-            completion.tokens,
-            turn=episode.turn,
-            logprobs=completion.logprobs,
-            policy_version=completion.policy_version,
-        )
-        rollout.stopped = completion.finish_reason == FinishReason.STOP
-        rollout.num_length_limited += not rollout.stopped
-        rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.env_rewards[-1] += reward
-        rollout.costs[-1] += float(info.get("cost", 0.0))
-        rollout.invalid += not info.get("valid", True)
-        rollout.success = None if success is None else bool(success)
-        rollout.terminated = terminated
-        if terminated:
-            return True
-        rollout.conversation.append({"role": "user", "content": observation})
-        ids = self.chat_format.encode_text_between_replies(
-            observation,
-            reply=completion.tokens,
-            has_system_message=rollout.conversation[0]["role"] == "system",
-        )
-        rollout.truncated = truncated or len(ids) >= episode.remaining_tokens
-        episode.turn += 1
-        # The observation after the last turn is appended too, because the critic estimates the
-        # value of the last state.
-        rollout.append(
-            ids[: episode.remaining_tokens],
-            turn=episode.turn,
-            logprobs=None,
-            policy_version=completion.policy_version,
-        )
-        return rollout.truncated
-
 
 def open_local_engine(model: Any, rollout: RolloutSpec) -> ContinuousEngine:
     """Return an engine that samples in this process, after a check of its log-probabilities.
@@ -450,31 +326,34 @@ class _Collection:
         def receive(start: tuple[str, dict[str, Any]] | None) -> None:
             if start is None:
                 self.free.append(self.collector.replace_environment(env))
-            else:
-                self._request_reply(self.collector.start_episode(env, index, seed, *start))
+                return
+            settings, version = self.collector.settings, self.engine.policy_version
+            self._request_reply(
+                start_episode(settings, env, seed, *start, index=index, policy_version=version)
+            )
 
         self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
 
     def _submit_step(self, episode: Episode, completion: Completion) -> None:
         """Step an episode's environment with a reply, and continue or end the episode."""
-        env, collector = episode.env, self.collector
-        text = collector.chat_format.decode_reply(completion.tokens)
+        env, spec = episode.env, self.collector.spec
+        text = self.collector.chat_format.decode_reply(completion.tokens)
 
         def receive(result: StepResult | None) -> None:
-            over = result is None or collector.record_turn(episode, completion, text, result)
+            over = result is None or episode.record_turn(completion, text, result)
             if not over:
                 self._request_reply(episode)
                 return
             self.engine.release(episode.id)
             if result is None:
-                self.free.append(collector.replace_environment(env))
+                self.free.append(self.collector.replace_environment(env))
             else:
                 self.free.append(env)
                 self.finished[episode.index] = episode.rollout
                 if self.on_finish is not None:
                     self.on_finish(episode.rollout)
 
-        self._submit(env, episode.rollout.seed, lambda: collector.step(env, text), receive)
+        self._submit(env, episode.rollout.seed, lambda: step_with_reply(env, text, spec), receive)
 
     def _submit(
         self,
@@ -487,7 +366,7 @@ class _Collection:
             self.workers.submit(EnvironmentCall(env, seed, run, receive))
 
     def _request_reply(self, episode: Episode) -> None:
-        request = self.collector.make_request(episode, self.sampling)
+        request = episode.make_request(self.sampling)
         self.active[request.request_id] = episode
         self.engine.submit([request])
 

@@ -8,7 +8,8 @@ from typing import Any
 from rlhf.config.data import DataSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.episode import EpisodeSeed
 
 
 def sample_completions(

@@ -16,7 +16,8 @@ from rlhf.algorithms.controllers import CheckpointedNumbers, RunningRewardMoment
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.seeds import training_seed
 from rlhf.runs.profiling import Stopwatch
 from rlhf.training.distributed import World

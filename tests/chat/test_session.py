@@ -23,7 +23,7 @@ from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.labeling.store import LabelFile
 from rlhf.models.rewards import load_rewards
-from rlhf.rollout.collector import EpisodeSeed
+from rlhf.rollout.episode import EpisodeSeed
 from tests.chat.conftest import Checkpoints, save
 
 CALLBACKS = ("rng", "reward", "on_vote", "on_unvote")

@@ -9,9 +9,10 @@ import torch
 from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import EnvironmentCaller
 from rlhf.rollout.environments.workers import LockstepWorkers
+from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import make_fastest_matching_decoder

@@ -15,9 +15,10 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import EnvironmentCaller
 from rlhf.rollout.environments.workers import LockstepWorkers
+from rlhf.rollout.episode import EpisodeSeed
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import (
     TOKENIZER,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.rollout.episode import start_episode
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.recording import (
     CollectionStopped,
@@ -168,8 +169,10 @@ def test_released_requests_have_no_replayed_completion():
     engine.start_batch(0, min_policy_version=0)
     collector = make_collector(engine)
     envs = collector._get_or_make_environments(1)
-    episode = collector.start_episode(envs[0], 0, SEEDS[0], *envs[0].reset(seed=3))
-    request = collector.make_request(episode, SamplingParams())
+    episode = start_episode(
+        collector.settings, envs[0], SEEDS[0], *envs[0].reset(seed=3), policy_version=0
+    )
+    request = episode.make_request(SamplingParams())
     engine.submit([request])
     engine.release(request.episode_id)
     assert engine.poll() == []
