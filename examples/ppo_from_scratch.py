@@ -55,7 +55,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     algorithm = configured_algorithm("ppo", kl_placement="none", num_epochs=2, num_minibatches=2)
-    settings = algorithm.settings
     rollout = RolloutSpec(max_new_tokens=MAX_TOKENS)
     collector = Collector.open(model, tokenizer, EnvSpec(id="example/Vowels-v0"), rollout)
     for step in range(STEPS):
@@ -78,9 +77,9 @@ def main() -> None:
         batch = estimate_advantages(algorithm, batch)
 
         # 3. Optimize the clipped surrogate objective and the value loss for several epochs.
-        for _ in range(settings.num_epochs):
+        for _ in range(algorithm.settings.num_epochs):
             order = torch.randperm(len(batch), generator=generator)
-            for rows in order.chunk(settings.num_minibatches):
+            for rows in order.chunk(algorithm.settings.num_minibatches):
                 part = batch.select(rows)
                 scored = policy.score(part.tokens, part.attention_mask, part.action_mask)
                 mask = part.require("loss_mask")

@@ -62,3 +62,11 @@ def echo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.helpers.training import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "echo")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed files of a wheel that is built from this checkout."""
+    from tests.helpers.wheel import build_and_install_wheel
+
+    return build_and_install_wheel(tmp_path_factory.mktemp("wheel"))

@@ -34,6 +34,7 @@ from rlhf.config.online import KLSpec, OnlineConfig
 from rlhf.config.rollout import RolloutSpec
 from rlhf.data.preferences import SimulatedAnnotator
 from rlhf.errors import UserError
+from tests.helpers.config_classes import dataclasses_of
 
 CONFIGS = [
     OfflineConfig,
@@ -332,21 +333,6 @@ def test_foreign_options_are_refused_by_name(trainer, parts):
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
-
-
-def dataclasses_of(cls: type) -> set[type]:
-    """A configuration class and every dataclass that its fields mention."""
-    import typing
-
-    found, todo = set(), [cls]
-    while todo:
-        current = todo.pop()
-        if dataclasses.is_dataclass(current) and current not in found:
-            found.add(current)
-            todo += typing.get_type_hints(current).values()
-        else:
-            todo += typing.get_args(current)
-    return found
 
 
 def undocumented(cls: type) -> list[str]:

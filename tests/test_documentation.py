@@ -13,7 +13,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from rlhf.api.inputs import to_training_config
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import read_jsonl
+from tests.helpers.documentation import blocks, promised
 from tests.helpers.hub_server import HubServer
 from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
 from tests.reward_models.conftest import save_decoder
@@ -40,13 +40,6 @@ PAGES = [
 ]
 """Pages; `test_tutorials.py` runs the tutorials."""
 PROGRAMS = ("rlhf", "python", "python3", "pip", "pytest", "sh", "xargs", "pre-commit", "bash")
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """Contents of the code blocks of a page."""
-    text = page.read_text(encoding="utf-8")
-    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", text, flags=re.DOTALL | re.MULTILINE)
-    return [textwrap.dedent(content) for _, language, content in found if language in languages]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -228,11 +221,6 @@ PREPARE = {
 }
 SERVERS = {"coming-from-trl.md": HubServer}
 """Page -> server that its Python blocks use instead of one in the Internet."""
-
-
-def promised(code: str) -> list[str]:
-    """Output that the comments at the end of a `print` or below it promise."""
-    return re.findall(r"^ *print\(.*\)\s+# (.*)$", code, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

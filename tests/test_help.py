@@ -5,33 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from rlhf.algorithms.registry import ALGORITHMS, configured_algorithm
 from rlhf.cli.main import main
+from tests.helpers.command_line import config_file, help_values
 from tests.helpers.training import offline_tree, online_tree, sft_rows, write_rows
-
-
-def help_values(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
-    """Key -> value as the help of a verb prints them."""
-    assert main([*arguments, "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    return dict(
-        match.groups() for line in lines if (match := re.match(r"  --(\S+) \S+ = (.*)", line))
-    )
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     assert main([*arguments, "--print-config"]) == 0
     return yaml.safe_load(capsys.readouterr().out)
-
-
-def config_file(path: Path, tree: dict) -> str:
-    path.write_text(yaml.safe_dump(tree))
-    return str(path)
 
 
 # The values of the papers' rows, written by hand.

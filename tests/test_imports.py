@@ -4,10 +4,8 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -186,30 +184,6 @@ def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path):
     )
     loaded = json.loads(run_python(code, tmp_path).splitlines()[-1])
     assert [name for name in (*HEAVY, *LEAVES) if name in loaded] == []
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed files of a wheel that is built from this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    source = copy_of_sources(folder / "source")
-    subprocess.run([*command, "-w", str(folder), str(source)], check=True)
-    (file,) = folder.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(folder / "installed")
-    return folder / "installed"
-
-
-def copy_of_sources(target: Path) -> Path:
-    """Copy what a wheel is built from, so that the build leaves nothing in the checkout."""
-    home = ROOT.parent
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("rlhf", "envs", "reward_models"):
-        shutil.copytree(home / name, target / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(home / name, target / name)
-    return target
 
 
 # Commands that load environments, rewards, data and models.

@@ -18,6 +18,7 @@ from rlhf.common.files import read_jsonl
 from rlhf.common.imports import import_object
 from rlhf.config.load import parse_option_value
 from rlhf.training import offline, online
+from tests.helpers.command_line import config_file, help_values
 from tests.helpers.training import (
     label_rows,
     metrics_of,
@@ -26,7 +27,6 @@ from tests.helpers.training import (
     sft_rows,
     write_rows,
 )
-from tests.test_help import config_file, help_values
 
 Tree = dict[str, Any]
 SEED, COUNT = 19, 30

@@ -17,7 +17,6 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.commands.init import TEMPLATES
 from rlhf.models.precision import default_device
-from tests.test_imports import wheel  # noqa: F401  # a fixture
 
 
 def run(words: list[str], folder: Path, path: Path, **variables: str) -> str:
@@ -74,7 +73,7 @@ def test_an_unknown_template_is_named(capsys):
 
 
 @pytest.mark.slow
-def test_a_project_from_a_wheel_in_an_empty_folder(tmp_path, wheel):  # noqa: F811
+def test_a_project_from_a_wheel_in_an_empty_folder(tmp_path, wheel):
     """The whole pipeline with fewer steps; the environment, reward and algorithm are plug-ins."""
     run(["-m", "rlhf", "init"], tmp_path, wheel)
     check = ["envs", "check", "project/Colors-v0", "--plugins", "plugins/environment.py"]

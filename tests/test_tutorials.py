@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_documentation import promised
+from tests.helpers.documentation import promised
 
 pytestmark = pytest.mark.slow
 

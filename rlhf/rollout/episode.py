@@ -1,4 +1,4 @@
-"""The state of one episode: its start, the requests for its replies, and the record of its turns."""
+"""The state of an episode: its start, the requests for its replies, and the record of its turns."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from rlhf.common.text import escape_invisible
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.text_decoder import IncrementalReplyDecoder, IncrementalTextDecoder
 from tests.chat.conftest import Checkpoints
-from tests.chat.test_session import GUESS, generated, open_session
 from tests.helpers.browser import Page, open_browser
+from tests.helpers.chats import GUESS, generated, open_session
 from tests.helpers.web import ServedCommand
 
 TOOLKIT = Path(__file__).resolve().parents[2]

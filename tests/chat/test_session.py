@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from rlhf.chat.notes import reply_notes
-from rlhf.chat.policy import load_policies, model_folder
+from rlhf.chat.policy import model_folder
 from rlhf.chat.session import ChatSession
 from rlhf.chat.turn import Vote
 from rlhf.chat.votes import VoteRecorder, pair_rows
 from rlhf.commands.generate import GenerateConfig, generate
-from rlhf.common.ranges import convert_to_type
 from rlhf.config.chat import ChatConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -25,19 +24,9 @@ from rlhf.labeling.store import LabelFile
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.episode import EpisodeSeed
 from tests.chat.conftest import Checkpoints, save
+from tests.helpers.chats import GUESS, generated, open_session
 
-CALLBACKS = ("rng", "reward", "on_vote", "on_unvote")
-GUESS = {"id": "text/GuessNumber-v0"}
 LENGTH = [{"kind": "length"}, {"kind": "regex", "pattern": "e"}]
-
-
-def open_session(paths: list[str], **keys: Any) -> ChatSession:
-    """A session with these models; `blind`, `rng`, `reward` and the callbacks are passed on."""
-    own = {name: keys.pop(name) for name in CALLBACKS if name in keys}
-    rollout = {"max_new_tokens": 12, **keys.pop("rollout", {})}
-    config = convert_to_type(ChatConfig, {"models": paths, "rollout": rollout, **keys})
-    policies = load_policies(config)
-    return ChatSession(policies, config.env, seed=config.seed, blind=config.blind, **own)
 
 
 def talk(session: ChatSession, text: str) -> list[str]:
@@ -51,15 +40,6 @@ def reply(session: ChatSession) -> list[str]:
     for _ in session.generate():
         pass
     return [each.text if each else "" for each in session.turns[-1].replies]
-
-
-def generated(folder: str, text: str, *, seed: int, samples: int = 1, **rollout: Any) -> list[str]:
-    """Replies of `rlhf generate`."""
-    spec = RolloutSpec(max_new_tokens=12, **rollout)
-    config = GenerateConfig(
-        ModelSpec(folder), prompt=text, samples=samples, rollout=spec, seed=seed
-    )
-    return list(generate(config))
 
 
 def test_the_model_of_a_run_is_final_or_the_newest_checkpoint(checkpoints: Checkpoints):

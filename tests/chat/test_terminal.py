@@ -21,7 +21,7 @@ from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.text_decoder import IncrementalReplyDecoder, IncrementalTextDecoder
 from tests.chat.conftest import Checkpoints
-from tests.chat.test_session import GUESS, generated, open_session
+from tests.helpers.chats import GUESS, generated, open_session
 from tests.helpers.training import offline_tree, write_rows
 
 TOOLKIT = Path(__file__).resolve().parents[2]

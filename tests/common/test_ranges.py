@@ -23,7 +23,7 @@ from rlhf.common.ranges import (
     range_text,
 )
 from rlhf.errors import UserError
-from tests.test_config import dataclasses_of
+from tests.helpers.config_classes import dataclasses_of
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_wordle_by_plain_search_over_strategies():
     assert Wordle(words=5, guesses=3).optimal_value() == wins(Wordle(words=5).words, 3) / 5
 
 
-def test_tmaze_random_value_by_transition_matrix_and_memoryless_policies_by_simulation():
+def test_tmaze_values_by_transition_matrix_and_by_simulation():
     env = TMaze(length=3, steps=7)
     walk = np.diag([2 / 3] * 3 + [1 / 3]) + np.diag([1 / 3] * 3, k=1)
     arrivals = [np.linalg.matrix_power(walk, t)[0, 3] for t in range(7)]

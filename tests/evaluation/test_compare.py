@@ -227,7 +227,7 @@ def test_equal_returns_of_a_reference_do_not_mean_that_it_has_no_error(tmp_path:
     assert found.estimate.needs.startswith("common error: all 10 units have the same value")
 
 
-def test_eight_seeds_may_miss_a_failure_that_a_comparison_with_a_reference_must_allow_for():
+def test_eight_seeds_are_too_few_for_a_comparison_with_a_reference():
     """0.7^8 = 0.058: with a probability of 5.8%, no run fails of eight that fail with 30%."""
     for n, comparisons, needed in ((8, 1, 9), (9, 1, 9), (11, 3, 12), (12, 3, 12)):
         found = compare_means(

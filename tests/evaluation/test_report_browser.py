@@ -1,12 +1,7 @@
 """The report in a real browser: no console error, no request, values on hover, no side scroll."""
 
-import functools
-import http.server
 import json
 import re
-import subprocess
-import threading
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -18,54 +13,10 @@ from rlhf.reports.scatter import Point, scatter_html
 from rlhf.reward_models import PerConversationReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
-from tests.evaluation.test_hostile_text import pages_of
-from tests.helpers.browser import chromium
+from tests.evaluation.hostile_pages import pages_of
+from tests.helpers.probed_page import open_page
 
 pytestmark = pytest.mark.browser
-
-
-# Runs after the page's own script: hovers over the first chart and writes down what it saw.
-_PROBE = """<script nonce="probe">
-addEventListener("load", function () {
-  const svg = document.querySelector("svg[data-chart]");
-  const box = svg ? svg.getBoundingClientRect() : null;
-  if (svg) {
-    svg.dispatchEvent(new PointerEvent("pointermove", {
-      clientX: box.left + box.width * 0.6, clientY: box.top + 40, bubbles: true }));
-  }
-  const said = document.getElementById("tip").textContent;
-  const token = document.querySelector(".tokens [data-at='3']");
-  const choice = document.querySelector(".shaded select");
-  const shades = choice && ["reward", "kl"].map(function (name) {
-    choice.value = name;
-    choice.dispatchEvent(new Event("change"));
-    return token.style.background;
-  });
-  if (token) { token.dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); }
-  const axis = document.querySelector(".scatter select");
-  const before = document.querySelectorAll(".scatter circle").length;
-  if (axis) { axis.selectedIndex = 0; axis.dispatchEvent(new Event("change")); }
-  document.body.dataset.probe = JSON.stringify({
-    dots: [before, document.querySelectorAll(".scatter circle").length],
-    ticks: Array.from(document.querySelectorAll(".scatter .tick"))
-      .map(function (tick) { return tick.textContent; }),
-    title: document.title,
-    tip: said, token: document.getElementById("tip").textContent, shades: shades,
-    cursor: document.querySelectorAll(".cursor line").length,
-    width: innerWidth, content: document.documentElement.scrollWidth,
-    scripts: document.scripts.length, charts: document.querySelectorAll("svg").length,
-    paper: getComputedStyle(document.body).backgroundColor,
-    wide: Array.from(document.querySelectorAll(".table"))
-      .filter(function (box) { return box.scrollWidth > box.clientWidth; }).length,
-    edges: getComputedStyle(document.querySelector(".table") || document.body).backgroundAttachment,
-  });
-});
-</script>"""
-
-
-@pytest.fixture(scope="session")
-def browser() -> str:
-    return chromium()
 
 
 @pytest.fixture(scope="module")
@@ -78,68 +29,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Recorder(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and remembers what was asked for."""
-
-    def __init__(self, *args, asked: list[str], **kwargs):
-        self.asked = asked
-        super().__init__(*args, **kwargs)
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, format: str, *args):
-        """Keep the test's output quiet."""
-
-
-def open_page(browser: str, page: Path, profile: Path, *flags: str) -> tuple[dict, str]:
-    """Serve a page with the probe; returns what the probe saw and what the console said.
-
-    The report's own policy forbids every foreign host, which would show in the console; requests to
-    the server it came from are counted.
-    """
-    probed = page.with_name("probed.html")
-    text = page.read_text(encoding="utf-8").replace("</body>", _PROBE + "</body>")
-    # The page's policy allows its own script only.
-    probed.write_text(text.replace("script-src '", "script-src 'nonce-probe' '"), encoding="utf-8")
-    asked: list[str] = []
-    handler = functools.partial(Recorder, asked=asked, directory=str(page.parent))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update"]
-    done = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            *quiet,
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            "--virtual-time-budget=3000",
-            *flags,
-            "--dump-dom",
-            f"http://127.0.0.1:{server.server_port}/probed.html",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    server.shutdown()
-    server.server_close()
-    found = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert found, done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(unescape(found[1])) | {"requests": asked}, "\n".join(console)
-
-
 @pytest.mark.parametrize("size", ["1180,900", "390,800"])
-def test_report_opens_cleanly(browser: str, pipeline: Path, tmp_path: Path, size: str):
-    seen, console = open_page(
-        browser, write_report(pipeline), tmp_path / "profile", f"--window-size={size}"
-    )
+def test_report_opens_cleanly(pipeline: Path, tmp_path: Path, size: str):
+    seen, console = open_page(write_report(pipeline), tmp_path / "profile", f"--window-size={size}")
     assert console == ""
     assert seen["requests"] == ["/probed.html"]
     assert seen["content"] <= seen["width"]
@@ -147,12 +39,10 @@ def test_report_opens_cleanly(browser: str, pipeline: Path, tmp_path: Path, size
     assert seen["charts"] > 10
 
 
-def test_a_table_fits_a_desk_and_scrolls_with_a_shadow_on_a_phone(
-    browser: str, pipeline: Path, tmp_path: Path
-):
+def test_a_table_fits_a_desk_and_scrolls_with_a_shadow_on_a_phone(pipeline: Path, tmp_path: Path):
     page = write_report(pipeline / "ppo")
     desk, phone = (
-        open_page(browser, page, tmp_path / size, f"--window-size={size}")[0]
+        open_page(page, tmp_path / size, f"--window-size={size}")[0]
         for size in ("1280,900", "390,800")
     )
     assert desk["wide"] == 0
@@ -161,8 +51,8 @@ def test_a_table_fits_a_desk_and_scrolls_with_a_shadow_on_a_phone(
     assert phone["edges"].startswith("local, local, scroll, scroll")
 
 
-def test_hover_reads_out_the_nearest_step(browser: str, pipeline: Path, tmp_path: Path):
-    seen, _ = open_page(browser, write_report(pipeline), tmp_path / "profile")
+def test_hover_reads_out_the_nearest_step(pipeline: Path, tmp_path: Path):
+    seen, _ = open_page(write_report(pipeline), tmp_path / "profile")
     step = int(re.match(r"step (\d+)", seen["tip"])[1])
     rows = (pipeline / "ppo" / "metrics.jsonl").read_text().splitlines()
     logged = {row["step"]: row["reward/mean"] for row in map(json.loads, rows)}
@@ -172,8 +62,8 @@ def test_hover_reads_out_the_nearest_step(browser: str, pipeline: Path, tmp_path
     assert seen["cursor"] == 1
 
 
-def test_a_token_tells_what_is_known_of_it(browser: str, pipeline: Path, tmp_path: Path):
-    seen, console = open_page(browser, write_report(pipeline), tmp_path / "profile")
+def test_a_token_tells_what_is_known_of_it(pipeline: Path, tmp_path: Path):
+    seen, console = open_page(write_report(pipeline), tmp_path / "profile")
     rows = map(
         json.loads, (pipeline / "ppo" / "samples.jsonl").read_text().rstrip("\n").split("\n")
     )
@@ -189,18 +79,16 @@ def test_a_token_tells_what_is_known_of_it(browser: str, pipeline: Path, tmp_pat
     assert console == ""
 
 
-def test_dark_mode_changes_the_paper(browser: str, pipeline: Path, tmp_path: Path):
-    page = write_report(pipeline)
+def test_dark_mode_changes_the_paper(pipeline: Path, tmp_path: Path):
+    page, flag = write_report(pipeline), "--blink-settings=preferredColorScheme"
     light, dark = (
-        open_page(
-            browser, page, tmp_path / mode, f"--blink-settings=preferredColorScheme={number}"
-        )[0]["paper"]
+        open_page(page, tmp_path / mode, f"{flag}={number}")[0]["paper"]
         for mode, number in (("dark", 0), ("light", 1))
     )
     assert {light, dark} == {"rgb(251, 250, 247)", "rgb(20, 22, 26)"}
 
 
-def test_comparison_and_unfinished_pages_open_cleanly(browser: str, pipeline: Path, tmp_path: Path):
+def test_comparison_and_unfinished_pages_open_cleanly(pipeline: Path, tmp_path: Path):
     run = tmp_path / "ppo"
     fake.write_rows(run / "metrics.jsonl", [{"step": 1, "train/loss": 1.0}])
     pages = [
@@ -208,23 +96,23 @@ def test_comparison_and_unfinished_pages_open_cleanly(browser: str, pipeline: Pa
         write_comparison_report([pipeline], tmp_path / "compare.html"),
     ]
     for number, page in enumerate(pages):
-        seen, console = open_page(browser, page, tmp_path / f"profile{number}")
+        seen, console = open_page(page, tmp_path / f"profile{number}")
         assert console == ""
         assert seen["requests"] == ["/probed.html"]
 
 
-def test_the_probe_sees_errors_and_requests(browser: str, tmp_path: Path):
+def test_the_probe_sees_errors_and_requests(tmp_path: Path):
     """Control: a page that misbehaves is caught, so that silence above means something."""
     page = tmp_path / "bad.html"
     page.write_text(
         "<body><div id=tip></div><img src=pixel.png><script>undefinedName()</script></body>"
     )
-    seen, console = open_page(browser, page, tmp_path / "profile")
+    seen, console = open_page(page, tmp_path / "profile")
     assert "undefinedName is not defined" in console
     assert "/pixel.png" in seen["requests"]
 
 
-def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path: Path):
+def test_reward_and_over_optimization_pages_open_cleanly(tmp_path: Path):
     length = PerConversationReward(lambda c: float(len(c[-1]["content"])), name="length")
     rows = [
         {"prompt": f"Question {i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no " * (i % 5)}
@@ -239,7 +127,7 @@ def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path:
     for size in ("1180,900", "390,800"):
         for run, charts in ((tmp_path / "judged", 3), (study, 6)):
             seen, console = open_page(
-                browser, write_report(run), tmp_path / f"{run.name}{size}", f"--window-size={size}"
+                write_report(run), tmp_path / f"{run.name}{size}", f"--window-size={size}"
             )
             assert console == ""
             assert seen["requests"] == ["/probed.html"]
@@ -248,11 +136,11 @@ def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path:
     assert seen["tip"].startswith("√KL ")
 
 
-def test_hostile_text_runs_and_deforms_nothing(browser: str, tmp_path: Path):
+def test_hostile_text_runs_and_deforms_nothing(tmp_path: Path):
     for number, page in enumerate(pages_of(tmp_path)):
         for size in ("1180,900", "390,800"):
             profile = tmp_path / f"hostile{number}{size}"
-            seen, console = open_page(browser, page, profile, f"--window-size={size}")
+            seen, console = open_page(page, profile, f"--window-size={size}")
             assert console == ""
             assert seen["requests"] == ["/probed.html"]
             assert seen["title"] != "owned"
@@ -260,7 +148,7 @@ def test_hostile_text_runs_and_deforms_nothing(browser: str, tmp_path: Path):
             assert seen["content"] <= seen["width"]
 
 
-def test_long_names_do_not_widen_a_page(browser: str, tmp_path: Path):
+def test_long_names_do_not_widen_a_page(tmp_path: Path):
     pipeline = fake.write_pipeline(tmp_path / ("P" * 150))
     for stage in ("ppo", "dpo"):
         (pipeline / stage).rename(pipeline / (stage + "N" * 200))
@@ -277,22 +165,22 @@ def test_long_names_do_not_widen_a_page(browser: str, tmp_path: Path):
     for number, page in enumerate(pages):
         for size in ("1180,900", "390,800"):
             profile = tmp_path / f"profile{number}{size}"
-            seen, _ = open_page(browser, page, profile, f"--window-size={size}")
+            seen, _ = open_page(page, profile, f"--window-size={size}")
             assert seen["content"] <= seen["width"]
 
 
-def test_the_policy_blocks_injected_scripts(browser: str, tmp_path: Path):
+def test_the_policy_blocks_injected_scripts(tmp_path: Path):
     """Control: a script that was not escaped does not run, nor does a handler or a link."""
     body = "<header></header><img src=data:, onerror=\"document.title='owned'\">"
     body += "<script>document.title='owned'</script>"
     written = tmp_path / "bad.html"
     written.write_text(page_html("good", body), encoding="utf-8")
-    seen, console = open_page(browser, written, tmp_path / "profile")
+    seen, console = open_page(written, tmp_path / "profile")
     assert seen["title"] == "good"
     assert "Content Security Policy" in console
 
 
-def test_a_plot_of_runs_is_redrawn_for_another_quantity(browser: str, tmp_path: Path):
+def test_a_plot_of_runs_is_redrawn_for_another_quantity(tmp_path: Path):
     hostile = "</script><b onclick=alert(1)>\"'\u202e"
     points = [
         Point(
@@ -306,9 +194,7 @@ def test_a_plot_of_runs_is_redrawn_for_another_quantity(browser: str, tmp_path: 
     )
     (tmp_path / "plot.html").write_text(page_html("plot", body), encoding="utf-8")
     for size in ("1180,900", "390,800"):
-        seen, console = open_page(
-            browser, tmp_path / "plot.html", tmp_path / size, f"--window-size={size}"
-        )
+        seen, console = open_page(tmp_path / "plot.html", tmp_path / size, f"--window-size={size}")
         assert console == ""
         assert seen["content"] <= seen["width"]
         assert seen["dots"] == [7, 0]  # only the incomplete run has the first quantity by name

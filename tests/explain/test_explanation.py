@@ -8,36 +8,13 @@ import re
 
 import pytest
 
-from rlhf.explain import Explanation, RewardExplainer, compare_stages, explain_policy
+from rlhf.explain import Explanation, RewardExplainer
 from rlhf.explain.explanation import JSON_FILE, PAGE_FILE
 from rlhf.explain.page import faithfulness_sentence
 from rlhf.explain.token_markup import ShadedTokens
-from rlhf.models.policy import Policy
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.stats import Interval
 from tests.explain.rewards import PAIRS, linear_reward, pair
-from tests.helpers.models import CONVERSATIONS, tiny_model
-
-HOSTILE = (
-    "</script><script>document.title='owned'</script>\"'><img src=x onerror=alert(1)> \u202e 😀"
-)
-
-
-@pytest.fixture(scope="module")
-def explanation(tmp_path_factory) -> Explanation:
-    from tests.reward_models.conftest import save_decoder
-
-    reward = LearnedReward.load(save_decoder(tmp_path_factory.mktemp("decoder")))
-    hostile = pair(HOSTILE, HOSTILE, f"no {HOSTILE}")
-    explainer = RewardExplainer(reward, train_pairs=[hostile, *PAIRS])
-    policies = [Policy(*tiny_model(seed=seed)) for seed in (0, 1)]
-    talk = [CONVERSATIONS[0][0], {"role": "assistant", "content": HOSTILE}]
-    return Explanation(
-        HOSTILE,
-        reward=explainer.explain_pairs([hostile, *PAIRS], measure_on=4),
-        policy=explain_policy(policies[0], [talk], reference=policies[1]),
-        stages=[compare_stages(*policies, [talk, CONVERSATIONS[0]], names=("<b>base", "sft"))],
-    )
 
 
 def test_every_text_of_the_page_is_escaped(explanation):

@@ -7,21 +7,18 @@ from pathlib import Path
 import pytest
 
 from rlhf.explain import Explanation
-from tests.evaluation.test_report_browser import browser, open_page
-from tests.explain.test_explanation import explanation
-
-__all__ = ["browser", "explanation"]
+from tests.helpers.probed_page import open_page
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("1280,900", 1), ("380,800", 0)])
 def test_the_page_opens_cleanly_and_shades_its_tokens(
-    browser: str, explanation: Explanation, tmp_path: Path, size: str, scheme: int
+    explanation: Explanation, tmp_path: Path, size: str, scheme: int
 ):
     page = explanation.save(tmp_path)
     flags = (f"--window-size={size}", f"--blink-settings=preferredColorScheme={scheme}")
-    seen, console = open_page(browser, page, tmp_path / "profile", *flags)
+    seen, console = open_page(page, tmp_path / "profile", *flags)
     assert console == ""
     assert seen["requests"] == ["/probed.html"]
     assert seen["title"] != "owned"

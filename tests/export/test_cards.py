@@ -17,6 +17,7 @@ from rlhf.errors import UserError
 from rlhf.export.reward_meaning import MEANINGS
 from rlhf.reward_models import build
 from tests.export.conftest import Runs, export, short
+from tests.helpers.reward_runs import REWARD_RUNS
 from tests.helpers.training import (
     offline_tree,
     online_tree,
@@ -25,7 +26,6 @@ from tests.helpers.training import (
     sft_rows,
     write_rows,
 )
-from tests.training.test_reward_kinds import MODEL_KINDS as REWARD_RUNS
 
 NAMES = ["sft", "lora", "chain", "merged", "ppo", "reward"]
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]*\w)")

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -167,3 +168,17 @@ def recomputed_logprobs(model: Any, tokens: list[int], temperature: float = 1.0)
     logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1] / temperature
     selected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None]).squeeze(-1)
     return torch.cat([torch.full((1,), torch.nan, dtype=selected.dtype), selected])
+
+
+def scratch_model(*, seed: int = 0, lora: bool = False) -> Any:
+    """A Llama with heads of 32 channels, which vLLM supports; with LoRA, rank 4."""
+    spec = ScratchSpec(hidden_size=64, num_layers=2, num_heads=2, context=64)
+    model = make_random_llama_model(spec, tiny_tokenizer(), seed=seed).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(4)
+    if not lora:
+        return model
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    return get_peft_model(model, settings).eval()

@@ -15,27 +15,10 @@ from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import set_chat_options, with_tools
 from rlhf.rollout.chat_format import LEFT_CONTEXT, ChatFormat, generation_stop_ids
 from rlhf.rollout.demonstrations import encode_example, encode_pieces
+from tests.helpers.chat_templates import CHATML, STRICT, chatml
 from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
 from tests.rollout.golden import assistant, user
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-STRICT = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
-    "{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}<|end|>"
-    "{% else %}{{ raise_exception('System role not supported') }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def chatml(template: str = CHATML) -> Any:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def learned(tokenizer: Any, ids: list[int], is_action: list[bool]) -> str:
@@ -269,7 +252,7 @@ def test_a_reply_that_ended_with_another_stop_token_is_closed_by_the_template():
     assert closed == "\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_closing_token_that_is_not_marked_special_is_found_through_the_configuration():
+def test_the_configuration_shows_a_closing_token_that_is_not_special():
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([AddedToken(t, special=False) for t in ("<|im_start|>", "<|im_end|>")])
     tokenizer.chat_template = CHATML

@@ -19,9 +19,9 @@ from rlhf.errors import UserError
 from rlhf.rollout.environments.calls import EnvironmentCaller, make_env_factory
 from rlhf.rollout.environments.process import ProcessEnvironment
 from rlhf.rollout.environments.workers import LockstepWorkers, ThreadedWorkers, workers_for
+from tests.helpers.faulty_steps import GOOD, STEPS, tale_with
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import FakeEngine, Tales, collect_one, episode_seeds, make_collector
-from tests.rollout.test_env_calls import GOOD, STEPS, tale_with
 
 WAIT = 60.0
 """Time limit of a wait that a correct program ends at once, in seconds."""

@@ -19,14 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.engine import EngineSpec
-from rlhf.config.model import ScratchSpec
 from rlhf.errors import UserError
 from rlhf.models.policy_copy import PolicyCopy
-from rlhf.models.scratch import make_random_llama_model
 from rlhf.rollout.sampling.base import (
     Completion,
     EngineStopped,
@@ -41,26 +38,12 @@ from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
 from rlhf.rollout.vllm.weights import save_untied
 from tests.helpers.dripping_server import DRIPS, dripping_server
-from tests.helpers.models import tiny_tokenizer
+from tests.helpers.models import scratch_model, tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
 
 REAL = "RLHF_VLLM_PYTHON"
 NEVER = SamplingParams()
 TEMPERATURE = 0.7
-
-
-def scratch_model(*, seed: int = 0, lora: bool = False) -> Any:
-    """A Llama with heads of 32 channels, which vLLM supports; with LoRA, rank 4."""
-    spec = ScratchSpec(hidden_size=64, num_layers=2, num_heads=2, context=64)
-    model = make_random_llama_model(spec, tiny_tokenizer(), seed=seed).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(4)
-    if not lora:
-        return model
-    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])
-    return get_peft_model(model, settings).eval()
 
 
 @torch.no_grad()

@@ -13,9 +13,8 @@ from rlhf.rollout.vllm.weights import save_untied
 from rlhf.serving.app import Server
 from rlhf.serving.model import load_served_model
 from rlhf.web.server import serve_in_thread
-from tests.helpers.models import recomputed_logprobs, tiny_tokenizer
+from tests.helpers.models import recomputed_logprobs, scratch_model, tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
-from tests.rollout.test_vllm_engine import scratch_model
 from tests.serving.conftest import Running
 
 

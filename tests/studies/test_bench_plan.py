@@ -41,7 +41,7 @@ def manifest(**keys: Any) -> dict[str, Any]:
     return tree
 
 
-def test_keys_of_an_algorithm_win_over_the_environments_and_those_over_the_common_ones():
+def test_keys_of_algorithms_win_over_environments_and_common_keys():
     bench = make_bench(manifest(), COMMANDS)
     trees = {job.key: job.stages[-1] for job in bench.jobs()}
     verb, tree = trees["maze/seed3/ppo"]

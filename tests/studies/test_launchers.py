@@ -160,7 +160,7 @@ def test_options_without_effect_are_refused(keys, words):
         LauncherConfig(**keys)
 
 
-def test_slurm_runs_the_jobs_of_a_sweep_as_one_array_with_the_result_of_local_processes(
+def test_slurm_runs_a_sweep_as_one_array_with_the_results_of_local_processes(
     tmp_path, fake_slurm, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,7 @@ from rlhf.training import online, rollout_source
 from rlhf.training.online import REPLIES_FILE, OnlineTrainer
 from rlhf.training.online_setup import check_online_config
 from rlhf.training.rollout_schedule import RolloutSchedule
+from tests.helpers.command_line import arguments
 from tests.helpers.training import (
     Tree,
     assert_same_run,
@@ -40,7 +41,6 @@ from tests.helpers.training import (
     same,
     weights_of,
 )
-from tests.training.test_resume import arguments
 
 WAIT = 60.0
 """Time limit of a wait that a correct program ends at once, in seconds."""

@@ -7,9 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from rlhf.training import distributed as training_distributed
 from rlhf.training.checkpoint import remove_damaged_and_find_latest
 from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
 from rlhf.training.offline import train_offline
+from tests.helpers.processes import finish, free_port, start, start_two, steps_before
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -130,29 +128,6 @@ def write_config(folder: Path, model: Path, **keys: Any) -> Path:
     return path
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Python with these arguments, from the repository."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for a good end."""
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, "\n".join(x for x in errors.splitlines() if "rlhf:" in x)
-
-
 def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]]:
     """Metrics of a run of two steps, started as users start it."""
     launcher = []
@@ -171,13 +146,6 @@ def test_one_of_two_processes_writes_the_report_of_a_reward_model(tmp_path: Path
     for process in start_two(config, "reward", "--engine", "native"):
         finish(process)
     assert "temperature" in json.loads((tmp_path / "run/final/reward_model.json").read_text())
-
-
-def start_two(config: Path, command: str = "ppo", *options: str) -> list[subprocess.Popen[str]]:
-    """Two processes without their launcher, so that they can be killed together."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    words = ("-m", "rlhf", command, "--config", str(config), *(options or ["--resume"]))
-    return [start(*words, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
 
 
 def kill_two(config: Path, *, lines: int) -> None:
@@ -287,13 +255,6 @@ def test_two_processes_continue_from_the_checkpoint_before_the_damaged_ones(
     whole, cut = (tensors_of(path / "checkpoints/step-4") for path in (tmp_path / "whole/run", run))
     for name, tensor in whole.items():
         torch.testing.assert_close(cut[name], tensor, rtol=0, atol=1e-6)
-
-
-def steps_before(processes: list[subprocess.Popen[str]], log: Path, *, lines: int) -> None:
-    """Wait until so many steps were logged."""
-    while not (log.exists() and log.read_text().count("\n") >= lines):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
 
 
 def test_trl_leaves_the_result_to_the_first_process(tmp_path: Path) -> None:

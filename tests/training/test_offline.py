@@ -292,7 +292,7 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
     assert encoder.truncated_and_dropped_text() == "1 dropped: equal after max_length, 1 truncated"
 
 
-def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max_length(echo_model):
+def test_pairs_that_the_template_renders_alike_are_not_blamed_on_max_length(echo_model):
     rows = pair_rows(2)
     for side, thought in (("chosen", "R"), ("rejected", "Q")):
         rows[1][side] = [{"role": "assistant", "content": "a", "reasoning_content": thought}]

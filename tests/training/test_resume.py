@@ -10,6 +10,7 @@ from rlhf.cli.table import run_command
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
+from tests.helpers.command_line import arguments
 from tests.helpers.training import (
     assert_same_run,
     metrics_of,
@@ -33,18 +34,6 @@ CASES = {
     "dapo": {"algorithm": {"group_size": 4}},
     "ppo_lagrangian": {},
 }
-
-
-def arguments(tree, prefix=""):
-    """A tree as command-line options."""
-    found = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += arguments(value, f"{prefix}{key}.")
-        else:
-            text = str(value).replace("'", '"') if isinstance(value, list | dict) else str(value)
-            found += [f"--{prefix}{key}", text]
-    return found
 
 
 def test_same_seed_twice_is_the_same_run_and_another_seed_another(tmp_path, echo_model):

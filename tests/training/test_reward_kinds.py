@@ -13,8 +13,7 @@ from transformers import (
 )
 
 from rlhf.cli.table import configure, run_command
-from rlhf.config.reward import MODEL_KINDS as KIND_ROWS
-from rlhf.config.reward import RewardModelKind
+from rlhf.config.reward import MODEL_KINDS, RewardModelKind
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, losses
 from rlhf.reward_models.losses import IGNORED
@@ -25,11 +24,10 @@ from rlhf.training.reward_models.base import reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped_order
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
+from tests.helpers.reward_runs import REWARD_RUNS, labelled_texts
 from tests.helpers.training import (
-    WORDS,
     assistant,
     evaluations,
-    pair_rows,
     pairs_tree,
     same,
     save_encoder,
@@ -39,79 +37,18 @@ from tests.helpers.training import (
 )
 
 
-def labelled_texts(count=32):
-    return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
-            (("apple", "river")[i % 2],)]  # fmt: skip
-
-
-def with_columns(rows, make):
-    return [row | make(i) for i, row in enumerate(rows)]
-
-
-def ranking_rows(**more):
-    return [
-        {"prompt": row["prompt"], "replies": [row["chosen"], row["rejected"], assistant("x")]}
-        | more
-        for row in pair_rows()
-    ]
-
-
-def step_rows():
-    return [
-        {"prompt": user(f"solve {i}"), "steps": [f"apple {i}", "river"], "labels": [1, i % 2]}
-        for i in range(32)
-    ]
-
-
-def rated_rows():
-    return [
-        {"text": f"{WORDS[i % 4]} {i}", "good": i % 4 / 2, "long": None if i % 3 else 1.0}
-        for i in range(32)
-    ]
-
-
-def flagged_rows():
-    return [{"text": f"{WORDS[i % 4]} {i}", "a": i % 2, "b": i % 4 // 2} for i in range(32)]
-
-
-def three_classes():
-    return [{"text": f"{WORDS[i % 3]} {i}", "label": i % 3} for i in range(32)]
-
-
-MARGIN = with_columns(pair_rows(), lambda i: {"margin": 1.0 + i % 2})
-UNSAFE = with_columns(pair_rows(), lambda i: {"chosen_unsafe": i % 4 == 0, "rejected_unsafe": 1})
-
-MODEL_KINDS = {
-    "preference": ({}, pair_rows()),
-    "heads": ({"kind": "preference", "num_heads": 3}, pair_rows()),
-    "smoothed": ({"flip_rate": 0.1, "margins": True}, MARGIN),
-    "unbiased": ({"flip_rate": 0.1}, pair_rows()),
-    "scaled": ({}, MARGIN),
-    "length_debiased": ({"micro_batch_size": 8}, pair_rows()),
-    "cost": ({}, UNSAFE),
-    "ranking": ({}, ranking_rows()),
-    "best_of": ({}, ranking_rows(best=1)),
-    "pairwise": ({}, pair_rows()),
-    "regression": ({"labels": ["good", "long"]}, rated_rows()),
-    "classification": ({}, labelled_texts(32)),
-    "classes": ({"kind": "classification", "labels": ["a", "b", "c"]}, three_classes()),
-    "multilabel": ({"labels": ["a", "b"]}, flagged_rows()),
-    "process": ({}, step_rows()),
-}
-
-
 @pytest.fixture(scope="module")
 def encoder_model(tmp_path_factory):
     return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def tree_of_kind(name, tmp_path, place, **more):
-    settings, rows = MODEL_KINDS[name]
+    settings, rows = REWARD_RUNS[name]
     return pairs_tree(tmp_path, place, rows=rows, **{"kind": name, **settings, **more})
 
 
 @pytest.mark.parametrize("backbone", ["echo_model", "encoder_model"])
-@pytest.mark.parametrize("name", MODEL_KINDS)
+@pytest.mark.parametrize("name", REWARD_RUNS)
 def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request, name, backbone):
     """The held-out loss in the log, worked out anew from what the saved checkpoint says."""
     place = request.getfixturevalue(backbone)
@@ -239,7 +176,7 @@ class Halved(PairKind):
 
 
 def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch):
-    monkeypatch.setitem(KIND_ROWS, "halved", RewardModelKind(f"{__name__}:Halved"))
+    monkeypatch.setitem(MODEL_KINDS, "halved", RewardModelKind(f"{__name__}:Halved"))
     starts = {}
     for name in ("preference", "halved"):
         run_command("reward", pairs_tree(tmp_path, encoder_model, kind=name, name=name))

@@ -122,7 +122,7 @@ def test_no_order_of_events_makes_a_batch_too_old(seed):
             assert version == max(0, step - 1), seed  # as the documentation says
 
 
-def test_a_resumed_run_begins_with_its_step_and_no_batch_is_for_a_step_after_the_last():
+def test_a_resumed_run_begins_with_its_step_and_ends_with_the_last():
     played = Played(max_staleness=3, num_steps=7, first=5)
     played.publish(5)
     played.finish()

@@ -27,6 +27,7 @@ from rlhf.runs.directory import Run
 from rlhf.training.checkpoint import remove_damaged_and_find_latest
 from rlhf.training.distributed import World
 from tests.helpers import sharded_runs
+from tests.helpers.processes import finish, free_port, start, start_two, steps_before
 from tests.helpers.training import (
     Tree,
     metrics_of,
@@ -39,7 +40,6 @@ from tests.helpers.training import (
     tensors_of,
     write_rows,
 )
-from tests.training.test_distributed import finish, free_port, start, start_two, steps_before
 
 STEPS = 3
 """Optimizer steps of the compared runs."""

@@ -25,6 +25,7 @@ from rlhf.training.stored_examples import (
     ignored_and_trained_run_lengths,
     labels_from_run_lengths,
 )
+from tests.helpers.chat_templates import CHATML, STRICT, chatml
 from tests.helpers.training import (
     assistant,
     label_rows,
@@ -37,7 +38,6 @@ from tests.helpers.training import (
     weights_of,
     write_rows,
 )
-from tests.rollout.test_demonstrations import CHATML, STRICT, chatml
 
 WORDS = ("apple", "river", "\u2028", "\u00e9\U0001f600", "<|im_end|>", "  ", "\n", "7")
 THINKING = CHATML.replace(

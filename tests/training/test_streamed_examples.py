@@ -23,6 +23,7 @@ from rlhf.errors import UserError
 from rlhf.training import streamed_examples
 from rlhf.training.examples import ExampleEncoder
 from rlhf.training.streamed_examples import ExampleStream, StreamedSource
+from tests.helpers.chat_templates import chatml
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -32,7 +33,6 @@ from tests.helpers.training import (
     weights_of,
     write_rows,
 )
-from tests.rollout.test_demonstrations import chatml
 
 BAD = [{"prompt": "", "completion": "x"}, {"prompt": "p", "completion": ""}]
 
@@ -248,7 +248,7 @@ from pathlib import Path
 from rlhf.config.data import DataSpec
 from rlhf.training.examples import ExampleEncoder
 from rlhf.training.streamed_examples import ExampleStream, StreamedSource
-from tests.rollout.test_demonstrations import chatml
+from tests.helpers.chat_templates import chatml
 path, total = sys.argv[1], int(sys.argv[2])
 spec = DataSpec(path, streaming=True)
 encoder = ExampleEncoder(chatml(), max_length=60)
