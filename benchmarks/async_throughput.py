@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.models.policy_copy import Snapshot
-from rlhf.training.rollout_schedule import RolloutSchedule
+from rlhf.training.rollouts.schedule import RolloutSchedule
 
 WORKERS = tuple(2**n for n in range(10))
 STALENESS = (0, 1, 2, 4, 8)

@@ -14,8 +14,8 @@ from rlhf.explain.explanation import Explanation
 from rlhf.explain.faithfulness import Faithfulness
 from rlhf.explain.model_differences import StageDifference, compare_stages
 from rlhf.explain.policy_view import PolicyExplanation, explain_policy, load_policy
-from rlhf.explain.reward_explainer import RewardExplainer
-from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
+from rlhf.explain.reward.explainer import RewardExplainer
+from rlhf.explain.reward.explanation import PairExplanation, RewardExplanation, TextExplanation
 
 __all__ = [
     "Explanation",

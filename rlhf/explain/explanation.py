@@ -15,7 +15,7 @@ from rlhf.common.files import write_text
 from rlhf.explain.model_differences import StageDifference
 from rlhf.explain.page import explanation_page_html
 from rlhf.explain.policy_view import PolicyExplanation
-from rlhf.explain.reward_explanation import RewardExplanation
+from rlhf.explain.reward.explanation import RewardExplanation
 from rlhf.stats import Interval
 
 PAGE_FILE, JSON_FILE = "explanation.html", "explanation.json"

@@ -8,8 +8,8 @@ from rlhf.common.text import count_text
 from rlhf.explain.model_differences import StageDifference
 from rlhf.explain.policy_cards import policy_cards_html
 from rlhf.explain.policy_view import PolicyExplanation
-from rlhf.explain.reward_cards import pair_cards_html, text_cards_html
-from rlhf.explain.reward_explanation import RewardExplanation
+from rlhf.explain.reward.cards import pair_cards_html, text_cards_html
+from rlhf.explain.reward.explanation import RewardExplanation
 from rlhf.explain.stage_section import stage_difference_html
 from rlhf.reports.forest import ForestRow, titled_forest_plot_html
 from rlhf.reports.markup import esc, interval_text, number_text, section_html

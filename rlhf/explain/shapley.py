@@ -11,7 +11,7 @@ from rlhf.common.conversation import Conversation
 from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain.encoding import Part
-from rlhf.explain.reward_explanation import Side, TextExplanation
+from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.token_attribution import SIGNS
 from rlhf.explain.words import Word, without_words, words_of
 from rlhf.reward_models.core import Reward, Unscorable, content_text

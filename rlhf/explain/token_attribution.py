@@ -13,7 +13,7 @@ from rlhf.explain.attribution import Attribution, gradient_times_input, integrat
 from rlhf.explain.encoding import EncodedConversation
 from rlhf.explain.faithfulness import AttributedText
 from rlhf.explain.prefix_curve import prefix_curve
-from rlhf.explain.reward_explanation import Side, TextExplanation
+from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.score_function import DifferentiableReward
 from rlhf.explain.words import Word, word_attributions, words_of
 from rlhf.reward_models.core import Reward

@@ -56,8 +56,8 @@ from rlhf.training.online_setup import (
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
-from rlhf.training.rollout_metrics import rollout_metrics, staleness_metrics
-from rlhf.training.rollout_source import BackgroundSource, RolloutSource, SynchronousSource
+from rlhf.training.rollouts.metrics import rollout_metrics, staleness_metrics
+from rlhf.training.rollouts.source import BackgroundSource, RolloutSource, SynchronousSource
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 from rlhf.training.transcripts import token_table, transcript_row

@@ -8,7 +8,7 @@ import torch
 from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain.attribution import gradient_times_input, integrated_gradients
-from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.reward.explainer import RewardExplainer
 from rlhf.explain.score_function import DifferentiableReward
 from rlhf.models.rewards import enable_reward_packing
 from rlhf.reward_models import PerConversationReward

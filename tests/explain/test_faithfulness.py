@@ -15,7 +15,7 @@ from rlhf.explain.faithfulness import (
     top_positions,
     without_positions,
 )
-from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.reward.explainer import RewardExplainer
 from rlhf.explain.score_function import DifferentiableReward
 from tests.explain.rewards import PAIRS, linear_reward, pair
 

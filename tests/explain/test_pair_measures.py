@@ -17,7 +17,7 @@ from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.neighbors import TrainingPairIndex, head_inputs
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.prompt_influence import prompt_influence
-from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.reward.explainer import RewardExplainer
 from rlhf.explain.score_function import DifferentiableReward
 from rlhf.explain.words import Word, without_words, word_attributions, words_of
 from rlhf.reward_models import PerConversationReward

@@ -9,7 +9,7 @@ import pytest
 from rlhf.config.explain import AttributionSpec
 from rlhf.errors import UserError
 from rlhf.explain import Explanation
-from rlhf.explain.reward_explainer import RewardExplainer
+from rlhf.explain.reward.explainer import RewardExplainer
 from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import Unscorable, last_reply
 from tests.explain.rewards import PAIRS, pair

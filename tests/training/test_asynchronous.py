@@ -26,10 +26,11 @@ from rlhf.config.load import merge_trees
 from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.continuous import ContinuousEngine
-from rlhf.training import online, rollout_source
+from rlhf.training import online
 from rlhf.training.online import REPLIES_FILE, OnlineTrainer
 from rlhf.training.online_setup import check_online_config
-from rlhf.training.rollout_schedule import RolloutSchedule
+from rlhf.training.rollouts import source as rollout_source
+from rlhf.training.rollouts.schedule import RolloutSchedule
 from tests.helpers.command_line import arguments
 from tests.helpers.training import (
     Tree,

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.training.collection import MAX_ROUNDS
 from rlhf.training.online import OnlineTrainer
-from rlhf.training.rollout_metrics import rollout_metrics
+from rlhf.training.rollouts.metrics import rollout_metrics
 from tests.helpers.training import metrics_of, online_tree, read_rows
 
 WHERE = "tests.training.test_gather"

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rlhf.models.policy_copy import Snapshot
-from rlhf.training.rollout_schedule import RolloutSchedule
+from rlhf.training.rollouts.schedule import RolloutSchedule
 
 
 class Played:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rlhf.explain.counterfactuals import Counterfactual
 from rlhf.explain.neighbors import Neighbor
 from rlhf.explain.prompt_influence import PromptInfluence
-from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, TextExplanation
+from rlhf.explain.reward.explanation import PairExplanation, RewardExplanation, TextExplanation
 from rlhf.explain.token_markup import (
     ShadedTokens,
     html_with_shading_selector,

@@ -16,7 +16,7 @@ from rlhf.explain.counterfactuals import Counterfactual, find_counterfactual
 from rlhf.explain.faithfulness import Faithfulness, measure_faithfulness
 from rlhf.explain.neighbors import TrainingPairIndex
 from rlhf.explain.prompt_influence import prompt_influence
-from rlhf.explain.reward_explanation import PairExplanation, RewardExplanation, Side
+from rlhf.explain.reward.explanation import PairExplanation, RewardExplanation, Side
 from rlhf.explain.shapley import WordAttributor
 from rlhf.explain.token_attribution import TokenAttributor
 from rlhf.explain.words import Word

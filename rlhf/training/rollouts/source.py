@@ -16,7 +16,7 @@ from rlhf.rollout.sampling.base import Completion
 from rlhf.rollout.sampling.recording import CollectionStopped, RecordedReply, RecordingEngine
 from rlhf.runs.profiling import WAITING, Stopwatch
 from rlhf.training.collection import StartStateCounter, StepCollector, StepRollouts
-from rlhf.training.rollout_schedule import BatchAssignment, RolloutSchedule
+from rlhf.training.rollouts.schedule import BatchAssignment, RolloutSchedule
 
 STOP_SECONDS = 10.0
 """Time for which a run that ends waits for the environments of an unfinished batch."""

@@ -1,0 +1,1 @@
+"""Explanations of the scores of a reward model."""
