@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score, check_conversations
 from rlhf.common.foreign import describe_exception, limit_side_effects
@@ -31,9 +31,6 @@ from rlhf.errors import UserError
 
 IGNORED = -100
 """Label of tokens and texts that do not contribute to the loss, as in torch's cross entropy."""
-
-if TYPE_CHECKING:
-    from rlhf.reward_models.learned import LearnedReward
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -240,8 +237,8 @@ class Reward(ABC):
         """
         return components.get(self.name)
 
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
-        """Return all learned rewards on which the scores of this reward depend."""
+    def checkpoints(self) -> tuple[Any, ...]:
+        """Return all `LearnedReward` objects on which the scores of this reward depend."""
         return _unique_objects(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.common.files import read_json
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import encode_conversation, template_hash
 from rlhf.reward_models.checkpoint import call_loader, load_model, max_tokens
@@ -120,7 +120,7 @@ def _load_model_or_adapter(path: str | Path, *, dtype: str, device: str | None) 
     adapter = Path(path) / "adapter_config.json"
     source: str | Path = path
     if adapter.is_file():
-        named = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        named = read_json(adapter)["base_model_name_or_path"]
         source = Path(path) / "base" if (Path(path) / "base").is_dir() else named
     model = load_model(
         AutoModelForCausalLM.from_pretrained,

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.common.files import write_text
+from rlhf.common.files import read_json, write_text
 from rlhf.errors import UserError
 
 FILE_NAME = "reward_model.json"
@@ -72,10 +72,7 @@ class Sidecar:
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not valid JSON ({error})") from error
+        content = read_json(path)
         known = {f.name for f in dataclasses.fields(cls)}
         required = {"template_hash", "append_eos", "max_length", "pooling"}
         if not required <= set(content) <= known:

@@ -87,31 +87,11 @@ def register_algorithm(
 ) -> Callable[[T], T]:
     """Register an online algorithm, which becomes the command ``rlhf NAME``.
 
-    As a decorator of a policy loss, the algorithm uses this loss. With ``loss``, the algorithm uses
-    an existing loss, and the call is a statement:
-
-        register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
-                           settings=Settings(num_epochs=1))
-
-    Example:
-        >>> from rlhf.plugins import Settings, register_algorithm
-        >>> _ = register_algorithm(
-        ...     "ppo_short",
-        ...     title="PPO with one epoch",
-        ...     loss="clipped",
-        ...     settings=Settings(num_epochs=1),
-        ... )
-        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
-        >>> run = rlhf.train("ppo_short", model=scratch, env="text/Echo-v0", num_steps=1)
-        >>> run.config["algorithm"]["num_epochs"]
-        1
-
     Args:
         name: Name of the algorithm and of its command.
         title: Full name, for the help.
         settings: Default settings.
-        loss: Name of an existing policy loss. By default, the decorated function is the loss, with
-            the signature ``(logprobs, batch, settings, *, denominator) -> loss, MetricSums``.
+        loss: Name of an existing policy loss; by default, the result decorates a policy loss.
         reads: Names of the settings that the decorated loss reads.
         pairs: Whether the decorated loss compares the two rows of a pair.
         reference: Whether the decorated loss reads ``batch.ref_logprobs``.
@@ -127,13 +107,14 @@ def register_algorithm(
     Raises:
         UserError: The name is taken, a component does not exist, or the settings are invalid.
     """
+    summary = summary or title
     algorithm = Algorithm(
         name=name,
         title=title,
         paper=paper,
         equation=equation,
         equation_source=equation_source,
-        summary=summary or title,
+        summary=summary,
         loss=loss or name,
         settings=settings or Settings(),
         unbiased=unbiased,
@@ -141,26 +122,25 @@ def register_algorithm(
         fixed_point=fixed_point,
         constrained=constrained,
     )
-
-    def add(code: Any) -> None:
-        registered_components("losses").require(algorithm.loss)
-        registered_components("advantages").require(algorithm.settings.advantage)
-        algorithm.check()
-        ALGORITHMS.add(name, algorithm, code)
-        COMMANDS.add(online_command(name, title), ONLINE_GROUP, code)
-
     if loss is not None:
-        add(None)  # the source is the plug-in that is being imported
+        _add_algorithm(algorithm, None)  # the source is the plug-in that is being imported
         return lambda code: code
+    own = register_policy_loss(name, summary, reads=reads, pairs=pairs, reference=reference)
+    return lambda function: _add_algorithm(algorithm, own(function))  # type: ignore[arg-type]
 
-    def decorate(function: T) -> T:
-        decorator = register_policy_loss(
-            name, summary or title, reads=reads, pairs=pairs, reference=reference
-        )
-        add(decorator(function))  # type: ignore[arg-type]
-        return function
 
-    return decorate
+def _add_algorithm(algorithm: Algorithm, code: T) -> T:
+    """Check an algorithm, and add it and its command, which ``code`` defines.
+
+    Returns:
+        ``code``.
+    """
+    registered_components("losses").require(algorithm.loss)
+    registered_components("advantages").require(algorithm.settings.advantage)
+    algorithm.check()
+    ALGORITHMS.add(algorithm.name, algorithm, code)
+    COMMANDS.add(online_command(algorithm.name, algorithm.title), ONLINE_GROUP, code)
+    return code
 
 
 def register_reward(name: str) -> Callable[[T], T]:
@@ -326,19 +306,7 @@ def register_command(
 
     def decorate(function: T) -> T:
         what = f"command {name!r}"
-        check_accepts(
-            function,  # type: ignore[arg-type]
-            (None, None, None) if makes_run else (None,),
-            what=what,
-            required_signature="command(name, config, run)" if makes_run else "command(config)",
-        )
-        hints = typing.get_type_hints(function)
-        parameters = list(inspect.signature(function).parameters)  # type: ignore[arg-type]
-        config = hints.get(parameters[1 if makes_run else 0])
-        if not isinstance(config, type) or not dataclasses.is_dataclass(config):
-            raise UserError(
-                f"{what}: annotate the configuration of {function.__name__} with its dataclass"  # type: ignore[attr-defined]
-            )
+        config = _config_class_of_command(function, what=what, makes_run=makes_run)
         known = [field.name for field in dataclasses.fields(config)]
         for key in arguments:
             if key not in known:
@@ -358,6 +326,28 @@ def register_command(
         return function
 
     return decorate
+
+
+def _config_class_of_command(function: Any, *, what: str, makes_run: bool) -> type[Any]:
+    """Return the dataclass with which a command annotates its configuration.
+
+    Raises:
+        UserError: The signature is not that of a command, or the annotation is not a dataclass.
+    """
+    check_accepts(
+        function,
+        (None, None, None) if makes_run else (None,),
+        what=what,
+        required_signature="command(name, config, run)" if makes_run else "command(config)",
+    )
+    hints = typing.get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters)
+    config = hints.get(parameters[1 if makes_run else 0])
+    if not isinstance(config, type) or not dataclasses.is_dataclass(config):
+        raise UserError(
+            f"{what}: annotate the configuration of {function.__name__} with its dataclass"
+        )
+    return config
 
 
 def _add_to(

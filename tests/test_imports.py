@@ -91,17 +91,8 @@ MODULES = modules()
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Modules that a file imports or names as ``module:name``, except under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    type_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in type_only:
-            continue
+    """Modules that a file imports or names as ``module:name``, also under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -151,6 +142,12 @@ def test_no_module_imports_itself_through_others():
 def test_the_graph_sees_local_imports_and_object_names():
     assert "rlhf.studies.bench.run" in GRAPH["rlhf.cli.table"]
     assert "rlhf.reports" in GRAPH["rlhf.commands.command"]
+
+
+def test_imports_for_types_only_count(tmp_path: Path):
+    file = tmp_path / "module.py"
+    file.write_text("if TYPE_CHECKING:\n    from rlhf.stats import Interval\n")
+    assert list(imports_of(file)) == ["rlhf.stats"]
 
 
 def run_python(code: str, folder: Path, path: Path = ROOT.parent) -> str:

@@ -58,15 +58,13 @@ def evaluate_reward_model(
         train_pairs: Pairs on which the bag-of-words baseline is fitted; by default, it is
             cross-fitted on ``pairs``.
         scored: The scores of ``pairs``; by default, they are computed.
-        samples: Replies of the policy to be trained, one list of conversations for each prompt. The
-            spread of their scores affects how fast the policy learns (Razin et al., 2503.15477).
+        samples: Replies of the policy, see `score_statistics_on_samples`.
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
-        dropped: Reason -> number of rows that were dropped from the data; for the data card.
-        overlapping: Number of pairs whose prompts have 13 consecutive words in common with a
-            training prompt; for the data card.
+        dropped: Reason -> number of dropped rows, for the data card.
+        overlapping: Number of pairs whose prompts share 13 consecutive words with training prompts.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
-        invariance_size: Maximum number of conversations that are scored one at a time and in
-            batches, to compare the scores; 0 skips this test.
+        invariance_size: Maximum number of conversations whose scores alone and in batches are
+            compared; 0 skips this test.
         seed: Seed of the selection of conversations for the stress tests.
 
     Raises:
@@ -145,6 +143,8 @@ def score_statistics_on_samples(
     reward: Reward, samples: Sequence[Sequence[Conversation]]
 ) -> dict[str, float | int]:
     """Return statistics of the scores of a policy's replies.
+
+    Their spread affects how fast the policy learns (Razin et al., 2503.15477).
 
     ``mean`` and ``std`` are the mean and the standard deviation of all scores; the sidecar of a
     checkpoint stores them. ``within_prompt_std`` is the standard deviation of the scores of one

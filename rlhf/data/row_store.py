@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.files import read_json
 from rlhf.common.worker_pool import WorkerPool
 from rlhf.data.files import Row
 from rlhf.data.load import SourceCounts, no_rows_message
@@ -206,7 +207,7 @@ class RowStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        table = read_json(folder / _TABLE)
         self._length: int = table["length"]
         self._present: list[str] = table["present"]
         self._schema: str | None = table["schema"]

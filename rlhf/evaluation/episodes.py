@@ -20,6 +20,7 @@ from rlhf.common.files import atomic_path, json_line
 from rlhf.common.score_names import GOLD, SCORE
 from rlhf.config.rollout import RolloutSpec
 from rlhf.errors import UserError
+from rlhf.evaluation.metric_limits import MetricLimits, ReferenceReturns
 from rlhf.evaluation.metrics import (
     independent_unit_of,
     metric_interval,
@@ -28,7 +29,7 @@ from rlhf.evaluation.metrics import (
     unit_name,
 )
 from rlhf.evaluation.notes import evaluation_caveats, missing_scores_by_reward
-from rlhf.evaluation.records import REFERENCE_POLICIES, MetricLimits, ReferenceReturns
+from rlhf.evaluation.records import REFERENCE_POLICIES
 from rlhf.reward_models.core import components_with_value, score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector

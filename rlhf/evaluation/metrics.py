@@ -6,17 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rlhf.common.conversation import messages_for_models
+from rlhf.evaluation.metric_limits import MetricLimits
 from rlhf.stats import Interval, interval
 from rlhf.stats.samples import pass_at_k
 from rlhf.stats.shares import two_frequent_values
-
-if TYPE_CHECKING:
-    from rlhf.evaluation.records import MetricLimits
 
 UnitName = Literal["prompts", "start states", "episodes"]
 

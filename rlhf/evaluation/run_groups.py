@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.common.text import count_text
+from rlhf.evaluation.metric_limits import MetricLimits
 from rlhf.evaluation.metrics import UnitName, binary_values, unit_name
 from rlhf.evaluation.records import (
     Evaluation,
-    MetricLimits,
     RunRecord,
     episode_value,
 )

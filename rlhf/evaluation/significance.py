@@ -68,6 +68,10 @@ class Difference:
 class _PairedTest:
     """Test of paired differences, for `compare_means`.
 
+    A winner needs at least `FEWEST_SEEDS` training seeds of each method if the units are training
+    seeds. If one of the two is a reference policy, the other one needs
+    `fewest_seeds_to_see_failed_run` of them.
+
     The sign-flip test is used if there are enough pairs for its p value to reach `level`. With
     fewer pairs of prompts, start states or episodes, the difference is not significant. With fewer
     pairs of training seeds, Student's t test is used instead. The t test requires at least five
@@ -85,7 +89,8 @@ class _PairedTest:
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
     shared: ReferenceUncertainty | None = None
-    """Error that all differences have in common; None if there is none."""
+    """Error that all differences have in common, that of the single evaluation of a reference
+    policy; None if there is none."""
     excludes_zero: bool = True
     """Result of `_zero_is_outside_interval_with_shared_error`."""
 
@@ -150,10 +155,9 @@ def compare_means(
     """Compare the values of `method` with the paired values of `baseline`.
 
     The significance level is 0.05 / `comparisons` (Bonferroni), so the family-wise error rate is at
-    most 5%. A winner is declared if the difference is significant at this level, as `_PairedTest`
-    describes. If the units are training seeds, each method also needs at least `FEWEST_SEEDS` runs.
-    With `shared_differences`, one of the two is a reference policy, and the other one needs
-    `fewest_seeds_to_see_failed_run` runs.
+    most 5%. A winner is declared if the difference is significant at this level and there are
+    enough training runs, as `_PairedTest` describes. With `shared_differences`, one of the two is a
+    reference policy.
 
     Args:
         values: Value of `method` for each unit, [n].
@@ -164,13 +168,12 @@ def compare_means(
         env: Name of the environment, copied into the result.
         decoding: Decoding of the policies, copied into the result.
         metric: Name of the metric. Lower values are better if it is in `LOWER_IS_BETTER`.
-        comparisons: Number of comparisons, including this one, for the Bonferroni correction.
+        comparisons: Number of comparisons, including this one.
         fewest_runs: Smallest number of training runs of a method, without reference policies; by
             default n. With one run, the variation of this method between training seeds is unknown.
         span: Difference between the two possible values of a binary metric; inferred if None.
         shared_differences: Difference of each unit of the single evaluation of a reference policy,
-            averaged over the training seeds, [units]. The error of the mean over these units is
-            common to all differences.
+            averaged over the training seeds, [units].
         measure_coverage: Whether to simulate the coverage of the interval.
 
     Raises:
@@ -179,18 +182,12 @@ def compare_means(
     deltas = paired_deltas(values, against)
     span = span or _binary_span(metric, [*values, *against])
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    shared = (
-        None
-        if shared_differences is None
-        else ReferenceUncertainty.from_unit_differences(shared_differences, span)
-    )
-    p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
+    shared = None
+    if shared_differences is not None:
+        shared = ReferenceUncertainty.from_unit_differences(shared_differences, span)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
     estimate = _difference_interval(deltas, is_count, span, shared)
-    excludes_zero = _zero_is_outside_interval_with_shared_error(
-        deltas, is_count, span, shared, level
-    )
-    test = _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
+    test = _paired_test(deltas, unit, level, runs, is_count, span, shared)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant_given_enough_runs and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
@@ -211,6 +208,23 @@ def first_method_wins(deltas: np.ndarray, *, comparisons: int = 1) -> bool:
     level = 0.05 / comparisons
     test = _PairedTest(deltas, "training seeds", level, deltas.size, sign_flip_test(deltas))
     return bool(deltas.mean() > 0) and test.significant_given_enough_runs and not test.too_few_runs
+
+
+def _paired_test(
+    deltas: np.ndarray,
+    unit: Unit,
+    level: float,
+    runs: int,
+    is_count: bool,
+    span: float | None,
+    shared: ReferenceUncertainty | None,
+) -> _PairedTest:
+    """Return the test of the differences `deltas`, with the error `shared` if there is one."""
+    p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
+    excludes_zero = _zero_is_outside_interval_with_shared_error(
+        deltas, is_count, span, shared, level
+    )
+    return _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
 
 
 def _binary_span(metric: str, values: Sequence[float]) -> float | None:

@@ -139,15 +139,11 @@ def compare_stages(
     )
     states = torch.stack([reply.states for reply in replies]).mean(0).tolist()
     cosines = torch.stack([reply.cosines for reply in replies]).mean(0).tolist()
-    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for prompt, reply in zip(prompts, replies, strict=True):
-        totals[prompt][0] += sum(change.after - change.before for change in reply.tokens)
-        totals[prompt][1] += len(reply.tokens)
     kl = [reply.kl for reply in replies]
     return StageDifference(
         *names,
         replies=len(replies),
-        logprob_change=ratio_interval(*zip(*totals.values(), strict=True)),
+        logprob_change=_mean_logprob_change(prompts, replies),
         kl=interval(kl, prompts, bounds=(0.0, float("inf"))),
         same_top_token=interval([reply.same_top for reply in replies], prompts, kind="share"),
         gained=[c for c in reversed(changes[-num_tokens:]) if c.after > c.before],
@@ -173,6 +169,15 @@ class _ReplyComparison:
     """Relative change of the output of each block, [L]."""
     cosines: Tensor
     """Cosine of the outputs of each block, [L]."""
+
+
+def _mean_logprob_change(prompts: list[str], replies: list[_ReplyComparison]) -> Interval:
+    """Return the mean change of the log-probability per reply token, with replies by prompt."""
+    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for prompt, reply in zip(prompts, replies, strict=True):
+        totals[prompt][0] += sum(change.after - change.before for change in reply.tokens)
+        totals[prompt][1] += len(reply.tokens)
+    return ratio_interval(*zip(*totals.values(), strict=True))
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ class DifferentiableReward:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.models = reward.checkpoints()
+        self.models: tuple[LearnedReward, ...] = reward.checkpoints()
         if not self.models:
             raise UserError(
                 f"reward {reward.name!r} has no model whose score can be attributed to tokens; "

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
-from rlhf.common.files import add_path_to_write_errors
+from rlhf.common.files import add_path_to_write_errors, read_json
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter
@@ -96,7 +96,7 @@ def _remove_keys(path: Path, keys: tuple[str, ...]) -> None:
 
 def model_class(folder: Path) -> str:
     """Return the name of the Transformers class of a saved model; "" if it is not recorded."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     return str((config.get("architectures") or [""])[0])
 
 

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
-from rlhf.common.files import atomic_path
+from rlhf.common.files import atomic_path, read_json
 from rlhf.common.names import did_you_mean
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
@@ -343,7 +343,7 @@ def load_merged_model(folder: str) -> Any:
             task type of the adapter is not supported, or the adapters cannot be merged.
     """
     check_model_files(folder)
-    config = json.loads((Path(folder) / CONFIG_FILE).read_text())
+    config = read_json(Path(folder) / CONFIG_FILE)
     task = config.get("task_type") or "CAUSAL_LM"
     if task == "CAUSAL_LM":
         load_base = functools.partial(read_causal_model, dtype=torch.float32)
@@ -403,7 +403,7 @@ def _load_base_model(folder: Path, config: dict[str, Any], load_base: Callable[[
     name = str(config.get("base_model_name_or_path") or "")
     expected = None
     if (folder / FINGERPRINT_FILE).exists():
-        expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
+        expected = read_json(folder / FINGERPRINT_FILE)["sampled_crc32"]
     for source in _base_folder_candidates(folder, name, config.get("revision")):
         check_model_files(source)
         base = load_merged_model(source) if is_adapter(source) else load_base(source)

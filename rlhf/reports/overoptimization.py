@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.files import read_json
 from rlhf.common.text import count_text
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series, charts_html
@@ -35,7 +35,7 @@ Result = Mapping[str, Any]
 def read_results(runs: Sequence[RunRecord]) -> list[Result]:
     """Return the content of `overoptimization.json` of every run that has this file."""
     paths = [run.directory / RESULT_FILE for run in runs]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
 def overoptimization_section_html(results: Sequence[Result]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 from rlhf.common.text import count_text
 from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, simulated_coverage_text
+from rlhf.evaluation.metric_limits import ReferenceReturns
 from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
     Evaluation,
-    ReferenceReturns,
     RunRecord,
     episode_metric_names,
     episode_value,

@@ -78,13 +78,10 @@ class Alarm:
 
     @property
     def false_alarm_interval(self) -> tuple[float, float]:
-        """The 95% interval of the rate of false alarms (Clopper and Pearson 1934)."""
-        from scipy.special import betaincinv
+        """The 95% interval of the rate of false alarms."""
+        from rlhf.stats.shares import clopper_pearson_bounds
 
-        count, total = self.false_alarms, NUM_HEALTHY_RUNS
-        low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
-        high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
-        return float(low), float(high)
+        return clopper_pearson_bounds(self.false_alarms, NUM_HEALTHY_RUNS)
 
 
 _UPDATE = "each update, before it is applied"

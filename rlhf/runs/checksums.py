@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import flush_to_disk, sha256_of, write_text
+from rlhf.common.files import flush_to_disk, read_json, sha256_of, write_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 
@@ -137,10 +137,10 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
     """
     path = folder / CHECKSUMS
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))
+        digests = read_json(path)
     except FileNotFoundError:
         raise DamagedFolderError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         digests = None
     if not isinstance(digests, dict) or not digests:
         raise DamagedFolderError(f"{path} is damaged")

@@ -25,6 +25,7 @@ from rlhf.common.files import (
     is_temporary,
     is_temporary_name,
     is_temporary_name_of_this_process,
+    read_json,
     remove,
     restore_interrupted_writes,
     write_text,
@@ -185,10 +186,9 @@ class DirectoryClaim:
             inputs: Files and folders that the command reads and that must not be replaced.
 
         Raises:
-            UserError: The directory exists and cannot be resumed or replaced, it contains a file
-                of the user where the command would write, another process has locked the directory,
-                or the directory cannot be written. Or the path is not valid, or is inside a folder
-                of another run.
+            UserError: The path is not valid or is inside a folder of another run. Or the directory
+                cannot be resumed, replaced or written, contains a file of the user where the
+                command would write, or is locked by another process.
         """
         check_output_path(directory)
         if resume and overwrite:
@@ -501,8 +501,8 @@ def _entries_sorted_by_marker(directory: Path, *, marker_first: bool) -> list[Pa
 def _declared_entries(directory: Path) -> list[str]:
     """Return the names that earlier runs in a directory declared."""
     try:
-        entries = json.loads((directory / MARKER).read_text())["entries"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        entries = read_json(directory / MARKER)["entries"]
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     return [name for name in entries if isinstance(name, str)] if isinstance(entries, list) else []
 
@@ -656,7 +656,7 @@ def _has_content(path: Path) -> bool:
 def _writer_text(directory: Path) -> str:
     """Return a text with the id and the host of the process that writes to a directory."""
     try:
-        writer = json.loads((directory / MARKER).read_text())["writer"]
+        writer = read_json(directory / MARKER)["writer"]
         return f"process {writer['pid']} on {writer['host']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import sha256_of
+from rlhf.common.files import read_json, sha256_of
 from rlhf.common.objects import is_object_reference, object_fingerprint
 from rlhf.common.plugins import (
     CODE_KEYS,
@@ -137,7 +136,7 @@ def _adapter_base_folder(folder: Path) -> Path | None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(file).get("base_model_name_or_path")
     if not base:
         return None
     if not Path(base).is_absolute() and (folder / base).is_dir():

@@ -59,6 +59,17 @@ def share_interval(successes: float, units: int, *, level: float = 0.95) -> Inte
     return Interval(successes / units, float(low), float(high), int(units), EXACT_LABEL)
 
 
+def clopper_pearson_bounds(successes: int, units: int) -> tuple[float, float]:
+    """Return the exact 95% bounds of a binomial proportion (Clopper & Pearson 1934).
+
+    The coverage is at least 95%. The coverage of `mid_p_bounds`, which are narrower, may be lower.
+    """
+    failures = units - successes
+    low = special.betaincinv(successes, failures + 1, 0.025) if successes else 0.0
+    high = special.betaincinv(successes + 1, failures, 0.975) if failures else 1.0
+    return float(low), float(high)
+
+
 def adjusted_wald_bounds(
     gains: ArrayLike, losses: ArrayLike, units: ArrayLike, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,14 +15,12 @@ from rlhf.algorithms.metrics import explained_variance
 from rlhf.algorithms.off_policy import off_policy_metrics
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.training.batching import group_into_micro_batches
-
-if TYPE_CHECKING:
-    from rlhf.training.online import OnlineTrainer
+from rlhf.training.online_parts import OnlineTrainerParts
 
 
 @torch.no_grad()
 def make_training_batch(
-    trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
+    trainer: OnlineTrainerParts, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> tuple[TrainingBatch, dict[str, float]]:
     """Compute log-probabilities, values and advantages of rollouts.
 
@@ -63,7 +60,7 @@ def make_training_batch(
 
 
 def _collate_and_compute_logprobs(
-    trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
+    trainer: OnlineTrainerParts, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> TrainingBatch:
     """Collate rollouts and compute log-probabilities, values, bootstrap values and entropy.
 

@@ -108,9 +108,8 @@ class StepCollector:
     def collect(self, step: int) -> StepRollouts:
         """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
-        As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ. The
-        scores before scaling and penalties are compared, so a difference in the length penalty
-        alone does not count.
+        As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores, before
+        scaling and penalties, differ.
 
         Args:
             step: Index of the training step, for messages.

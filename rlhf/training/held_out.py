@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf.common.plugins import short_name
 from rlhf.envs.items import SAME_SPLIT_WARNING, draws_only_items_of_split, has_separate_splits
@@ -22,10 +22,8 @@ from rlhf.reward_models.core import binary_outcomes_by_name
 from rlhf.rollout.environments.calls import temporary_environment
 from rlhf.rollout.items import summarize_item_overlap
 from rlhf.runs.directory import Run
+from rlhf.training.online_parts import OnlineTrainerParts
 from rlhf.training.transcripts import transcript_row
-
-if TYPE_CHECKING:
-    from rlhf.training.online import OnlineTrainer
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ NUM_SAMPLES = 16
 
 
 def evaluate_held_out(
-    trainer: OnlineTrainer,
+    trainer: OnlineTrainerParts,
     name: str,
     random_return: float | None = None,
     optimal_return: float | None = None,
@@ -80,7 +78,7 @@ def evaluate_held_out(
     return summary, rows
 
 
-def write_final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
+def write_final_evaluation(trainer: OnlineTrainerParts, run: Run) -> None:
     """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
     if is_complete_evaluation(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
@@ -98,7 +96,7 @@ def write_final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
         write_evaluation(run.directory, rows, summary)
 
 
-def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _item_overlap(trainer: OnlineTrainerParts, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the overlap of held-out and training episodes; warn if there is an overlap."""
     env = trainer.config.env
     if env.id is None:
@@ -124,7 +122,7 @@ def _item_overlap(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dic
     return overlap
 
 
-def write_held_out_transcripts(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
+def write_held_out_transcripts(trainer: OnlineTrainerParts, run: Run, *, split: str) -> None:
     """Write transcripts of held-out episodes to ``samples.jsonl``.
 
     Args:

@@ -162,30 +162,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         log.info("examples: %s", setup.summary())
     log.info("engine: %s", "trl" if setup.trainer else "native")
     if setup.trainer:
-        from rlhf.training.trl.trainer import train_with_trainer
-
-        callbacks, sets = Callbacks(config.callbacks), (train_set, eval_set)
-        trained = train_with_trainer(
-            config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
-        )
-        if run.writes:
-            foreign = list_files_without_checksum(run.final)
-            copy_base_to_final(run.directory / "checkpoints", run.final)
-            setup.save(trained, run.final)
-            write_checksums(run.final, exclude=foreign)
-            steps = num_steps(config, len(train_set))
-            write_reply_samples(
-                run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
-            )
-            callbacks.notify(
-                "on_end",
-                run,
-                step=steps,
-                num_steps=steps,
-                model=trained,
-                tokenizer=setup.tokenizer,
-                folder=run.final,
-            )
+        _train_and_save_with_trl(config, run, method, setup, (train_set, eval_set))
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         trainer = NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set)
@@ -197,6 +174,37 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         setup.report(run)
     init_distributed().barrier()
     return run.final
+
+
+def _train_and_save_with_trl(
+    config: OfflineConfig, run: Run, method: OfflineMethod, setup: TrainingSetup, sets: Any
+) -> None:
+    """Train with ``setup.trainer`` on the training and the held-out examples; save the model."""
+    from rlhf.training.trl.trainer import train_with_trainer
+
+    callbacks = Callbacks(config.callbacks)
+    trained = train_with_trainer(
+        config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
+    )
+    if not run.writes:
+        return
+    foreign = list_files_without_checksum(run.final)
+    copy_base_to_final(run.directory / "checkpoints", run.final)
+    setup.save(trained, run.final)
+    write_checksums(run.final, exclude=foreign)
+    steps = num_steps(config, len(sets[0]))
+    write_reply_samples(
+        run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
+    )
+    callbacks.notify(
+        "on_end",
+        run,
+        step=steps,
+        num_steps=steps,
+        model=trained,
+        tokenizer=setup.tokenizer,
+        folder=run.final,
+    )
 
 
 def _load_and_count_rows(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import get_scheduler
 
+from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RunningRewardMoments
 from rlhf.common.files import read_jsonl, write_jsonl
@@ -47,6 +47,7 @@ from rlhf.training.numeric_checks import (
     check_rewards,
     check_scores_and_rewards_are_finite,
 )
+from rlhf.training.online_parts import OnlineTrainerParts
 from rlhf.training.online_setup import (
     check_online_config,
     load_split_prompts,
@@ -59,7 +60,7 @@ from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.rollouts.metrics import rollout_metrics, staleness_metrics
 from rlhf.training.rollouts.source import BackgroundSource, RolloutSource, SynchronousSource
 from rlhf.training.throughput import Throughput
-from rlhf.training.trainer import Stateful, Trainer
+from rlhf.training.trainer import Stateful
 from rlhf.training.transcripts import token_table, transcript_row
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,30 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
         trainer.close()
 
 
-class OnlineTrainer(Trainer):
+def load_policy_and_reference(
+    config: OnlineConfig, algorithm: Algorithm
+) -> tuple[Policy, ReferencePolicy | None]:
+    """Load the policy of a run, and its reference if the algorithm needs one.
+
+    Raises:
+        UserError: The model cannot be loaded or trained.
+    """
+    sharded = prepare_for_sharding(config)
+    load = load_model_to_shard if sharded else load_model
+    model, tokenizer = load(config.model, seed=config.seed)
+    warn_of_ignored_dropout(algorithm.name, config.model)
+    policy = Policy(model, tokenizer, critic=config.critic if algorithm.needs_critic else "none")
+    if config.activation_checkpointing:
+        policy.checkpoint_activations()
+    reference = ReferencePolicy(policy) if algorithm.needs_reference else None
+    if sharded:
+        policy.shard()
+        if reference is not None:
+            reference.shard()
+    return policy, reference
+
+
+class OnlineTrainer(OnlineTrainerParts):
     """Trains a policy on its own rollouts.
 
     Args:
@@ -111,43 +135,10 @@ class OnlineTrainer(Trainer):
         check_component_names(self.rewards, self.monitor_rewards, has_env=has_env, trains=True)
         self.data_counts: dict[str, Any] = {}
         prompts, eval_prompts = load_split_prompts(config, counts=self.data_counts)
-        sharded = prepare_for_sharding(config)
-        load = load_model_to_shard if sharded else load_model
-        model, tokenizer = load(config.model, seed=config.seed)
-        warn_of_ignored_dropout(name, config.model)
-        critic = config.critic if self.algorithm.needs_critic else "none"
-        self.policy = Policy(model, tokenizer, critic=critic)
-        if config.activation_checkpointing:
-            self.policy.checkpoint_activations()
-        self.reference = ReferencePolicy(self.policy) if self.algorithm.needs_reference else None
-        if sharded:
-            self.policy.shard()
-            if self.reference is not None:
-                self.reference.shard()
+        self.policy, self.reference = load_policy_and_reference(config, self.algorithm)
         optimizer, scheduler = self._make_optimizer_and_scheduler(config)
         self.stopwatch = Stopwatch()
-        self.policy_copy = PolicyCopy(model) if config.rollout.max_staleness else None
-        sampled = self.policy_copy.model if self.policy_copy else model
-        self.external_engine = open_external_engine(config, sampled)
-        with self.policy.whole_weights():  # the sampler is compared with the model
-            self.engine = RecordingEngine(
-                self.external_engine or open_local_engine(sampled, config.rollout)
-            )
-            self.collector = self._open_collector(config, sampled, tokenizer, prompts)
-        if message := unused_key_message(self.collector):
-            raise UserError(message)
-        log.info(self.collector.chat_format.describe())
-        self.max_episode_tokens = self.collector.max_sampled_tokens_per_episode()
-        self.eval_collector = Collector.open(
-            model,
-            tokenizer,
-            config.env,
-            config.rollout,
-            prompts=eval_prompts,
-            watch=self.stopwatch,
-            split="test",
-            engine=self.external_engine,
-        )
+        self._open_collectors(config, prompts, eval_prompts)
         super().__init__(
             config,
             self.policy,
@@ -193,26 +184,51 @@ class OnlineTrainer(Trainer):
         )
         return optimizer, scheduler
 
-    def _open_collector(
-        self, config: OnlineConfig, model: Any, tokenizer: Any, prompts: Sequence[Any]
-    ) -> Collector:
-        """Return the collector of training episodes, for the model that samples them.
+    def _open_collectors(
+        self, config: OnlineConfig, prompts: Sequence[Any], eval_prompts: Sequence[Any]
+    ) -> None:
+        """Set the engines and the collectors of training episodes and of held-out episodes.
 
         The thread of a `BackgroundSource` has its own stopwatch, and its own tokenizer, because a
         fast tokenizer cannot be called by two threads at once.
+
+        Raises:
+            UserError: An environment or the engine cannot be used, or a key has no effect.
         """
-        watch = self.stopwatch
+        model, tokenizer, watch = self.policy.model, self.policy.tokenizer, self.stopwatch
+        self.policy_copy = PolicyCopy(model) if config.rollout.max_staleness else None
+        sampled, own_tokenizer, own_watch = model, tokenizer, watch
         if self.policy_copy is not None:
-            tokenizer, watch = copy.deepcopy(tokenizer), Stopwatch()
-        return Collector.open(
+            sampled = self.policy_copy.model
+            own_tokenizer, own_watch = copy.deepcopy(tokenizer), Stopwatch()
+        self.external_engine = open_external_engine(config, sampled)
+        with self.policy.whole_weights():  # the sampler is compared with the model
+            self.engine = RecordingEngine(
+                self.external_engine or open_local_engine(sampled, config.rollout)
+            )
+            self.collector = Collector.open(
+                sampled,
+                own_tokenizer,
+                config.env,
+                config.rollout,
+                prompts=prompts,
+                watch=own_watch,
+                split="train",
+                engine=self.engine,
+            )
+        if message := unused_key_message(self.collector):
+            raise UserError(message)
+        log.info(self.collector.chat_format.describe())
+        self.max_episode_tokens = self.collector.max_sampled_tokens_per_episode()
+        self.eval_collector = Collector.open(
             model,
             tokenizer,
             config.env,
             config.rollout,
-            prompts=prompts,
+            prompts=eval_prompts,
             watch=watch,
-            split="train",
-            engine=self.engine,
+            split="test",
+            engine=self.external_engine,
         )
 
     def _make_rollout_source(self) -> RolloutSource:
@@ -232,22 +248,9 @@ class OnlineTrainer(Trainer):
         )
 
     @property
-    def all_rewards(self) -> list[Any]:
-        """The rewards that are trained on and the rewards that are only logged."""
-        return [r for r in (self.rewards, self.monitor_rewards) if r is not None]
-
-    @property
     def done(self) -> bool:
         """Whether all steps are done, a callback ended training, or the KL exceeded the budget."""
         return self.kl.stop or super().done
-
-    @contextlib.contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Return a context manager in which this process holds the whole policy, to sample."""
-        with contextlib.ExitStack() as stack:
-            with self.world.lost_process_guard():
-                stack.enter_context(self.policy.whole_weights())
-            yield
 
     def stateful_objects(self) -> dict[str, Stateful]:
         stateful: dict[str, Stateful] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
@@ -19,12 +17,12 @@ from rlhf.training.numeric_checks import (
     check_ratios_before_first_update,
     tensors_on_cpu,
 )
-
-if TYPE_CHECKING:
-    from rlhf.training.online import OnlineTrainer
+from rlhf.training.online_parts import OnlineTrainerParts
 
 
-def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) -> dict[str, float]:
+def update_policy(
+    trainer: OnlineTrainerParts, batch: TrainingBatch, *, step: int
+) -> dict[str, float]:
     """Take all optimizer steps on one batch; the policy and its critic are updated in place.
 
     Every loss is a sum over tokens, sequences or pairs, divided by a count over the whole
@@ -88,7 +86,7 @@ def shuffle_into_mini_batches(
 
 
 def compute_checked_gradients(
-    trainer: OnlineTrainer,
+    trainer: OnlineTrainerParts,
     batch: TrainingBatch,
     rows: torch.Tensor,
     *,
@@ -126,7 +124,7 @@ def compute_checked_gradients(
 
 
 def accumulate_gradients(
-    trainer: OnlineTrainer, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
+    trainer: OnlineTrainerParts, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
 ) -> MetricSums:
     """Accumulate the gradients of this process's micro-batches; return their metrics."""
     rows = rows.to(trainer.policy.device)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from rlhf.common.files import sha256_of
+from rlhf.common.files import read_json, sha256_of
 from rlhf.common.worker_pool import WorkerPool
 from rlhf.data.cache import cached_entry, content_hash, hash_of
 from rlhf.data.messages import RowDropped
@@ -105,7 +105,7 @@ class ExampleStore:
         """[N], index in `outcomes` for each encoded row."""
         self.outcomes = [
             EncodingOutcome(dropped, tuple(notes))
-            for dropped, notes in json.loads((folder / _OUTCOMES).read_text(encoding="utf-8"))
+            for dropped, notes in read_json(folder / _OUTCOMES)
         ]
         table = open_arrow(folder / _EXAMPLES)
         self._num_texts = sum(name.startswith("ids") for name in table.column_names)

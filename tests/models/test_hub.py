@@ -210,6 +210,27 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
     assert hub.fetch_model_folder(str(path)) != folder
 
 
+def test_a_failed_conversion_keeps_the_older_one_and_leaves_nothing_else(cache, monkeypatch):
+    model, tokenizer = tiny_model()
+    cache.mkdir()
+    write_gguf(model, tokenizer, cache / "small.gguf")
+    target = hub.convert_gguf(cache / "small.gguf", cache / "models" / "small")
+    before = sorted(path.name for path in target.iterdir())
+    rename = Path.rename
+
+    def fail_for_new_folders(path, to):
+        if Path(to) == target and not path.name.endswith(".rlhf-old"):
+            raise OSError("no rename")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new_folders)
+    monkeypatch.setattr(Path, "replace", fail_for_new_folders)
+    with pytest.raises(OSError, match="no rename"):
+        hub.convert_gguf(cache / "small.gguf", target)
+    assert list(target.parent.iterdir()) == [target]
+    assert sorted(path.name for path in target.iterdir()) == before
+
+
 @pytest.mark.usefixtures("cache")
 def test_invalid_gguf_file_is_user_error(tmp_path):
     path = tmp_path / "noise.gguf"

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from rlhf.common.files import read_json
 from rlhf.common.numbers import is_number
 from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.config.export import ExportConfig
@@ -199,7 +200,7 @@ def _loading_code(content: CardContent) -> str:
 def _reward_spec(content: CardContent, path: str) -> dict[str, Any]:
     """Return the specification of a reward with this model; one of several outputs is the score."""
     sidecar = content.source.sidecar
-    config = json.loads((content.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(content.folder / "config.json")
     outputs = list((config.get("id2label") or {}).values())
     if len(outputs) < 2 or (sidecar is not None and sidecar.kind != "learned"):
         return {"kind": "trained", "path": path}

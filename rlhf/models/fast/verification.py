@@ -197,8 +197,7 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int
         The number of disabled paths.
 
     Raises:
-        UserError: The model cannot be run, or the states or gradients differ even if all paths are
-            disabled.
+        UserError: The model cannot be run, or the results differ even if all paths are disabled.
     """
     trunk = trunk_of(model)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.common.files import add_path_to_write_errors
+from rlhf.common.files import add_path_to_write_errors, read_json
 from rlhf.errors import UserError
 from rlhf.models.architecture import text_config, unwrap_peft
 from rlhf.models.comparison import evaluation_mode
@@ -345,11 +345,11 @@ def save_untied(model: Any, folder: Path) -> None:
     else:
         file, index = "model-head.safetensors", folder / "model.safetensors.index.json"
         save_file({name: weight}, folder / file, metadata={"format": "pt"})
-        content = json.loads(index.read_text())
+        content = read_json(index)
         content["weight_map"][name] = file
         index.write_text(json.dumps(content))
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = read_json(path)
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and "tie_word_embeddings" in part:
             part["tie_word_embeddings"] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.files import read_json
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import format_estimate
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, compare_means
@@ -103,7 +103,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
             `bench.json`.
     """
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        tree = read_json(Path(path))
     except FileNotFoundError as error:
         raise UserError(f"--against: {path} does not exist") from error
     except OSError as error:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.records import ReferenceReturns, read_summary_file
+from rlhf.evaluation.metric_limits import ReferenceReturns
+from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.significance import Difference, compare_means
 from rlhf.runs.renamed import read_metrics
 from rlhf.stats import Interval, interval

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
@@ -24,14 +25,21 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
 from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
 
-if TYPE_CHECKING:
-    from rlhf.training.reward_models.base import RewardKind
-
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
 """Probability that a head of an ensemble is trained on a row, which is the expected fraction of
 distinct rows in a bootstrap sample."""
+
+
+class KindToEncode(Protocol):
+    """The part of `rlhf.training.reward_models.base.RewardKind` that the encoder uses."""
+
+    config: RewardConfig
+
+    def check_columns(self, rows: Sequence[Row]) -> None: ...
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example: ...
 
 
 class RewardEncoder:
@@ -43,7 +51,7 @@ class RewardEncoder:
         append_eos: Whether EOS is appended to every text.
     """
 
-    def __init__(self, kind: RewardKind, tokenizer: Any, *, append_eos: bool) -> None:
+    def __init__(self, kind: KindToEncode, tokenizer: Any, *, append_eos: bool) -> None:
         self.kind, self.tokenizer, self.append_eos = kind, tokenizer, append_eos
         self.config = kind.config
         self.changed: Counter[str] = Counter()

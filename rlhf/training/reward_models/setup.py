@@ -96,23 +96,50 @@ def prepare_setup(
         kind=kind.scorer,
         separator=config.separator if kind.per_token else None,
     )
+    writer = _ModelAndReportWriter(kind, model, encoder, sidecar)
+    return TrainingSetup(
+        model=model,
+        tokenizer=tokenizer,
+        encode=encoder,
+        summary=encoder.truncated_and_dropped_text,
+        save=writer.save,
+        trainer=reward_trainer_spec(kind, model) if engine == "trl" else None,
+        report=writer.report,
+        dropout=True,
+    )
 
-    def save(trained: Any, final: Path) -> None:
-        writes = writes_files(trained)
+
+@dataclasses.dataclass(frozen=True)
+class _ModelAndReportWriter:
+    """Writes the trained model and its report."""
+
+    kind: RewardKind
+    model: Any
+    """The model in training, in whose dtype the report loads the saved model."""
+    encoder: RewardEncoder
+    """The encoder of the training rows and of the held-out rows."""
+    sidecar: Sidecar
+    """The sidecar of the model, whose scope is not known before rows are encoded."""
+
+    def save(self, trained: Any, final: Path) -> None:
+        """Write the model, with merged adapters, its tokenizer and its sidecar to a folder."""
+        tokenizer, writes = self.encoder.tokenizer, writes_files(trained)
         if unwrap_peft(trained) is not trained:
             trained = _merge_reward_model_adapters(trained, tokenizer, final)
         if trained is None:
             return
         trained.config.use_cache = True
-        kind.before_saving(trained)
+        self.kind.before_saving(trained)
         write_model(trained, final)
         if not writes:
             return
         tokenizer.save_pretrained(final)
-        scope = "reply" if encoder.bare_texts else "conversation"
-        dataclasses.replace(sidecar, scope=scope).write(final)
+        scope = "reply" if self.encoder.bare_texts else "conversation"
+        dataclasses.replace(self.sidecar, scope=scope).write(final)
 
-    def report(run: Run) -> None:
+    def report(self, run: Run) -> None:
+        """Evaluate the saved model on ``test_data`` or the held-out rows; write the report."""
+        kind, config, encoder = self.kind, self.kind.config, self.encoder
         dropped: dict[str, int] = {}
         if config.test_data:
             loaded = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
@@ -121,20 +148,9 @@ def prepare_setup(
             dropped = loaded.dropped
         train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
         dropped = {**dropped, **encoder.dropped[False]}
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = str(self.model.dtype).removeprefix("torch.")
         for line in kind.report(ReportInputs(run, train_rows, test_rows, dropped, dtype)):
             log.info("%s", line)
-
-    return TrainingSetup(
-        model=model,
-        tokenizer=tokenizer,
-        encode=encoder,
-        summary=encoder.truncated_and_dropped_text,
-        save=save,
-        trainer=reward_trainer_spec(kind, model) if engine == "trl" else None,
-        report=report,
-        dropout=True,
-    )
 
 
 def _merge_reward_model_adapters(trained: Any, tokenizer: Any, final: Path) -> Any:

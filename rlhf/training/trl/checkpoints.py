@@ -7,10 +7,9 @@ it was written.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from rlhf.common.files import remove
+from rlhf.common.files import read_json, remove
 from rlhf.errors import UserError
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums, write_checksums
 from rlhf.training.checkpoint import (
@@ -64,7 +63,7 @@ def best_checkpoint_recorded_in(checkpoint: Path) -> Path | None:
     Raises:
         UserError: The best checkpoint is damaged or missing.
     """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(checkpoint / "trainer_state.json")
     recorded = state.get("best_model_checkpoint")
     if not recorded:
         return None

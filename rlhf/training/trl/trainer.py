@@ -130,21 +130,9 @@ def train_with_trainer(
             tokenizer=setup.tokenizer,
         )
         trainer.add_callback(callback)
-        directory = Path(options.output_dir)
-        checkpoint = None
-        if config.resume:  # only one process removes damaged checkpoints
-            found = remove_incomplete_and_find_last(directory) if run.writes else None
-            checkpoint = callback.world.first_not_none(found)
-        done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-        _check_and_record_changes(
-            run, options, done=done, configured=num_steps(config, len(sets[0]))
-        )
-        if checkpoint:
-            callback.best = best_checkpoint_recorded_in(checkpoint)
-            run.rewind(done)
-            if callbacks:
-                callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
-        else:
+        steps = num_steps(config, len(sets[0]))
+        checkpoint = _restore_last_checkpoint(config, run, options, callback, steps=steps)
+        if checkpoint is None:
             run.rewind(-1)
             with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
@@ -158,6 +146,38 @@ def train_with_trainer(
         stop.number = callback.world.first_not_none(stop.number)
         stop.raise_if_requested(run.directory)
     return trainer.model
+
+
+def _restore_last_checkpoint(
+    config: OfflineConfig, run: Run, options: Any, callback: RunCallback, *, steps: int
+) -> Path | None:
+    """Restore the run and its callbacks from the last checkpoint, if the run is resumed.
+
+    The trainer restores the model itself.
+
+    Args:
+        config: Configuration of the run.
+        run: The run directory.
+        options: Training arguments of the trainer.
+        callback: Callback of the run, with the callbacks of the user.
+        steps: Number of steps of the configuration.
+
+    Returns:
+        The checkpoint; None if the run is not resumed or has no checkpoint.
+    """
+    checkpoint = None
+    if config.resume:  # only one process removes damaged checkpoints
+        directory = Path(options.output_dir)
+        found = remove_incomplete_and_find_last(directory) if run.writes else None
+        checkpoint = callback.world.first_not_none(found)
+    done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    _check_and_record_changes(run, options, done=done, configured=steps)
+    if checkpoint:
+        callback.best = best_checkpoint_recorded_in(checkpoint)
+        run.rewind(done)
+        if callback.callbacks:
+            callback.callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
+    return checkpoint
 
 
 def _check_and_record_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
