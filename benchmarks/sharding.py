@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.activation_checkpointing import MIB, peak_memory
 from benchmarks.paths import ROOT
@@ -36,34 +37,35 @@ def train(folder: Path, sharding: str) -> None:
     from rlhf.training.reward_models import new_head  # noqa: F401
 
     if sharding != "import":
-        config = {
-            "output_dir": str(folder / "run"),
-            "model": {
-                "scratch": {
-                    "hidden_size": HIDDEN,
-                    "num_layers": LAYERS,
-                    "num_heads": HEADS,
-                    "vocab_size": 2048,
-                },
-                "dtype": "float32",
-            },
-            "data": [{"path": str(folder / "rows.jsonl")}],
-            "max_length": 32,
-            "batch_size": 4,
-            "micro_batch_size": 2,
-            "evaluations": 1,
-            "keep_last": 1,
-            "trainer": {"max_steps": STEPS},
-            "sharding": sharding,
-        }
         path = folder / "sft.yaml"
-        if os.environ.get("RANK", "0") == "0":
-            path.with_suffix(".part").write_text(json.dumps(config))
-            path.with_suffix(".part").replace(path)
         arguments = ["sft", "--config", str(path), "--output_dir", str(folder / "run")]
         if code := main(arguments):
             raise SystemExit(code)
     print(json.dumps({"peak": peak_memory()}), flush=True)
+
+
+def training_config(folder: Path, sharding: str) -> dict[str, Any]:
+    """Return the configuration of a run, as an object of JSON."""
+    return {
+        "output_dir": str(folder / "run"),
+        "model": {
+            "scratch": {
+                "hidden_size": HIDDEN,
+                "num_layers": LAYERS,
+                "num_heads": HEADS,
+                "vocab_size": 2048,
+            },
+            "dtype": "float32",
+        },
+        "data": [{"path": str(folder / "rows.jsonl")}],
+        "max_length": 32,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "evaluations": 1,
+        "keep_last": 1,
+        "trainer": {"max_steps": STEPS},
+        "sharding": sharding,
+    }
 
 
 def measure(sharding: str, *, processes: int) -> list[int]:
@@ -73,6 +75,7 @@ def measure(sharding: str, *, processes: int) -> list[int]:
         words = ("apple", "river", "stone", "cloud", "light")
         rows = [{"text": " ".join(words[(i + j) % 5] for j in range(12))} for i in range(40)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "sft.yaml").write_text(json.dumps(training_config(folder, sharding)))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])

@@ -22,8 +22,8 @@ class BernoulliBandit(TextEnv):
 
     Args:
         actions: The action of each arm.
-        posterior: Function that returns the probability that an arm pays given the counts, the
-            counts after a success and the counts after a failure.
+        posterior: Function of the counts and of an arm. It returns the probability that the arm
+            pays, the counts after a success and the counts after a failure.
         max_turns: Number of pulls.
     """
 

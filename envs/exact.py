@@ -357,7 +357,9 @@ class _Solver:
                 continue
             except (TypeError, AttributeError) as error:
                 # Placeholders of draws support fewer operations than numbers and arrays.
-                raise NotEnumerableError(f"its draws have no placeholder: {error}") from error
+                raise NotEnumerableError(
+                    f"it uses an operation that placeholders of draws do not support: {error}"
+                ) from error
             yield generator.weight, successor, result
 
     def _weighted_best_value(self, members: WeightedStates) -> float:
@@ -378,7 +380,7 @@ class _Solver:
         return self.values[key] * weight
 
     def _weighted_action_value(self, members: WeightedStates, action: Any) -> float:
-        """Return the total weight times the value of `action` if the best policy follows it."""
+        """Return the total weight times the value of `action` with optimal play afterwards."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
             for chance, successor, result in self._outcomes(env, lambda e: e.step(action)):

@@ -2,8 +2,8 @@
 
 This module creates classes that combine the base model of a family with the generic head of
 Transformers (a linear layer on the last token or on every token). A class has the name that it
-would have in Transformers, and its checkpoints have the usual format. The sidecar next to the
-weights describes how texts are encoded.
+would have in Transformers, and its checkpoints have the usual format. The file
+``reward_model.json`` next to the weights describes how texts are encoded.
 """
 
 from __future__ import annotations

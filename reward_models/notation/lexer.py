@@ -18,7 +18,7 @@ MAX_TEXT = 20_000
 MAX_DIGITS = 1000
 """Maximum number of digits of a number."""
 MAX_EXPONENT = 1000
-"""Largest absolute power of ten in a number such as 1e6."""
+"""Maximum absolute value of the exponent of a number such as 1e6."""
 
 
 class NotUnderstood(Exception):
@@ -41,14 +41,14 @@ class Token:
     spaced: bool = False
     """Whether white space precedes the token."""
     math: bool = False
-    """Whether the token is between math delimiters."""
+    """Whether the token is in math mode, which excludes the content of ``\\text{...}``."""
     prose: bool = False
     """Whether the token is inside ``\\text{...}`` or a similar command."""
     value: Fraction = Fraction(0)
     """Value of a number; 0 for other tokens."""
     groups: tuple[str, ...] = ()
     """Groups of digits that commas separate, as in 3,100. Between brackets, such a token is read as
-    a list of numbers, unless a later group begins with 0. Empty for other tokens."""
+    a list of numbers, unless a later group begins with 0. The tuple is empty for other tokens."""
 
     def is_op(self, *texts: str) -> bool:
         """Return whether the token is one of these operators."""
@@ -74,7 +74,7 @@ _PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _REPEATING_DECIMAL = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _FRACTION_PART = re.compile(r"\.\d+")
 _DOLLAR_PREFIX = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?\.?\d)")
-_EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
+_EXPONENT = re.compile(r"[eE]([-+−]?)0*+(\d*+)(?<=\d)(?!\w)(?!\.\d)")
 _SPACING = re.compile(_SPACING_COMMAND)
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _DIGIT_LIKE_CHARACTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
@@ -150,12 +150,13 @@ class _Lexer:
         self.always_math, self.closes = math, closing_positions(text)
         self.closing = set(self.closes.values())
         self.prose_until: list[int] = []
+        self.comma_list_end = 0  # end of the last groups of digits that are a list of numbers
 
     def tokenize(self) -> list[Token]:
         position = 0
         while position < len(self.text):
             if self.prose_until and position >= self.prose_until[-1]:
-                position = self.prose_until.pop() + 1  # past the brace that closes \\text{...}
+                position = self.prose_until.pop() + 1  # past the brace that closes \text{...}
                 self.spaced = True
                 continue
             position = self._read_token(position)
@@ -225,7 +226,10 @@ class _Lexer:
         return self._add_token(kind, letter, start, start + 1)
 
     def _tilde(self, start: int) -> int:
-        """Read ``~``. Between two symbols it is white space (LaTeX), otherwise it means "about"."""
+        """Read ``~``, which is white space (LaTeX) or means "about".
+
+        It is white space if characters other than white space are on both sides.
+        """
         around = self.text[max(0, start - 1) : start], self.text[start + 1 : start + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
@@ -263,7 +267,7 @@ class _Lexer:
         return self._add_token(kind, text, start, end)
 
     def _text_command(self, start: int, end: int) -> int:
-        """Read the content of ``\\text{...}`` as prose, without its braces."""
+        """Read ``\\text{``; the tokens up to its closing brace are prose."""
         if self.text[end : end + 1] != "{" or end not in self.closes:
             return self._add_token("unknown", "\\text", start, end)
         self.prose_until.append(self.closes[end])
@@ -273,8 +277,8 @@ class _Lexer:
     def _dollar(self, start: int) -> int:
         """Read a dollar sign.
 
-        It is a math delimiter if the text has a matching dollar sign (by Pandoc's rules), and a
-        currency sign otherwise.
+        ``$$`` is a math delimiter. A single dollar sign is one if it has a matching sign (see
+        ``closing_positions``), and a currency sign otherwise.
         """
         text = self.text
         if text.startswith("$$", start):
@@ -323,9 +327,14 @@ class _Lexer:
         match = _EUROPEAN_NUMBER.match(text, start) if grouped else None
         if match:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
-        elif grouped and (match := _GROUPED_NUMBER.match(text, start)):
+        elif (
+            grouped
+            and start >= self.comma_list_end
+            and (match := _GROUPED_NUMBER.match(text, start))
+        ):
             end = match.end()
             if match.group("mark") == "," and self._comma_and_digits_follow(end):
+                self.comma_list_end = end
                 match, end = None, start
             else:
                 digits = match.group().replace(match.group("mark"), "")
@@ -341,7 +350,7 @@ class _Lexer:
         power = 0
         if exponent:
             sign = "-" if exponent.group(1) in ("-", "−") else ""
-            power, end = int(sign + exponent.group(2)[:6]), exponent.end()
+            power, end = int(sign + (exponent.group(2)[:6] or "0")), exponent.end()
         if len(digits) > MAX_DIGITS or abs(power) > MAX_EXPONENT:
             return self._add_token("unknown", "number too large", start, end)
         value = Fraction(_ascii_digits(digits)) * Fraction(10) ** power

@@ -1,7 +1,8 @@
 """One function for each training command. The arguments are the keys of the configuration.
 
 Values can be Python objects: a loaded model, an environment, a list of rows, a function as
-reward. The functions and the command line use the same code: a call is a configuration.
+reward. The functions and the command line use the same code: each call builds a configuration and
+runs it.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
         command: Name of the command.
         config: Mapping, path of a YAML file, or a list of these; the other arguments take
             precedence.
-        options: Keys of the configuration. ``model`` can be a hub id, a folder, a `Run` or a loaded
-            model, with ``tokenizer``; ``lora`` can be PEFT's ``LoraConfig``; ``env`` a gymnasium
-            id, an environment, a class or a factory; ``prompts`` and ``data`` a path, a
-            ``datasets.Dataset`` or a list of rows; a reward or a callback a function or an object.
-            Configuration classes, such as `rlhf.config.online.OptimizerSpec`, can replace
-            mappings. The default of ``output_dir`` is ``runs/`` and the name of the command.
+        options: Keys of the configuration. ``model`` can be a hub id, a folder, a `Run`, or a
+            loaded model together with ``tokenizer``. ``lora`` can be PEFT's ``LoraConfig``. ``env``
+            can be a gymnasium id, an environment, a class or a factory. ``prompts`` and ``data``
+            can be a path, a ``datasets.Dataset`` or a list of rows. A reward or a callback can be a
+            function or an object. Configuration classes, such as
+            `rlhf.config.online.OptimizerSpec`, can replace mappings. The default of ``output_dir``
+            is ``runs/`` and the name of the command.
 
     Returns:
         The run.
@@ -50,7 +52,7 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
         Halt: An alarm ended training.
     """
     commands = load_command_table()
-    if command in commands:  # that of a plug-in is known when the configuration is read
+    if command in commands:  # the configuration may name the plug-in that registers the command
         commands.check_command_makes_run(command)
     tree = to_training_config(options)
     sources = as_sources(config)

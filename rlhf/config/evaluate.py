@@ -44,8 +44,8 @@ class PolicySpec:
     model: ModelSpec | None = None
     """The model."""
     path: str | None = None
-    """A function or a class in Python, as file.py:name or module:name. It is called with the
-    messages of the episode and returns the reply (docs/evaluate.md)."""
+    """A function in Python, or a class whose objects are called, as file.py:name or module:name.
+    The function receives the messages of the episode and returns the reply (docs/evaluate.md)."""
     api: ApiSpec | None = None
     """A model on a server."""
     examples: list[DataSpec] = field(default_factory=list)
@@ -97,7 +97,8 @@ class ZeroShotClassificationSpec:
             raise ValueError("classes.data is empty: give at least one dataset")
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(
-                f"classes.labels must be at least two different labels, got {self.labels}"
+                "classes.labels must have at least two labels and no repeated one, got "
+                f"{self.labels}"
             )
         if "{text}" not in self.question:
             raise ValueError(f"classes.question must contain {{text}}, got {self.question!r}")
@@ -157,8 +158,8 @@ class EvaluateConfig(RunConfig):
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512
-    """Maximum number of tokens of a text example, which is truncated if it is longer, and of a
-    classified text with its prompt and label."""
+    """Maximum number of tokens of a text example, and of a classified text with its prompt and
+    label. A longer text example is truncated; a longer classified text is an error."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks
@@ -184,6 +185,6 @@ class EvaluateConfig(RunConfig):
         unplayed = [policy.name for policy in self.policies if policy.model is None]
         if unplayed and not self.env:
             raise ValueError(
-                f"policies: {unplayed[0]} has no model and can only be evaluated on an "
-                "environment: set env, or give the policy a model"
+                f"policies: {unplayed[0]} has no key model and can only be evaluated on an "
+                "environment: set env, or set its model"
             )

@@ -66,7 +66,7 @@ class KLSpec:
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """Scaling of the score of an episode and penalties, applied before advantages are computed."""
+    """Scaling of the score of an episode, and penalties that are subtracted after scaling."""
 
     scale: Literal["none", "std", "normalise"] = "none"
     """Scaling of the scores. std: divide by the running standard deviation; normalise: subtract the

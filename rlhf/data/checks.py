@@ -34,7 +34,7 @@ fault."""
 NUM_SUSPECTS = 100
 """Maximum number of pairs that are listed as suspects."""
 MIN_FOR_SUSPECTS = 100
-"""Minimum number of distinct prompts for which `suspects` fits a model."""
+"""Minimum number of distinct prompts for which `suspicious_pair_labels` fits a model."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ class Finding:
     verdict: str
     """The result in one line."""
     count: int
-    """Number of affected rows; in "columns", the number of unused columns and ignored parts."""
+    """Number of affected rows. In "columns", it is the number of unused columns and ignored parts;
+    in "length bias", of pairs whose longer reply is chosen; in "label balance", of rows with the
+    most common label."""
     total: int
-    """Number of checked rows."""
+    """Number of checked rows; in "length bias", of pairs with replies of unequal length."""
     rows: tuple[int, ...] = ()
-    """Indices of the affected rows in `LoadedRows.rows`. Empty in the findings of `unusable_rows`,
-    `unused_columns`, `length_bias` and `label_balance`."""
+    """Indices of the affected rows in `LoadedRows.rows`; in the findings of `unusable_rows`,
+    `unused_columns`, `length_bias` and `label_balance`, the tuple is empty."""
     examples: tuple[str, ...] = ()
-    """Beginnings of the prompts of the first of `rows`. For unusable rows, each reason with the
-    path and the number of its first row."""
+    """Beginnings of the prompts of the first `NUM_QUOTED_ROWS` of `rows`. For unusable rows, each
+    reason with the path and the number of its first row."""
 
 
 def _finding(
@@ -108,7 +110,7 @@ def unused_columns(loaded: LoadedRows) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Find rows that are equal to an earlier row, except for case and white space."""
+    """Find rows that equal an earlier row, except for case, white space and Unicode forms."""
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
@@ -174,13 +176,13 @@ def _reference_answer(row: Row) -> str | None:
 
 
 def pairs_with_nearly_equal_replies(rows: Sequence[Row]) -> Finding:
-    """Find pairs whose replies differ only in case or white space."""
+    """Find pairs whose replies differ only in case, white space or Unicode forms."""
     ties = [
         index
         for index, row in enumerate(rows)
         if len(set(_comparable_reply_and_label_texts(row))) == 1
     ]
-    what = "have replies that differ only in case or white space"
+    what = "have replies that differ only in case, white space or Unicode forms"
     return _finding("near ties", rows, ties, "fault", what)
 
 
@@ -259,10 +261,14 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):
         prompt = count_tokens(text_of(row["prompt"])) if "prompt" in row else 0
-        replies = [
-            count_tokens(text_of(row[part])) for part in text_field_names(row) if part != "prompt"
-        ]
-        if prompt + max(replies, default=0) > max_length:
+        lengths = {
+            name: [count_tokens(text) for text in texts]
+            for name, texts in texts_by_field(row).items()
+            if name != "prompt"
+        }
+        steps = sum(lengths.pop("steps", ()))  # the steps of a solution are one text
+        replies = [length for counts in lengths.values() for length in counts] + [steps]
+        if prompt + max(replies) > max_length:
             affected.append(index)
             by_prompt += prompt >= max_length
     what = f"exceed max_length = {max_length:,} tokens, {by_prompt:,} by the prompt alone"
@@ -295,9 +301,15 @@ def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Findin
     return _finding("overlapping prompts", rows, affected, "note", what)
 
 
-def text_field_names(row: Row) -> list[str]:
-    """Return the names of the fields of a canonical row that contain text or messages."""
-    return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
+def texts_by_field(row: Row) -> dict[str, list[str]]:
+    """Return field -> its texts, for the fields of a canonical row that contain text or messages.
+
+    Only `replies` and `steps` can have several texts.
+    """
+    fields = ("prompt", "completion", "chosen", "rejected", "text")
+    texts = {name: [text_of(row[name])] for name in fields if name in row}
+    lists = ("replies", "steps")
+    return texts | {name: list(map(text_of, row[name])) for name in lists if name in row}
 
 
 def text_of(value: str | Sequence[Message]) -> str:
@@ -326,9 +338,12 @@ def _answers_and_tests_text(row: Row) -> str:
 
 def _comparable_reply_and_label_texts(row: Row) -> tuple[str, ...]:
     """Return the replies, steps and labels of a row as normalized texts, the label last."""
-    texts = [text_of(row[part]) for part in text_field_names(row) if part not in ("prompt", "text")]
-    texts += [text_of(reply) for reply in row.get("replies", ())]
-    texts += row.get("steps", ())
+    texts = [
+        text
+        for name, texts_of_field in texts_by_field(row).items()
+        if name not in ("prompt", "text")
+        for text in texts_of_field
+    ]
     texts += [str(row[key]) for key in ("labels", "label") if key in row]
     return tuple(map(comparable_text, texts))
 

@@ -114,7 +114,7 @@ def submission_of(body: Mapping[str, Any]) -> Submission:
     """Return the submission in the JSON body of a request.
 
     Raises:
-        InvalidLabel: A value has the wrong type.
+        InvalidLabel: A value has the wrong type or is not allowed, such as a text that is too long.
     """
     answer, seconds, settings_id = (body.get(key) for key in ("answer", "seconds", "settings_id"))
     if answer is not None and not isinstance(answer, dict):
@@ -151,9 +151,9 @@ def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> 
         except ConflictingLabel as error:
             return _error(409, str(error))
         except UserError as error:
-            return _error(507, f"the label was not saved: {error}")
+            return _error(507, f"the change was not saved: {error}")
         except OSError as error:
-            return _error(507, f"the label was not saved: {describe_write_error(error)}")
+            return _error(507, f"the change was not saved: {describe_write_error(error)}")
 
     return endpoint
 

@@ -83,7 +83,7 @@ def findings_html(report: Report) -> str:
 
 def _finding_color_class(line: str) -> str:
     """Return the CSS class of a finding: "good", "bad" or an empty string."""
-    if line.startswith(("Better than", "No problem", "Nothing here speaks")):
+    if line.startswith(("Better than", "No problem")):
         return "good"
     return "" if line.startswith(("Only", "Choosing", "Underconfident")) else "bad"
 
@@ -175,7 +175,7 @@ def _accuracy_and_chance_series(x: Sequence[float], rows: Sequence[Report]) -> l
 
 
 def _calibration_chart(report: Report) -> Chart:
-    """Return the chart of accuracy over predicted probability, before and after the fit of T."""
+    """Return the chart of accuracy over predicted probability, as given and after calibration."""
     lines = [Series("perfect calibration", [0.5, 1.0], [0.5, 1.0], "c5")]
     for name, key, color in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]

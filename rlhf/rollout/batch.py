@@ -42,7 +42,7 @@ class Rollout:
     """Index of the turn that a token belongs to."""
     policy_versions: list[int] = field(default_factory=list)
     """Version of the policy that sampled the token. The tokens of an observation have the version
-    of the reply before it, and those of the prompt have the version of the engine."""
+    of the reply before it, and those of the prompt have the version of the engine at the start."""
     terminated: bool = False
     """Whether the environment terminated the episode. If so, the value of the last state is 0."""
     truncated: bool = False

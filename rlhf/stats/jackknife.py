@@ -38,9 +38,9 @@ def jackknife(
 
     The interval is computed on a scale on which the statistic is approximately normal. Its bounds
     are then mapped back, so they are inside the statistic's range. There is no interval in these
-    cases: there are fewer than twenty clusters, the value is at an end of its range (such as an
-    area of exactly 1) or undefined without some clusters, or the pseudo-values have too little
-    variation for the interval of a mean.
+    cases: there are fewer than twenty clusters; the value, or the value without some clusters, is
+    undefined or at an end of its range (such as an AUC of exactly 1); the pseudo-values have too
+    little variation for the interval of a mean.
 
     Args:
         statistic_of_rows: Function from row indices [m] to a number, or nan if the statistic is
@@ -69,7 +69,9 @@ def jackknife(
             ]
         )
     if not np.isfinite(center) or not np.isfinite(without).all():
-        reason = "the value is at an end of its range, or is undefined"
+        reason = (
+            "the value, or the value without some units, is undefined or at an end of its range"
+        )
         return Interval.without_bounds(point, units, reason)
     count = without.size
     pseudo = count * center - (count - 1) * without

@@ -156,7 +156,7 @@ class StepCollector:
         if not informative:
             log.warning(
                 "step %d: the update is skipped, because the scores are equal within each of the "
-                "%d groups of %d rounds; use easier or harder tasks, or a larger "
+                "%d groups that were sampled in %d rounds; use easier or harder tasks, or a larger "
                 "algorithm.group_size",
                 step + 1,
                 dropped,
@@ -190,7 +190,7 @@ class StepCollector:
         with EpisodeScorer([self.rewards, self.monitor_rewards]) as scorer:
             rollouts = self.collector.collect(starts, allow_empty=True, finished=scorer.submit)
             if not rollouts:
-                return []  # `collect` checks the rollouts of all processes
+                return []  # `_failure_metrics` raises an error if all processes have none
             with self.stopwatch("rewards"):
                 score_rollouts(
                     rollouts,

@@ -232,6 +232,25 @@ def test_a_prompt_that_fills_the_length_is_named():
     assert found.verdict.endswith("exceed max_length = 10 tokens, 1 by the prompt alone")
 
 
+@pytest.mark.parametrize(
+    ("short", "long", "field", "maximum"),
+    [
+        ({"replies": ["a", "b"]}, {"replies": ["a", "b c d e"]}, "replies", 4),
+        ({"steps": ["a", "b"]}, {"steps": ["a b", "c d"]}, "steps", 2),
+    ],
+)
+def test_rankings_and_solutions_have_lengths(short, long, field, maximum):
+    rows = [
+        {"prompt": user("w w"), **row} | ({"labels": [1, 0]} if field == "steps" else {})
+        for row in (short, long)
+    ]
+    if field == "replies":
+        rows = [row | {"replies": [assistant(text) for text in row["replies"]]} for row in rows]
+    report = make_data_report(loaded(rows), count_tokens=words, max_length=5)
+    assert finding(report, "over-long rows").rows == (1,)
+    assert report.lengths[f"{field}, tokens"]["max"] == maximum
+
+
 def test_lengths_are_in_characters_and_tokens():
     rows = [{"text": "a b c"}, {"text": "a"}, {"text": "a b"}]
     lengths = make_data_report(loaded(rows), count_tokens=words).lengths

@@ -155,7 +155,7 @@ def test_samples_of_the_random_policy_differ_and_have_no_tokens():
         ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is reserved"),
         (
             {"policies": [{"name": "random"}], "env": None},
-            "random has no model and can only be evaluated on an environment",
+            "random has no key model and can only be evaluated on an environment",
         ),
     ],
 )

@@ -246,7 +246,7 @@ def test_online_runs_with_prompts_state_them(tmp_path: Path, echo_model):
     folder = export(tmp_path / "run", tmp_path / "export")
     data = (folder / "DATA_CARD.md").read_text()
     assert "| prompts.jsonl | training prompts |" in data
-    assert "16 of 16 rows were usable" in data
+    assert "16 of 16 rows were used" in data
     assert "Group relative policy optimization" in (folder / "README.md").read_text()
 
 

@@ -17,7 +17,7 @@ from rlhf.common.fences import code_of_reply
 from rlhf.envs.parsing import PARSERS
 from rlhf.reward_models import build
 from rlhf.reward_models.math_check import answer_verdict_and_reason, parse_reference_answer
-from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.lexer import NotUnderstood, tokens_of
 from rlhf.reward_models.notation.quantity import Quantity, parse_final_quantity, parse_quantity
 
 TABLE = Path(__file__).with_name("notations.jsonl")
@@ -218,6 +218,13 @@ def test_numbers_read_as_python_writes_them(fraction, power):
     whole = fraction.numerator
     assert parse_quantity(f"{whole:,}").value == whole
     assert parse_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power
+
+
+def test_a_long_list_of_groups_of_digits_is_a_list_of_numbers():
+    numbers = [str(number) for number in range(100, 1000)]
+    tokens = tokens_of(",".join([*numbers, "12"]))
+    assert [token.text for token in tokens if token.kind == "number"] == [*numbers, "12"]
+    assert tokens_of("1e" + "0" * 19_000 + "6")[0].value == 10**6
 
 
 UNIT_EXPONENTS = st.dictionaries(

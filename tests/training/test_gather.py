@@ -116,7 +116,7 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
     assert [row["train/updates"] for row in rows] == [0.0, 0.0]
     assert [row["rollout/rounds"] for row in rows] == [float(MAX_ROUNDS)] * 2
     assert [row["rollout/groups_dropped"] for row in rows] == [2.0 * MAX_ROUNDS] * 2
-    assert "within each of the 8 groups of 4 rounds" in caplog.text
+    assert "within each of the 8 groups that were sampled in 4 rounds" in caplog.text
     before, after = (
         AutoModelForCausalLM.from_pretrained(place).state_dict()
         for place in (echo_model, tmp_path / "run/final")

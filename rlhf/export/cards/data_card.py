@@ -47,9 +47,10 @@ def make_data_card(name: str, stages: Sequence[Stage], *, language: Sequence[str
     title = f"Data of {name}"
     parts = [
         f"# {escape_markdown(title)}",
-        "The data on which the runs of this model were trained, as the runs recorded them. The "
-        "data themselves are not part of the export. A fingerprint is the digest of the files that "
-        "a run read: rows with a different fingerprint were not used for training.",
+        "This card lists the data of the training runs of this model, as the runs recorded them. "
+        "The data themselves are not part of the export. A fingerprint is the start of the digest "
+        "of a local file or folder: if yours has a different fingerprint, the run did not read "
+        "it. Hub datasets have no fingerprint.",
     ]
     parts += [_stage_section(stage) for stage in stages]
     if not stages:
@@ -104,8 +105,8 @@ def _stage_section(stage: Stage) -> str:
     fraction = stage.config.get("eval_fraction")
     if rows and fraction and not stage.config.get("eval_data"):
         parts.append(
-            f"The fraction {fraction} of the rows was held out for evaluation; rows with one "
-            "prompt were either all held out or all used for training."
+            f"The fraction {fraction} of the rows was held out for evaluation; rows with "
+            "the same prompt were either all held out or all used for training."
         )
     return "\n\n".join(parts)
 
@@ -140,7 +141,7 @@ def _row_counts_list(counts: Mapping[str, Any]) -> str:
         loaded = counts.get(what)
         if not isinstance(loaded, Mapping):
             continue
-        line = f"{what}: {loaded['rows']:,} of {loaded['total']:,} rows were usable"
+        line = f"{what}: {loaded['rows']:,} of {loaded['total']:,} rows were used"
         dropped = [f"{count:,} {reason}" for reason, count in loaded.get("dropped", {}).items()]
         line += f"; dropped: {', '.join(dropped)}" if dropped else ""
         unused = loaded.get("unused")

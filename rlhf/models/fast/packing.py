@@ -137,12 +137,12 @@ def flat_states_and_token_index(
     trunk: Any = None,
     tied: TiedEmbedding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the last hidden states of all tokens in one dimension, and the index of each state.
+    """Return the last hidden states of all tokens as one list [N, D], and the index of each token.
 
     Rows are packed if the model uses packed attention, and padded otherwise. Packed attention has
-    no sliding window, so rows longer than a window are padded too. The states of real tokens are
-    the same in both cases, because padding is on the right. If padding changes the states of a
-    model (see ``verification``), its rows are computed one by one.
+    no sliding window, so a batch with a row longer than the window is padded too. The states of
+    real tokens are the same in both cases, because padding is on the right. If padding changes the
+    states of a model (see ``verification``), its rows are computed one by one.
 
     Args:
         model: Decoder with any head.

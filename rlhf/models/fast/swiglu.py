@@ -1,9 +1,9 @@
 """A fused SwiGLU product silu(g) * u, which reads its inputs from memory once.
 
-As a chain of tensor operations, the product saves four tensors for the backward pass, each as wide
-as the feed-forward layer. The function in this module computes the product for a few rows at a
-time, which stay in a core's cache. It saves only g and u, and recomputes silu(g) in the backward
-pass.
+As a chain of tensor operations, the product saves three tensors for the backward pass, each as wide
+as the feed-forward layer. The function in this module saves only g and u, and recomputes silu(g) in
+the backward pass. On a CPU, it computes the product for a few rows at a time, which stay in a
+core's cache.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def plan_lines(plan: Plan, *, device_bytes: float, keys: Mapping[str, str]) -> l
     lines = [
         _parallelism_text(plan),
         f"memory: about {bytes_text(total)} per device, in the phase {name}: "
-        f"{_parts_text(memory)}, Python, libraries and memory "
-        f"that the allocator keeps {bytes_text(plan.overhead)}",
+        f"{_parts_text(memory)}, "
+        f"overhead of the process (libraries, cache of the allocator) {bytes_text(plan.overhead)}",
         f"memory of other phases: {others}",
     ]
     largest = total
@@ -80,8 +80,8 @@ def plan_lines(plan: Plan, *, device_bytes: float, keys: Mapping[str, str]) -> l
         rate = plan.speed.flops_per_second / 1e9
         lines.append(
             f"time: about {seconds_text(seconds)} per step ({_durations_text(plan.duration)}), "
-            f"{seconds_text(seconds * plan.num_steps)} for {plan.num_steps:,} steps; measured on "
-            f"this machine, {rate:,.0f} GFLOP/s in passes"
+            f"{seconds_text(seconds * plan.num_steps)} for {plan.num_steps:,} steps; from "
+            f"the speed of this machine, {rate:,.0f} GFLOP/s in forward and backward passes"
         )
     lines += [f"assumption: {text}" for text in plan.assumptions]
     if largest > device_bytes:
