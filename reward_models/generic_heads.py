@@ -163,7 +163,7 @@ def _generic_classifier_class(config_class: Any, per_token: bool) -> Any:
     return type(name, (EveryTokenHead if per_token else LastTokenHead, family), attributes)
 
 
-def _family_base_class(causal_class: Any) -> Any:
+def _family_base_class(causal_class: Any) -> type[PreTrainedModel] | None:
     """Return the base class that all models of a family share, or None if there is none."""
     names = (base for base in causal_class.__mro__ if base.__name__.endswith("PreTrainedModel"))
     family = next(names, PreTrainedModel)

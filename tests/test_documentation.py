@@ -159,6 +159,20 @@ def test_a_part_of_a_configuration_is_accepted(fragment, folder, capsys):
     accept(fragment, folder, capsys)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_paths_of_the_repository_exist(page):
+    folders = r"rlhf|envs|reward_models|tests|benchmarks|configs|examples|docs|\.ci|\.github"
+    paths = re.findall(rf"`((?:{folders})/[^` ]*)`", page.read_text(encoding="utf-8"))
+    assert [path for path in paths if not any(ROOT.glob(path))] == []
+
+
+def test_the_code_layout_names_every_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    links = ("envs", "reward_models")  # the layout names the folders at the top level
+    packages = {file.parent.name for file in (ROOT / "rlhf").glob("*/__init__.py")} - {*links}
+    assert {name for name in packages if f"`rlhf/{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize(
     ("page", "arguments"), cases("python", "python3", "pip", "pytest", "pre-commit", "bash")
 )

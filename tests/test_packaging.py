@@ -11,7 +11,8 @@ import yaml
 import rlhf
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 PRODUCT = ("rlhf", "envs", "reward_models")
 
 # Distributions whose module has another name.
@@ -25,6 +26,10 @@ MODULES = {
 IMPORTERS = ("importlib.import_module", "import_module", "require")
 # Needed by transformers at run time; see the comment in pyproject.toml.
 INDIRECT = {"gguf"}
+# Extras of people who change the toolkit; the others are features of it.
+DEVELOPMENT_EXTRAS = {"benchmarks", "docs", "test", "dev"}
+# Needed at run time by torch (TensorBoard, ONNX), by Jupyter, and by llama.cpp's converter.
+INDIRECT_OPTIONAL = {"tensorboard", "onnx", "onnxscript", "ipykernel", "sentencepiece"}
 
 
 def module_of(requirement: str) -> str:
@@ -64,6 +69,19 @@ def test_every_import_is_declared():
 
 def test_every_required_dependency_is_imported():
     assert REQUIRED - imported_modules() == INDIRECT
+
+
+def test_every_dependency_of_a_feature_is_imported():
+    extras = PROJECT["optional-dependencies"]
+    declared = {
+        module_of(line) for name in extras.keys() - DEVELOPMENT_EXTRAS for line in extras[name]
+    }
+    assert declared - imported_modules() - {"rlhf_kit"} == INDIRECT_OPTIONAL
+
+
+def test_every_lint_exception_matches_a_file():
+    patterns = PYPROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]
+    assert [pattern for pattern in patterns if not any(ROOT.glob(pattern))] == []
 
 
 def test_required_dependencies_are_imported_without_an_extra():

@@ -21,8 +21,8 @@ def test_a_part_inside_another_stops_the_outer_clock(monkeypatch):
     with watch("update"), watch("rewards"):
         pass
         # 0 to 2 and 5 to 6 are the update's, 2 to 5 the rewards'.
-    assert watch.pop_seconds() == {"time/update": 3.0, "time/rewards": 3.0}
-    assert watch.pop_seconds() == {}
+    assert watch.pop_time_metrics() == {"time/update": 3.0, "time/rewards": 3.0}
+    assert watch.pop_time_metrics() == {}
 
 
 def test_operations_of_an_update_by_hand():
@@ -115,4 +115,4 @@ def test_seconds_of_a_failing_part_count():
         raise ValueError("x")
     with watch("rewards"):
         torch.ones(1)
-    assert set(watch.pop_seconds()) == {"time/update", "time/rewards"}
+    assert set(watch.pop_time_metrics()) == {"time/update", "time/rewards"}

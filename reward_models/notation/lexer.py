@@ -248,25 +248,25 @@ class _Lexer:
             self.spaced = True
             return end
         if name in _TEXT_COMMANDS:
-            return self._text_command(start, end)
+            return self._begin_text_command(start, end)
         if name in "{}":
             return self._add_token("operator", f"\\{name}", start, end)
         if name in _OPERATOR_COMMANDS:
             return self._add_token("operator", _OPERATOR_COMMANDS[name], start, end)
         return self._add_token("command", name, start, end)
 
-    def _escaped_character(self, letter: str, start: int, end: int) -> int:
+    def _escaped_character(self, character: str, start: int, end: int) -> int:
         """Read a backslash before a character that is not a letter."""
-        if letter in "()[]":
-            self.math = self.always_math or letter in "(["
-            return self._add_token("delimiter", letter, start, end)
-        if letter in ",;:! \n":
+        if character in "()[]":
+            self.math = self.always_math or character in "(["
+            return self._add_token("delimiter", character, start, end)
+        if character in ",;:! \n":
             self.spaced = True
             return end
-        kind, text = _ESCAPED_CHARACTERS.get(letter, ("unknown", letter))
+        kind, text = _ESCAPED_CHARACTERS.get(character, ("unknown", character))
         return self._add_token(kind, text, start, end)
 
-    def _text_command(self, start: int, end: int) -> int:
+    def _begin_text_command(self, start: int, end: int) -> int:
         """Read ``\\text{``; the tokens up to its closing brace are prose."""
         if self.text[end : end + 1] != "{" or end not in self.closes:
             return self._add_token("unknown", "\\text", start, end)

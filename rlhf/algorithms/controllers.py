@@ -112,9 +112,9 @@ class LagrangeMultiplier(CheckpointedNumbers):
                 "(an update multiplies the value by a factor, so a value of 0 would never change)"
             )
 
-    def update(self, cost: float) -> None:
+    def update(self, mean_cost: float) -> None:
         """Update the multiplier with the mean cost per episode of the most recent rollouts."""
-        log_value = math.log(self.value) + self.lr * self.value * (cost - self.limit)
+        log_value = math.log(self.value) + self.lr * self.value * (mean_cost - self.limit)
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
     def state_dict(self) -> dict[str, float]:

@@ -115,7 +115,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
     repeated = []
     for index, row in enumerate(rows):
         key = (
-            _prompt_identity(row),
+            _prompt_and_tools_key(row),
             _answers_and_tests_text(row),
             *_comparable_reply_and_label_texts(row),
         )
@@ -128,7 +128,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
     """Find pairs that also occur with chosen and rejected swapped."""
-    keys = [(_prompt_identity(row), *_comparable_reply_and_label_texts(row)) for row in rows]
+    keys = [(_prompt_and_tools_key(row), *_comparable_reply_and_label_texts(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
     what = "also occur with chosen and rejected swapped"
@@ -137,7 +137,9 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
     """Find rows whose prompt and reply, or text, also occur with a different label."""
-    texts = [(_prompt_identity(row), *_comparable_reply_and_label_texts(row)[:-1]) for row in rows]
+    texts = [
+        (_prompt_and_tools_key(row), *_comparable_reply_and_label_texts(row)[:-1]) for row in rows
+    ]
     wrong = _rows_with_several_values(texts, [row["label"] for row in rows])
     what = "have a different label in another row"
     return _finding("contradictory labels", rows, wrong, "fault", what)
@@ -146,7 +148,7 @@ def contradictory_labels(rows: Sequence[Row]) -> Finding:
 def contradictory_answers(rows: Sequence[Row]) -> Finding:
     """Find rows whose prompt also occurs with a different reference answer."""
     wrong = _rows_with_several_values(
-        list(map(_prompt_identity, rows)), list(map(_reference_answer, rows))
+        list(map(_prompt_and_tools_key, rows)), list(map(_reference_answer, rows))
     )
     what = "have a different answer in another row"
     return _finding("contradictory answers", rows, wrong, "fault", what)
@@ -175,7 +177,7 @@ def _reference_answer(row: Row) -> str | None:
     return answers[-1] if answers else None
 
 
-def pairs_with_nearly_equal_replies(rows: Sequence[Row]) -> Finding:
+def pairs_equal_after_normalization(rows: Sequence[Row]) -> Finding:
     """Find pairs whose replies differ only in case, white space or Unicode forms."""
     ties = [
         index
@@ -322,7 +324,7 @@ def _turn_text(turn: Message) -> str:
     return "\n".join(filter(None, (turn.get("reasoning_content"), turn["content"], calls)))
 
 
-def _prompt_identity(row: Row) -> tuple[str, ...]:
+def _prompt_and_tools_key(row: Row) -> tuple[str, ...]:
     """Return a key for the prompt, its system message, its tool calls and the row's tools."""
     tools = json.dumps(row.get("tools"), sort_keys=True, ensure_ascii=False)
     prompt = row.get("prompt", ())

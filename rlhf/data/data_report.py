@@ -96,7 +96,7 @@ def make_data_report(
         checks.unused_columns(loaded),
     ]
     if "chosen" in rows[0]:
-        findings += [checks.contradictory_pairs(rows), checks.pairs_with_nearly_equal_replies(rows)]
+        findings += [checks.contradictory_pairs(rows), checks.pairs_equal_after_normalization(rows)]
         if any("margin" in row for row in rows):
             findings.append(checks.reversed_scores(rows))
         findings += [checks.length_bias(rows), checks.suspicious_pair_labels(rows, seed=seed)]

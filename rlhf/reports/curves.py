@@ -135,7 +135,7 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
 def _component_keys_and_names(run: RunRecord) -> list[tuple[str, str]]:
     """Return (metric key, component name) of up to six reward components."""
     logged = dict.fromkeys(key for row in run.metrics for key in row)
-    skipped = {"reward/mean", "reward/unscored", "reward/std"}
+    skipped = {"reward/mean", "reward/unscored"}
     return [
         (key, key.removeprefix("reward/"))
         for key in logged

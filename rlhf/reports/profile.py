@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table, capitalize_acronyms
-from rlhf.runs.profiling import STEP_PARTS, WAITING
+from rlhf.runs.profiling import STEP_PARTS, WAITING_FOR_ROLLOUTS
 
 # Metrics logged with `profile: true`, and their names on the page.
 PROFILE_METRICS = {
@@ -26,8 +26,8 @@ def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
     The first table has the seconds of each part of a step, and the sum of these medians. The second
     has the `PROFILE_METRICS`. A table without data is omitted.
     """
-    waits = any(run.series(f"time/{WAITING}")[1] for run in runs)
-    parts = (*STEP_PARTS, WAITING) if waits else STEP_PARTS
+    waits = any(run.series(f"time/{WAITING_FOR_ROLLOUTS}")[1] for run in runs)
+    parts = (*STEP_PARTS, WAITING_FOR_ROLLOUTS) if waits else STEP_PARTS
     times = {f"time/{part}": part for part in parts}
     tables = []
     if timed := _metric_medians_by_run(runs, times):

@@ -13,7 +13,7 @@ from pathlib import Path
 # Parts of an online training step; docs/metrics.md describes them.
 STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
 # Part of a step in place of the first three, if rollouts are collected in the background.
-WAITING = "waiting"
+WAITING_FOR_ROLLOUTS = "waiting"
 
 
 class Stopwatch:
@@ -46,7 +46,7 @@ class Stopwatch:
             self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
         self._since = now
 
-    def pop_seconds(self) -> dict[str, float]:
+    def pop_time_metrics(self) -> dict[str, float]:
         """Return the seconds of each part since the last call of this method.
 
         The keys are ``time/PART``.

@@ -277,7 +277,7 @@ class OnlineTrainer(OnlineTrainerParts):
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the metrics of the step."""
-        self.stopwatch.pop_seconds()  # discard the time of an evaluation
+        self.stopwatch.pop_time_metrics()  # discard the time of an evaluation
         self.state_is_complete = True
         with self.whole_weights():
             collected = self.rollout_source.collect(step)
@@ -307,7 +307,7 @@ class OnlineTrainer(OnlineTrainerParts):
             if batch is not None:
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
             run.write_sample(sample)
-        seconds = self.stopwatch.pop_seconds()
+        seconds = self.stopwatch.pop_time_metrics()
         metrics = {**metrics, **update_metrics, **seconds}
         if self.throughput and batch is not None:
             epochs = self.algorithm.settings.num_epochs

@@ -6,7 +6,7 @@ import importlib.util
 
 from rlhf.errors import UserError
 
-WEB_PACKAGES = ("starlette", "fastapi", "uvicorn", "jinja2")
+WEB_PACKAGES = ("starlette", "uvicorn", "jinja2")
 """Packages of the extra ``web``."""
 
 

@@ -439,7 +439,7 @@ def test_the_time_of_environments_is_that_of_all_episodes(echo_model, monkeypatc
         "reinforce++", configure("reinforce++", online_tree("out", echo_model, **keys))
     )
     watch = trainer.collector.watch
-    monkeypatch.setattr(watch, "pop_seconds", lambda: {"time/environments": 3.0})
+    monkeypatch.setattr(watch, "pop_time_metrics", lambda: {"time/environments": 3.0})
     plan = estimate_online(trainer, Parallelism(1, 1, 1))
     trainer.close()
     assert plan.duration.environments == 6.0

@@ -175,7 +175,7 @@ def states_and_index_row_by_row(
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
     for row, kept in zip(tokens, attention_mask, strict=True):
-        reset_rotary_frequencies(trunk)
+        reset_dynamic_rotary_frequencies(trunk)
         output = trunk(**decoder_inputs(row[None, kept], tied), use_cache=False)
         states.append(output.last_hidden_state[0])
     return torch.cat(states), index
@@ -198,7 +198,7 @@ def _states_and_index_by_row_length(
         if not len(rows):
             continue
         width = int(lengths[rows].max())
-        reset_rotary_frequencies(trunk)
+        reset_dynamic_rotary_frequencies(trunk)
         new_states, new_index = _states_and_index_of_batch(
             trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied
         )
@@ -208,7 +208,7 @@ def _states_and_index_by_row_length(
     return torch.cat(states), index
 
 
-def reset_rotary_frequencies(trunk: Any) -> None:
+def reset_dynamic_rotary_frequencies(trunk: Any) -> None:
     """Reset dynamic rotary frequencies, which would depend on the longest earlier input."""
     for module in trunk.modules():
         original = getattr(module, "original_inv_freq", None)

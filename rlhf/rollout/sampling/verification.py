@@ -24,7 +24,7 @@ from rlhf.models.architecture import (
     usable_context_length,
 )
 from rlhf.models.comparison import evaluation_mode, is_float32_or_wider, tolerance_of
-from rlhf.models.fast.packing import reset_rotary_frequencies
+from rlhf.models.fast.packing import reset_dynamic_rotary_frequencies
 from rlhf.models.fast.verification import max_comparison_tokens
 from rlhf.models.reduced_model import small_random_model_like
 from rlhf.rollout.sampling.base import Request, SamplingParams
@@ -98,7 +98,7 @@ def sampler_logprob_difference(model: Any, *, max_episode_tokens: int) -> float:
         sampled, expected = [], []
         for tokens, logprobs in episodes:
             ids = torch.tensor([tokens], device=model.device)
-            reset_rotary_frequencies(unwrap_peft(model))
+            reset_dynamic_rotary_frequencies(unwrap_peft(model))
             logits = unwrap_peft(model)(input_ids=ids, use_cache=False).logits[0]
             full = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             for position, logprob in logprobs.items():

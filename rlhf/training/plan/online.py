@@ -71,10 +71,10 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
     watch = trainer.collector.watch  # with rollouts in advance, not that of the trainer
-    watch.pop_seconds()
+    watch.pop_time_metrics()
     batches = play_and_make_online_batches(trainer)
     played = num_sampled_groups(trainer) * trainer.algorithm.settings.group_size
-    environments = watch.pop_seconds().get("time/environments", 0.0)
+    environments = watch.pop_time_metrics().get("time/environments", 0.0)
     environments *= trainer.config.episodes_per_step / played
     duration, speed = _duration(trainer, batches, parallelism)
     duration = dataclasses.replace(duration, environments=environments / parallelism.processes)

@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 from rlhf.models.policy_copy import PolicyCopy, Snapshot
 from rlhf.rollout.sampling.base import Completion
 from rlhf.rollout.sampling.recording import CollectionStopped, RecordedReply, RecordingEngine
-from rlhf.runs.profiling import WAITING, Stopwatch
+from rlhf.runs.profiling import WAITING_FOR_ROLLOUTS, Stopwatch
 from rlhf.training.collection import StartStateCounter, StepCollector, StepRollouts
 from rlhf.training.rollouts.schedule import BatchAssignment, RolloutSchedule
 
@@ -169,7 +169,7 @@ class BackgroundSource:
         """Publish the current policy, and return the batch of the step; see `RolloutSource`."""
         schedule = self._schedule or self._start(step)
         self._publish(step)
-        with self._changed, self.stopwatch(WAITING):
+        with self._changed, self.stopwatch(WAITING_FOR_ROLLOUTS):
             self._changed.wait_for(lambda: self._batches or self._error)
             if not self._batches:
                 assert self._error is not None
@@ -298,7 +298,7 @@ class BackgroundSource:
         rollouts, completions = _collect_with_completions(
             collector, self.engine, step, min_policy_version=step - self.max_staleness
         )
-        seconds = collector.stopwatch.pop_seconds()
+        seconds = collector.stopwatch.pop_time_metrics()
         metrics = dict(rollouts.metrics)
         for name, value in seconds.items():  # the trainer does not wait for all of this time
             metrics[name.replace("time/", "time/background_")] = value
