@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.common.languages import check_languages
 from rlhf.common.ranges import PositiveFloat
 from rlhf.config.base import CommandConfig
 
@@ -61,7 +62,8 @@ class ExportConfig(CommandConfig):
     """License of the model for the card, such as apache-2.0. By default, that of the base model if
     `rlhf models list` states it."""
     language: list[str] = field(default_factory=list)
-    """Languages of the training data for the card, as ISO 639 codes such as en."""
+    """Languages of the training data for the card: codes of ISO 639 such as en, tags of BCP 47 such
+    as pt-BR, multilingual or code."""
     power_watts: PositiveFloat | None = None
     """Power in watts that the devices of a run draw together, for the estimate of energy. By
     default, the power limits of the GPUs, if the run recorded them."""
@@ -79,6 +81,7 @@ class ExportConfig(CommandConfig):
     """Create the repository of ``push`` as a private one."""
 
     def __post_init__(self) -> None:
+        check_languages(self.language, "language")
         if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
             raise ValueError(f"push must be OWNER/NAME, got {self.push!r}")
         if not self.private and self.push is None:

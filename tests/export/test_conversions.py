@@ -111,6 +111,10 @@ WRONG = {
         ["RUN", "out", "--gguf.converter", "x", "--gguf.types", "[f16, f16]"],
         "each type must occur once",
     ),
+    "a language that the Hub refuses": (
+        ["RUN", "out", "--language", "[english]"],
+        "language: 'english' is neither a code of ISO 639",
+    ),
     "a negative power": (["RUN", "out", "--power_watts", "-3"], "power_watts"),
     "ONNX of a reward model": (["REWARD", "out", "--onnx", "true"], "only language models"),
     "GGUF of a reward model": (
