@@ -62,8 +62,8 @@ class ImportConfig(CommandConfig):
 
 def agreement(config: AgreementConfig) -> Iterator[str]:
     """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON."""
+    from rlhf.data.labels import check_one_answer_range
     from rlhf.labeling.agreement import agreement_report
-    from rlhf.labeling.store import check_one_answer_range
 
     rows = _labels_in(config.files)
     check_one_answer_range(rows, "files", ["scale"])  # the strength of a preference has no effect
@@ -91,10 +91,9 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
 
 def export(config: ExportConfig) -> Iterator[str]:
     """Write labels to a file or folder; yield a line with their number."""
-    from rlhf.data.labels import live_labels
+    from rlhf.data.labels import check_one_answer_range, live_labels
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
-    from rlhf.labeling.store import check_one_answer_range
     from rlhf.runs.checksums import check_folder_is_unchanged
 
     path = Path(config.path)
@@ -117,9 +116,9 @@ def export(config: ExportConfig) -> Iterator[str]:
 
 def import_(config: ImportConfig) -> Iterator[str]:
     """Append the new labels of a file to the file ``output``; yield a line with their number."""
-    from rlhf.data.labels import live_labels
+    from rlhf.data.labels import check_one_answer_range, live_labels
     from rlhf.labeling.exchange.files import import_labels
-    from rlhf.labeling.store import LabelFile, check_one_answer_range
+    from rlhf.labeling.store import LabelFile
 
     rows, problems = import_labels(
         config.path, config.format, names=config.names, annotator=config.annotator

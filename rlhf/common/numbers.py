@@ -33,9 +33,9 @@ def short_number(value: float) -> str:
 def decimal_text(value: float) -> str:
     """Format a number in ASCII: with three decimals below 100, one below 1,000 and none above.
 
-    A number with an absolute value below 0.0005 has three significant digits.
+    A number with an absolute value below 0.0005 has three significant digits. Zero has no sign.
     """
-    size = abs(value)
+    value, size = value + 0.0, abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
     if size >= 100:

@@ -6,11 +6,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.common.languages import check_languages
 from rlhf.common.ranges import PositiveFloat
 from rlhf.config.base import CommandConfig
 
 CONVERTED_TYPES = ("f32", "f16", "bf16", "q8_0")
 """Types that llama.cpp's converter writes; the other types need llama-quantize."""
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+"""Form of the names of licenses on the Hugging Face Hub."""
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 
@@ -58,10 +62,11 @@ class ExportConfig(CommandConfig):
     """Further results for the model card: folders with a summary.json, such as
     runs/evaluate/evaluation/ppo."""
     license: str | None = None
-    """License of the model for the card, such as apache-2.0. By default, that of the base model if
-    `rlhf models list` states it."""
+    """License of the model for the card, as the Hub writes it, such as apache-2.0. By default, that
+    of the base model if `rlhf models list` states it."""
     language: list[str] = field(default_factory=list)
-    """Languages of the training data for the card, as ISO 639 codes such as en."""
+    """Languages of the training data for the card: codes of ISO 639 such as en, tags of BCP 47 such
+    as pt-BR, multilingual or code."""
     power_watts: PositiveFloat | None = None
     """Power in watts that the devices of a run draw together, for the estimate of energy. By
     default, the power limits of the GPUs, if the run recorded them."""
@@ -79,6 +84,14 @@ class ExportConfig(CommandConfig):
     """Create the repository of ``push`` as a private one."""
 
     def __post_init__(self) -> None:
+        check_languages(self.language, "language")
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            spelled = self.license.strip().lower().replace(" ", "-")
+            hint = f"; did you mean {spelled!r}?" if _LICENSE.fullmatch(spelled) else ""
+            raise ValueError(
+                f"license: {self.license!r} is not a license as the Hugging Face Hub writes it, "
+                f"such as apache-2.0{hint}"
+            )
         if self.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
             raise ValueError(f"push must be OWNER/NAME, got {self.push!r}")
         if not self.private and self.push is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -119,5 +119,8 @@ class ServeConfig(CommandConfig):
         """Name of the language model in requests."""
         if self.name is not None:
             return self.name
-        path = self.model.path if self.model is not None else None
-        return PurePath(path).name if path else "model"
+        path = (self.model.path if self.model is not None else None) or ""
+        name = PurePath(path).name
+        if path and name in ("", ".."):  # a folder relative to the working directory
+            name = Path(path).resolve().name
+        return name or "model"

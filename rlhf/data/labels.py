@@ -28,8 +28,10 @@ from rlhf.common.conversation import Conversation
 from rlhf.config.data import Kind
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
+from rlhf.data.formats import parse_number
 from rlhf.data.messages import RowDropped
 from rlhf.data.ranked_replies import Item, items_from_scored_replies
+from rlhf.errors import UserError
 
 LABEL_COLUMNS = frozenset({"label_id", "item_id", "mode", "annotator", "prompt"})
 """Columns by which a file of labels is recognized."""
@@ -45,6 +47,34 @@ def is_rating(value: Any) -> bool:
     """Return whether a value is a whole number from 0 to `MAX_RATING`."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return is_whole and 0 <= value <= MAX_RATING
+
+
+def check_one_answer_range(
+    rows: Iterable[Row], option: str, columns: Iterable[str] = RANGE_COLUMNS.values()
+) -> None:
+    """Check that the strengths and the ratings of labels have one range.
+
+    Labels without the columns, such as imported ones, are not compared.
+
+    Args:
+        rows: Labels, or canonical rows that were read from labels.
+        option: Option that names the files of the labels, for the error.
+        columns: Columns of `RANGE_COLUMNS` to compare.
+
+    Raises:
+        UserError: Two labels have different ranges.
+    """
+    known: dict[str, set[int]] = {column: set() for column in columns}
+    for row in rows:
+        for column, ranges in known.items():
+            if row.get(column) is not None:
+                ranges.add(row[column])
+    for column, ranges in known.items():
+        if len(ranges) > 1:
+            raise UserError(
+                f"{option}: some labels have {column}: {min(ranges)} and others {column}: "
+                f"{max(ranges)}; the numbers would have different meanings"
+            )
 
 
 def item_id_of(prompt: Conversation, replies: Sequence[Conversation] = ()) -> str:
@@ -134,13 +164,14 @@ def read_pair(row: Row, kind: Kind) -> Iterator[Item]:
             "chosen": row["response_a" if first else "response_b"],
             "rejected": row["response_b" if first else "response_a"],
             "margin": row.get("margin"),
-        }
+        } | _answer_range(row, "pairs")
 
 
 def read_rated_reply(row: Row, kind: Kind) -> Iterator[Item]:
     """Yield the reply of a label of mode ratings; its rating is in the column `rating`."""
     _check_usable(row, "ratings")
-    yield {"prompt": row["prompt"], "completion": row["completion"]}
+    cells = {"prompt": row["prompt"], "completion": row["completion"]}
+    yield cells | _answer_range(row, "ratings")
 
 
 def read_ranking(row: Row, kind: Kind) -> Iterator[Item]:
@@ -192,6 +223,14 @@ def _check_usable(row: Row, mode: LabelMode) -> None:
     ):
         if row.get(column):
             raise RowDropped(reason)
+
+
+def _answer_range(row: Row, mode: LabelMode) -> dict[str, Any]:
+    """Return the cell with the largest possible answer of a label; {} if the label has none."""
+    column = RANGE_COLUMNS[mode]
+    value = row.get(column)
+    # The library pandas stores missing values as nan.
+    return {} if value is None or value != value else {column: parse_number(value, column)}
 
 
 def _json_of(value: Any) -> str:

@@ -44,7 +44,8 @@ class LoadedRows:
     - steps: prompt, steps (texts), labels (0, 1 or None)
 
     Rows with a prompt can also have tools. Every row has `source` (the path of its spec) and the
-    columns of `keep`.
+    columns of `keep`. Rows of people's labels can have `strengths` or `scale`, see
+    `rlhf.data.labels.RANGE_COLUMNS`.
     """
     dropped: dict[str, int]
     """Reason -> number of dropped rows, the most common first."""

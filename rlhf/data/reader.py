@@ -30,6 +30,7 @@ from rlhf.data.columns import (
     root_column,
 )
 from rlhf.data.formats import canonical_row, check_row_has_weight
+from rlhf.data.labels import RANGE_COLUMNS
 from rlhf.data.messages import Notes, RowDropped, is_filled
 from rlhf.data.schemas import SAFETY_SCHEMA, Schema, find_schema, schemas_by_precedence
 from rlhf.errors import UserError
@@ -183,8 +184,9 @@ class TableReader:
         except RowDropped as reason:
             return reason
         self.ignored.update(notes)
+        ranges = {name: cells[name] for name in RANGE_COLUMNS.values() if name in cells}
         extra = {name: cells.get(name, row.get(name)) for name in self.keep}
-        return canonical | {"source": self.spec.path} | extra
+        return canonical | {"source": self.spec.path} | ranges | extra
 
     def _reward_cells(self, row: Row) -> dict[str, Any]:
         """Return the cells of the reward columns as JSON values, null if a row has no value."""

@@ -18,7 +18,13 @@ from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
 from rlhf.data.formats import parse_number
-from rlhf.data.labels import LABEL_COLUMNS, LABEL_READERS, MODE_COLUMNS, mark_undone
+from rlhf.data.labels import (
+    LABEL_COLUMNS,
+    LABEL_READERS,
+    MODE_COLUMNS,
+    RANGE_COLUMNS,
+    mark_undone,
+)
 from rlhf.data.messages import RowDropped, decode_if_json, is_filled, parse_messages
 from rlhf.data.ranked_replies import (
     Item,
@@ -566,7 +572,7 @@ _LABEL_SCHEMAS = tuple(
         LABEL_COLUMNS,
         kinds,
         read,
-        uses=("undoes", "skipped", "gold", *MODE_COLUMNS[mode]),
+        uses=("undoes", "skipped", "gold", *MODE_COLUMNS[mode], *RANGE_COLUMNS.values()),
         gather=mark_undone,
         matches=_cell_equals("mode", mode),
     )

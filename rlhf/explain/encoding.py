@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.common.conversation import Conversation
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import render_conversation
-from rlhf.reward_models.core import content_text, last_reply
+from rlhf.reward_models.core import Unscorable, content_text, last_reply
 from rlhf.reward_models.learned import LearnedReward
 
 Part = Literal["template", "prompt", "reply"]
@@ -19,6 +19,9 @@ Part = Literal["template", "prompt", "reply"]
 
 _MARKER = "\u2063part{}\u2063"
 """Placeholder for the content of a message, which shows where the template renders the content."""
+
+_MORE_KEYS = ("reasoning_content", "tool_calls")
+"""Keys of a message that a template renders beside the content."""
 
 Span = tuple[int, int]
 
@@ -69,7 +72,7 @@ def encode_with_parts(
             "token attributions need a fast tokenizer (tokenizer.json)"
         )
     text = render_conversation(tokenizer, conversation)
-    spans_of_parts = _spans_of_parts(tokenizer, conversation, text, num_prompt_messages)
+    messages = _rendered_messages(tokenizer, conversation, text, num_prompt_messages)
     append_eos = reward.sidecar.append_eos
     all_ids, offsets, text = _ids_and_offsets(tokenizer, text, append_eos=append_eos)
     kept = _positions_after_left_truncation(tokenizer, all_ids, ids)
@@ -79,14 +82,20 @@ def encode_with_parts(
     for i in kept:
         span = offsets[i]
         tokens.append(str(names[i]) if span is None else pieces[i])
-        content = None if span is None else _last_overlapping(span, spans_of_parts)
-        parts.append("template" if content is None else spans_of_parts[content][1])
+        index = None if span is None else _last_overlapping(span, messages)
+        parts.append("template" if index is None else messages[index].part)
         end = None
-        if span is not None and content is not None and content == len(spans_of_parts) - 1:
-            start, stop = spans_of_parts[content][0]
-            end = min(span[1], stop) - start
+        if span is not None and index is not None and index == len(messages) - 1:
+            end = _end_in_content(span, messages[index].content)
         ends.append(end)
     return EncodedConversation(ids, tokens, parts, ends)
+
+
+def _end_in_content(span: Span, content: Span | None) -> int | None:
+    """Return the position after the last character of a token in a content; None if outside."""
+    if content is None or span[1] <= content[0] or span[0] >= content[1]:
+        return None
+    return min(span[1], content[1]) - content[0]
 
 
 def _ids_and_offsets(
@@ -145,43 +154,113 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
     return pieces
 
 
-def _last_overlapping(offset: Span, spans: Sequence[tuple[Span, Part]]) -> int | None:
-    """Return the index of the last content that overlaps a token; None if no content does."""
+def _last_overlapping(offset: Span, messages: Sequence[_RenderedMessage]) -> int | None:
+    """Return the index of the last message that overlaps a token; None if no message does."""
     first, last = offset[0], max(offset[0], offset[1] - 1)
-    overlapping = [i for i, ((start, end), _) in enumerate(spans) if first < end and start <= last]
+    overlapping = [i for i, m in enumerate(messages) if first < m.end and m.start <= last]
     return overlapping[-1] if overlapping else None
 
 
-def _spans_of_parts(
+@dataclass(frozen=True)
+class _RenderedMessage:
+    """The characters of a message in the rendered conversation."""
+
+    part: Part
+    start: int
+    """Position of the first character of the content, the reasoning or the tool calls."""
+    end: int
+    content: Span | None
+    """Characters of the content; None if the template changes it."""
+
+
+def _rendered_messages(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     text: str,
     num_prompt_messages: int,
-) -> list[tuple[Span, Part]]:
-    """Return the characters of each message's content in the rendered text.
+) -> list[_RenderedMessage]:
+    """Return the characters of each message in the rendered text.
 
-    The conversation is also rendered with a marker instead of each content. The texts between the
-    markers come from the template, and each content is searched after the text that precedes its
-    marker. The white space around a content is ignored, because templates may remove it.
+    The conversation is also rendered with a marker in place of each message. The texts between the
+    markers come from the template. A content is searched after the text that precedes its marker,
+    because it can itself contain text of the template. Characters before it, up to the text of the
+    template, are the reasoning of the message. If the template changes the content, for example a
+    block of reasoning in it, all characters up to the next text of the template are the message.
+    The white space around a message is ignored, because templates may remove it.
     """
-    contents = [content_text(message.get("content")) for message in conversation]
-    markers = [_MARKER.format(i) for i in range(len(conversation))]
-    marked = render_conversation(
-        tokenizer,
-        [{**m, "content": x} for m, x in zip(conversation, markers, strict=True)],
-    )
-    spans: list[tuple[Span, Part]] = []
+    between, indices = _template_between_messages(tokenizer, conversation)
+    messages: list[_RenderedMessage] = []
     position = 0
-    for index, (marker, content) in enumerate(zip(markers, contents, strict=True)):
+    for number, index in enumerate(indices):
+        message, before, after = conversation[index], between[number], between[number + 1]
+        position = start = _end_of_template_text(text, position, before)
+        is_last = number == len(indices) - 1
+        content = content_text(message.get("content")).strip()
+        if not (content or any(message.get(key) for key in _MORE_KEYS)):
+            continue
+        end = _end_of_message(text, start, after, is_last=is_last)
+        found = text.find(content, start) if content else -1
+        span = None
+        if found >= 0 and (found <= end or end < 0 or not text[start:found].strip()):
+            span = (found, found + len(content))
+            end = span[1]
+            if message.get("tool_calls"):
+                end = _end_of_message(text, end, after, is_last=is_last)
+        region = text[start : max(start, end)]
+        if region.strip():
+            start += len(region) - len(region.lstrip())
+            position = start + len(region.strip())
+            part: Part = "prompt" if index < num_prompt_messages else "reply"
+            messages.append(_RenderedMessage(part, start, position, span))
+    return messages
+
+
+def _end_of_message(text: str, start: int, after: str, *, is_last: bool) -> int:
+    """Return the position of the text of the template that follows a message; -1 if not found."""
+    end = text.rfind(after) if is_last and text.endswith(after) else text.find(after, start)
+    return end if end >= start else -1
+
+
+def _end_of_template_text(text: str, start: int, before: str) -> int:
+    """Return the position after the text of the template before a message.
+
+    If the template renders other text before this message than before its marker, such as a block
+    for the reasoning, the result is the position after the equal characters.
+    """
+    at = text.find(before, start)
+    if at >= 0:
+        return at + len(before)
+    start += len(text[start:]) - len(text[start:].lstrip())
+    before = before.lstrip()
+    pairs = zip(before, text[start:], strict=False)
+    return start + next((i for i, (a, b) in enumerate(pairs) if a != b), len(before))
+
+
+def _template_between_messages(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
+) -> tuple[list[str], list[int]]:
+    """Return the texts of the template before, between and after the messages.
+
+    Returns:
+        - The texts, one more than messages that the template renders.
+        - The indices of the messages that the template renders.
+    """
+    markers = [_MARKER.format(i) for i in range(len(conversation))]
+    for removed in (_MORE_KEYS, ()):
+        kept = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
+        try:
+            marked = render_conversation(
+                tokenizer, [{**m, "content": x} for m, x in zip(kept, markers, strict=True)]
+            )
+            break
+        except Unscorable:  # such as a template that needs the call of each tool result
+            if not removed:
+                raise
+    between, indices = [], []
+    for index, marker in enumerate(markers):
         before, found, rest = marked.partition(marker)
         if found:
+            between.append(before)
+            indices.append(index)
             marked = rest
-            at = text.find(before, position)
-            position = position if at < 0 else at + len(before)
-        stripped = content.strip()
-        start = text.find(stripped, position) if stripped else -1
-        if start < 0:
-            continue
-        position = start + len(stripped)
-        spans.append(((start, position), "prompt" if index < num_prompt_messages else "reply"))
-    return spans
+    return [*between, marked], indices

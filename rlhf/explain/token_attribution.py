@@ -54,7 +54,8 @@ class TokenAttributor:
         encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
         constants = self.score.scores_without_models(conversation)
         found = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
-        values = {m: [SIGNS[side] * v for v in result.values] for m, result in found.items()}
+        sign = SIGNS[side]
+        values = {m: [sign * v + 0.0 for v in result.values] for m, result in found.items()}
         path, points = found.get("integrated_gradients"), self.spec.prefix_points
         explanation = TextExplanation(
             tokens=encoded.tokens,

@@ -191,31 +191,6 @@ class LabelFile:
         os.truncate(self._file.fileno(), sum(map(len, lines)))
 
 
-def check_one_answer_range(
-    rows: Iterable[Mapping[str, Any]], option: str, columns: Iterable[str] = RANGE_COLUMNS.values()
-) -> None:
-    """Check that the strengths and the ratings of labels have one range.
-
-    Labels without the columns, such as imported ones, are not compared.
-
-    Args:
-        rows: Labels.
-        option: Option that names the files of the labels, for the error.
-        columns: Columns of `RANGE_COLUMNS` to compare.
-
-    Raises:
-        UserError: Two labels have different ranges.
-    """
-    rows = list(rows)
-    for column in columns:
-        known = sorted({row[column] for row in rows if row.get(column) is not None})
-        if len(known) > 1:
-            raise UserError(
-                f"{option}: some labels have {column}: {known[0]} and others {column}: "
-                f"{known[-1]}; the numbers would have different meanings"
-            )
-
-
 def check_label_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Check that the rows of a file are labels.
 

@@ -82,7 +82,7 @@ class Server:
             headers=_HEADERS,
             refusal=refusal,
         )
-        return RequestCounter(app, self.metrics, [route.path for route in routes])
+        return RequestCounter(app, self.metrics, routes)
 
     def close(self) -> None:
         """Stop the threads of the model and of the reward."""

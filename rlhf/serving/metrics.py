@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf.serving.scheduler import Scheduler
@@ -63,19 +64,21 @@ class RequestCounter:
     Args:
         app: The application.
         metrics: The counters.
-        routes: Paths that are counted separately. All others, also those that match a pattern with
-            a parameter, are counted as ``other``, so that clients cannot create counters.
+        routes: Routes that are counted separately, each under its path with the names of its
+            parameters. All other paths are counted as ``other``. Clients can therefore not create
+            counters.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics, routes: Collection[str]) -> None:
-        self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, routes: Sequence[Route]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, tuple(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in self._routes else "other"
+        found = (r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE)
+        route = next(found, "other")
         began, status = time.monotonic(), 499  # a disconnected client receives no status
 
         async def send_and_note_status(message: Message) -> None:

@@ -40,6 +40,63 @@ def test_tokens_of_a_template_are_told_from_those_of_messages(turns):
     assert "".join(encoded.tokens) == rendered.rstrip()
 
 
+THINKING = """{% for m in messages %}<|{{ m.role }}|>
+{%- set text, why = m.content or '', m.reasoning_content or '' %}
+{%- if '</think>' in text %}
+{%- set why = text.split('</think>')[0].split('<think>')[-1] %}
+{%- set text = text.split('</think>')[-1].lstrip('\n') %}
+{%- endif %}
+{%- if m.role == 'assistant' and (why or loop.last) %}
+{{- '<think>\n' + why.strip('\n') + '\n</think>\n\n' }}
+{%- endif %}
+{{- text }}
+{%- for call in m.tool_calls or [] %}
+{{- '<call>' + call.function.name + call.function.arguments|tojson }}
+{%- endfor %}
+{{- '<eos>\n' }}{% endfor %}"""
+"""A template that splits the reasoning from the content, as those of Qwen3 do."""
+
+CALL = {"type": "function", "function": {"name": "fox", "arguments": {"dog": "lazy"}}}
+
+
+def said(text: str, **more) -> dict:
+    return {"role": "assistant", "content": text, **more}
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (said("the fox"), "the fox"),
+        (said("<think>\nmaybe\n</think>\n\nthe fox"), "maybe\n</think>\n\nthe fox"),
+        (said("<think>maybe</think>the fox"), "maybe\n</think>\n\nthe fox"),
+        (said("the fox", reasoning_content="maybe"), "maybe\n</think>\n\nthe fox"),
+        (said("fox", reasoning_content="fox"), "fox\n</think>\n\nfox"),
+        (said("the fox", tool_calls=[CALL]), 'the fox<call>fox{"dog": "lazy"}'),
+        (said("", tool_calls=[CALL]), '<call>fox{"dog": "lazy"}'),
+        (said("a<eos>\n<|user|>b"), "a<eos>\n<|user|>b"),
+        (said(""), ""),
+    ],
+)
+def test_reasoning_and_tool_calls_belong_to_their_message(reply, expected):
+    """Otherwise their attributions would be 0, because the reference has the template's tokens."""
+    reward, _ = linear_reward()
+    reward.tokenizer.chat_template = THINKING
+    for earlier in (said("ok"), said("<think>hm</think>ok"), said("ok", reasoning_content="hm")):
+        conversation = [
+            {"role": "user", "content": "the<|assistant|>fox"},
+            earlier,
+            {"role": "user", "content": "the fox "},
+            reply,
+        ]
+        encoded = encode_with_parts(reward, conversation, num_prompt_messages=3)
+        assert encoded.ids == reward.encode(conversation)
+        assert texts_of(encoded, "reply") == expected
+        prompt = "ok" if earlier == said("ok") else "<think>\nhm\n</think>\n\nok"
+        assert texts_of(encoded, "prompt") == f"the<|assistant|>fox{prompt}the fox"
+        ends = [end for end in encoded.ends if end is not None]
+        assert (ends[-1:] or [0])[0] in (0, len(reply["content"]))
+
+
 def test_roles_without_a_template_are_not_part_of_the_messages():
     reward, _ = linear_reward(template=False)
     conversation = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "yes"}]

@@ -8,10 +8,13 @@ import re
 
 import pytest
 
+from rlhf.config.explain import AttributionSpec
 from rlhf.explain import Explanation, RewardExplainer
 from rlhf.explain.explanation import JSON_FILE, PAGE_FILE
 from rlhf.explain.page import faithfulness_sentence
+from rlhf.explain.reward.explanation import RewardExplanation
 from rlhf.explain.token_markup import ShadedTokens
+from rlhf.reports.markup import number_text
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.stats import Interval
 from tests.explain.rewards import PAIRS, linear_reward, pair
@@ -42,6 +45,31 @@ def test_the_page_says_why_integrated_gradients_color_it_first(explanation):
     page = explanation.to_html()
     assert "<option selected>integrated gradients</option>" in page
     assert "because gradient × input can miss decisive tokens" in page
+
+
+def test_the_page_shows_what_is_attributed_to_no_token_of_a_reply(explanation):
+    page = explanation.to_html()
+    for found in explanation.reward.pairs:
+        for text in (found.chosen, found.rejected):
+            assert f"Reference score: {number_text(text.reference_score)}." in page
+    assert "Template and special tokens" not in page  # their integrated gradients are always 0
+    reward, _ = linear_reward()
+    options = AttributionSpec(methods=["gradient_x_input"], neighbors=1)
+    (found,) = RewardExplainer(reward, options).explain_pairs(PAIRS[:1]).pairs
+    page = Explanation("x", reward=RewardExplanation("x", pairs=[found])).to_html()
+    values = zip(found.chosen.parts, found.chosen.attributions["gradient_x_input"], strict=True)
+    total = sum(value for part, value in values if part == "template")
+    assert f"Template and special tokens: {number_text(total)}." in page
+    assert "Reference score" not in page
+
+
+def test_a_template_has_no_attribution_of_either_sign(explanation):
+    """The attributions of a rejected text were −0.0, which the page showed as −0.000."""
+    for found in explanation.reward.pairs:
+        for text in (found.chosen, found.rejected):
+            values = zip(text.parts, text.attributions["integrated_gradients"], strict=True)
+            assert {str(value) for part, value in values if part == "template"} == {"0.0"}
+    assert number_text(-0.0) == number_text(0.0) == "0.000"
 
 
 def test_tokens_of_the_page_are_the_texts_and_their_values(explanation):

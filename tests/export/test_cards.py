@@ -174,6 +174,13 @@ def test_further_evaluations_are_added(runs: Runs, tmp_path: Path):
         export(runs.sft, tmp_path / "b", evaluations=[str(tmp_path)])
 
 
+def test_languages_are_in_the_keys_that_the_hub_accepts(runs: Runs, tmp_path: Path):
+    folder = export(runs.sft, tmp_path / "a", language=["pt-BR", "en"])
+    for card in (model_card(folder), DatasetCard.load(folder / "DATA_CARD.md")):
+        assert card.data.get("language") == ["pt", "en"]
+        assert card.data.get("language_bcp47") == ["pt-BR"]
+
+
 def test_the_energy_is_stated_with_its_assumption(
     runs: Runs, exports: dict[str, Path], tmp_path: Path
 ):

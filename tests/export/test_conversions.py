@@ -111,6 +111,15 @@ WRONG = {
         ["RUN", "out", "--gguf.converter", "x", "--gguf.types", "[f16, f16]"],
         "each type must occur once",
     ),
+    "a language that the Hub refuses": (
+        ["RUN", "out", "--language", "[english]"],
+        "language: 'english' is neither a code of ISO 639",
+    ),
+    "a license in another notation": (
+        ["RUN", "out", "--license", "Apache 2.0"],
+        "license: 'Apache 2.0' is not a license as the Hugging Face Hub writes it, such as "
+        "apache-2.0; did you mean 'apache-2.0'?",
+    ),
     "a negative power": (["RUN", "out", "--power_watts", "-3"], "power_watts"),
     "ONNX of a reward model": (["REWARD", "out", "--onnx", "true"], "only language models"),
     "GGUF of a reward model": (

@@ -20,6 +20,8 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
+from rlhf.config.model import ModelSpec
+from rlhf.config.serve import ServeConfig
 from tests.helpers.models import tiny_model
 
 KEY = "a-key-for-tests-4711"
@@ -144,6 +146,16 @@ def test_a_mistake_is_one_line(capsys, arguments, message):
     if "--port" not in arguments:
         arguments = [*arguments, "--port", "0"]
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("runs/ppo/final", "final"), ("owner/tiny", "tiny"), (".", "here"), ("sub/..", "here")],
+)
+def test_the_name_of_a_model_is_that_of_its_folder(tmp_path, monkeypatch, path, name):
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert ServeConfig(ModelSpec(path=path)).model_name == name
 
 
 def test_a_port_in_use_is_one_line(capsys):

@@ -294,12 +294,15 @@ def test_metrics_count_requests_and_tokens(tiny):
 
     before = values()
     response = complete(tiny, n=2, max_tokens=7)
-    tiny.request("/nowhere")
+    for path in ("/nowhere", "/v1/models/tiny", "/v1/models/owner/unknown"):
+        tiny.request(path)
     after = values()
     changes = {name: value - before.get(name, 0) for name, value in after.items()}
     ok = 'rlhf_requests_total{route="/v1/completions",status="200"}'
     assert changes[ok] == 1
     assert changes['rlhf_requests_total{route="other",status="404"}'] == 1
+    for status in (200, 404):  # under the template, so that clients cannot create counters
+        assert changes[f'rlhf_requests_total{{route="/v1/models/{{name}}",status="{status}"}}'] == 1
     assert changes["rlhf_completion_tokens_total"] == response.usage.completion_tokens
     assert changes["rlhf_prompt_tokens_total"] == response.usage.prompt_tokens
     assert after["rlhf_completions_unfinished"] == 0

@@ -152,12 +152,18 @@ def _positions(text: TextExplanation, part: str) -> list[int]:
 
 
 def _strongest_html(text: TextExplanation, method: str) -> str:
-    """Return the strongest tokens of the reply, and the sum over the tokens of the template."""
+    """Return the strongest tokens of the reply, and what is attributed to no token of it.
+
+    This is the reference score of integrated gradients, whose reference has the tokens of the
+    template. For other methods, it is the sum over these tokens.
+    """
     values = text.attributions[method]
     strongest = strongest_tokens_text(text.tokens, values, _positions(text, "reply"))
     template = _positions(text, "template")
     lines = [f"Strongest: {strongest}."] if strongest else []
-    if template:
+    if method == "integrated_gradients" and text.reference_score is not None:
+        lines.append(f"Reference score: {number_text(text.reference_score)}.")
+    elif template:
         total = number_text(sum(values[i] for i in template))
         lines.append(f"Template and special tokens: {total}.")
     return f'<p class="note">{esc(" ".join(lines))}</p>'

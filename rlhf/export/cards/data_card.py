@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from rlhf.common.languages import language_metadata
 from rlhf.common.numbers import is_number
 from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.export.cards.training import yaml_block
@@ -42,7 +43,7 @@ def make_data_card(name: str, stages: Sequence[Stage], *, language: Sequence[str
     Args:
         name: Name of the model.
         stages: Runs that trained the model.
-        language: Languages of the data, as ISO 639 codes.
+        language: Languages of the data, see `rlhf.config.export.ExportConfig`.
     """
     title = f"Data of {name}"
     parts = [
@@ -56,12 +57,13 @@ def make_data_card(name: str, stages: Sequence[Stage], *, language: Sequence[str
     if not stages:
         parts.append("The model has no record of a training run, so its data are unknown.")
     counts = [stage.record.data_counts.get("training_rows") for stage in stages]
+    languages: dict[str, Any] = language_metadata(language)
     data = DatasetCardData(
         pretty_name=title,
-        language=list(language) or None,
         source_datasets=hub_datasets(stages) or None,
         size_categories=_size_category(counts),
         tags=["rlhf", *dict.fromkeys(stage.command for stage in stages if stage.command)],
+        **languages,
     )
     body = "\n\n".join(parts)
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf.common.files import read_json
+from rlhf.common.languages import language_metadata
 from rlhf.common.numbers import is_number
 from rlhf.common.text import escape_markdown, markdown_table
 from rlhf.config.export import ExportConfig
@@ -106,10 +107,11 @@ def metadata(content: CardContent) -> ModelCardData:
     results = eval_results(content.results, content.task)
     datasets = hub_datasets(source.stages)
     license_name = config.license or license_of(source.base)
-    relation: dict[str, Any] = {"base_model_relation": "finetune"} if source.base else {}
+    more: dict[str, Any] = language_metadata(config.language)
+    if source.base:
+        more["base_model_relation"] = "finetune"
     return ModelCardData(
         license=license_name,
-        language=config.language or None,
         library_name="transformers",
         pipeline_tag=content.task,
         base_model=source.base,
@@ -117,7 +119,7 @@ def metadata(content: CardContent) -> ModelCardData:
         model_name=content.name if results else None,
         eval_results=results or None,
         tags=["rlhf", *dict.fromkeys(commands), *([] if content.is_causal else ["reward-model"])],
-        **relation,
+        **more,
     )
 
 

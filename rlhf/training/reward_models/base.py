@@ -88,6 +88,11 @@ class RewardKind:
         """Whether the loss reads ``trainer.center_rewards_coefficient``."""
         return False
 
+    @property
+    def range_columns(self) -> tuple[str, ...]:
+        """Columns of `rlhf.data.labels.RANGE_COLUMNS` that must be equal in all rows."""
+        return ()
+
     def output_names(self) -> list[str]:
         """Return the names of the model's outputs; a single score is called "reward"."""
         if self.config.num_heads > 1:

@@ -5,6 +5,7 @@ Texts are encoded with the functions that scoring also uses.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import conversation_of_labeled_row
+from rlhf.data.labels import check_one_answer_range
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -75,7 +77,8 @@ class RewardEncoder:
                 on a different sample of the rows.
 
         Raises:
-            UserError: All rows were dropped, or no row has the columns that the kind needs.
+            UserError: All rows were dropped, no row has the columns that the kind needs, or people
+                gave the labels with different ranges of answers.
         """
         self.training, examples = training, []
         self.encoded_rows[training], self.dropped[training] = [], Counter()
@@ -96,6 +99,8 @@ class RewardEncoder:
                 f"all examples were dropped: {self.truncated_and_dropped_text()}; max_length is "
                 f"{self.config.max_length}"
             )
+        encoded = itertools.chain(*self.encoded_rows.values())
+        check_one_answer_range(encoded, "data", self.kind.range_columns)
         lengths = [max(map(len, example.ids)) for example in examples]
         if training:
             order = length_grouped_order(lengths, self.config.batch_size, self.generator)

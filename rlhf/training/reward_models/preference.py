@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.reward import RewardConfig
+from rlhf.data.labels import RANGE_COLUMNS
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.pairs import write_pair_evaluation
@@ -47,6 +48,10 @@ class PairKind(RewardKind):
     def centers_scores(self) -> bool:
         """Whether `loss` is that of this class, which reads ``center_rewards_coefficient``."""
         return type(self).loss is PairKind.loss
+
+    @property
+    def range_columns(self) -> tuple[str, ...]:
+        return (RANGE_COLUMNS["pairs"],) if self.uses_margin else ()
 
     def check_columns(self, rows: Sequence[Row]) -> None:
         """Raise UserError if the loss uses margins and none of the rows has a margin."""

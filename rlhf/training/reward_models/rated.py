@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
+from rlhf.data.labels import RANGE_COLUMNS
 from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
@@ -40,6 +41,10 @@ class RegressionKind(RewardKind):
         only_label = self.names == ["label"]
         self.data = "classification" if only_label else "rated"
         self.columns = () if only_label else tuple(self.names)
+
+    @property
+    def range_columns(self) -> tuple[str, ...]:
+        return (RANGE_COLUMNS["ratings"],) if "rating" in self.names else ()
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         values = [_parse_rating(row[name], name) for name in self.names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from torch import Tensor
 from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
-from rlhf.data.load import load
+from rlhf.data.labels import check_one_answer_range
+from rlhf.data.load import LoadedRows, load
 from rlhf.errors import UserError
 from rlhf.models.adapters import load_merged_model
 from rlhf.models.architecture import unwrap_peft
@@ -74,11 +76,19 @@ def prepare_setup(
 ) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
 
-    ``engine`` is "native" or "trl". ``rows``, the training rows, are not used.
+    ``engine`` is "native" or "trl". ``rows`` are the training rows.
 
     Raises:
-        UserError: The model cannot be used, or ``engine: native`` is set for an encoder.
+        UserError: The model or ``test_data`` cannot be used, or ``engine: native`` is set for an
+            encoder.
     """
+    test = None
+    if config.test_data:  # errors in these rows are reported before the training
+        test = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
+        if kind.range_columns:
+            check_one_answer_range(
+                itertools.chain(rows, test.rows), "test_data", kind.range_columns
+            )
     model, tokenizer, pooling = load_model_tokenizer_and_pooling(kind)
     if engine == "native" and pooling != "last":
         engine = engine_of(config, native_supported=False)  # the native engine trains decoders only
@@ -96,7 +106,7 @@ def prepare_setup(
         kind=kind.scorer,
         separator=config.separator if kind.per_token else None,
     )
-    writer = _ModelAndReportWriter(kind, model, encoder, sidecar)
+    writer = _ModelAndReportWriter(kind, model, encoder, sidecar, test)
     return TrainingSetup(
         model=model,
         tokenizer=tokenizer,
@@ -120,6 +130,8 @@ class _ModelAndReportWriter:
     """The encoder of the training rows and of the held-out rows."""
     sidecar: Sidecar
     """The sidecar of the model, whose scope is not known before rows are encoded."""
+    test: LoadedRows | None
+    """The rows of ``test_data``; None if the report is on the held-out rows."""
 
     def save(self, trained: Any, final: Path) -> None:
         """Write the model, with merged adapters, its tokenizer and its sidecar to a folder."""
@@ -139,13 +151,12 @@ class _ModelAndReportWriter:
 
     def report(self, run: Run) -> None:
         """Evaluate the saved model on ``test_data`` or the held-out rows; write the report."""
-        kind, config, encoder = self.kind, self.kind.config, self.encoder
+        kind, encoder, test = self.kind, self.encoder, self.test
         dropped: dict[str, int] = {}
-        if config.test_data:
-            loaded = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
-            log.info("test_data: %s", loaded.summary())
-            encoder(loaded.rows, False)
-            dropped = loaded.dropped
+        if test is not None:
+            log.info("test_data: %s", test.summary())
+            encoder(test.rows, False)
+            dropped = test.dropped
         train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
         dropped = {**dropped, **encoder.dropped[False]}
         dtype = str(self.model.dtype).removeprefix("torch.")
