@@ -310,7 +310,11 @@ def read_json(path: Path) -> Any:
             JSON, and for an object with the same key twice, the line.
     """
     with open_text(path) as stream:
-        text = stream.read()
+        try:
+            text = stream.read()
+        except UnicodeDecodeError as error:
+            problem = f"{error.reason} at byte {error.start}"
+            raise UserError(f"{path}: not UTF-8 text ({problem})") from None
         try:
             return _DECODER.decode(text)
         except RepeatedKeyError as error:

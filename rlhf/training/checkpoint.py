@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 
 import torch
 
-from rlhf.common.files import add_path_to_write_errors, atomic_path, read_json
+from rlhf.common.files import add_path_to_write_errors, atomic_path
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import BASE_FOLDER, copy_base_to_final
 from rlhf.models.sharding.processes import shared_atomic_path
@@ -208,7 +208,8 @@ def _restore_state(checkpoint: Path, trainer: Trainer) -> None:
     else:
         with trainer.world.lost_process_guard():
             load_optimizer_by_parameter(checkpoint, trainer)
-    state = read_json(checkpoint / "state.json")
+    # The error of `read_json` is a UserError, which `load_checkpoint` would not explain.
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     for name, item in trainer.stateful_objects().items():
         item.load_state_dict(state[name])
     trainer.load_unfinished_work(checkpoint)

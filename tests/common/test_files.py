@@ -194,6 +194,15 @@ def test_json_that_cannot_be_read_is_refused(tmp_path: Path, text: str, problem:
         read_jsonl(tmp_path / "a.jsonl")
 
 
+def test_json_that_is_not_utf8_is_refused(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(
+        UserError, match=r"a\.json: not UTF-8 text \(invalid start byte at byte 7\)"
+    ):
+        read_json(path)
+
+
 TWICE = "the key 'text' occurs twice in an object; remove one of them"
 
 
