@@ -26,7 +26,7 @@ from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
 from rlhf.config.help import ConfigSection, dataclass_in, sections_of
 from rlhf.errors import UserError
-from rlhf.runs.renamed import renamed_key
+from rlhf.runs.renamed import check_no_old_names
 
 T = TypeVar("T")
 
@@ -182,11 +182,12 @@ def build_config(
             are checked against this class. The field of the result is still a mapping.
 
     Raises:
-        UserError: A key is unknown, or a value is invalid. For an unknown key, the message suggests
-            a similar key.
+        UserError: A key is unknown or was renamed, or a value is invalid. For an unknown key, the
+            message suggests a similar key.
     """
     option_classes = option_classes or {}
     sections = functools.partial(sections_of, cls, option_classes)
+    check_no_old_names(tree)
     _check_keys(cls, tree, option_classes, "", sections)
     _check_utf8(tree)
     tree = copy.deepcopy(dict(tree))
@@ -214,8 +215,6 @@ def _check_keys(
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            if new := renamed_key(name):
-                raise UserError(f"{name} was renamed to {new}")
             raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; remove the key to use its default")

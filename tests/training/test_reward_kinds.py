@@ -39,7 +39,7 @@ from tests.helpers.training import (
 )
 
 
-def labelled_texts(count=32):
+def labeled_texts(count=32):
     return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
             (("apple", "river")[i % 2],)]  # fmt: skip
 
@@ -93,7 +93,7 @@ MODEL_KINDS = {
     "best_of": ({}, ranking_rows(best=1)),
     "pairwise": ({}, pair_rows()),
     "regression": ({"labels": ["good", "long"]}, rated_rows()),
-    "classification": ({}, labelled_texts(32)),
+    "classification": ({}, labeled_texts(32)),
     "classes": ({"kind": "classification", "labels": ["a", "b", "c"]}, three_classes()),
     "multilabel": ({"labels": ["a", "b"]}, flagged_rows()),
     "process": ({}, step_rows()),
@@ -222,7 +222,7 @@ def test_report_on_classes_has_tf_idf_baseline(tmp_path, encoder_model):
 
 
 def test_report_uses_test_data(tmp_path, encoder_model):
-    rows = write_rows(tmp_path / "test.jsonl", labelled_texts(20))
+    rows = write_rows(tmp_path / "test.jsonl", labeled_texts(20))
     run_command(
         "reward",
         tree_of_kind("classification", tmp_path, encoder_model, test_data=[{"path": str(rows)}]),
@@ -280,7 +280,7 @@ def test_missing_columns_are_refused(tmp_path, encoder_model):
 
 
 def test_invalid_labels_are_dropped(tmp_path, encoder_model, caplog):
-    rows = [*labelled_texts(32), {"text": "apple", "label": 2}]
+    rows = [*labeled_texts(32), {"text": "apple", "label": 2}]
     with caplog.at_level("INFO"):
         run_command(
             "reward",
