@@ -52,8 +52,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a UTF-8 text file; --config expects a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        location = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(
+            f"{location}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
