@@ -193,7 +193,7 @@ def plot_speed_ratios(results: Mapping[str, Mapping[str, Result]], path: Path) -
             axes.plot([low, high], [place, place], color="black", linewidth=1.5)
             if (bar := WORKLOADS[name].min_speed_ratios.get(side)) is not None:
                 axes.plot([bar, bar], [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
-        axes.axvline(1.0, color="grey", linewidth=0.8)
+        axes.axvline(1.0, color="gray", linewidth=0.8)
         axes.set_title(machine, fontsize=8)
     titles = [
         f"{WORKLOADS[name].title}\nagainst {WORKLOADS[name].sides[side].label}"

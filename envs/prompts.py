@@ -13,7 +13,7 @@ from rlhf.envs.core import Step, TextEnv
 from rlhf.errors import UserError
 
 EXAMPLE_PROMPTS = (
-    "Name a colour.",
+    "Name a color.",
     "What is a good name for a cat?",
     "Say something kind to a stranger.",
 )

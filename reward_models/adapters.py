@@ -78,9 +78,9 @@ class FunctionReward(Reward):
             values = [value for [value], _ in singles]
             errors = [error for _, error in singles]
         counts = Counter(error for error in errors if error)
-        place = definition_location_text(self.function)
+        location = definition_location_text(self.function)
         reasons = [
-            error or _why_value_is_not_a_score(self.name, value, place)
+            error or _why_value_is_not_a_score(self.name, value, location)
             for value, error in zip(values, errors, strict=True)
         ]
         return Scores(values, {self.name: values}, counts, reasons)
@@ -95,13 +95,13 @@ class FunctionReward(Reward):
         Raises:
             UserError: The number of scores differs from the number of conversations.
         """
-        what, place = f"reward function {self.name!r}", definition_location_text(self.function)
+        what, location = f"reward function {self.name!r}", definition_location_text(self.function)
         advice = "to limit its time, set timeout in its entry of rewards"
         given = copy.deepcopy(batch)
         try:
             with (
                 add_location_to_errors(self.function),
-                warn_if_slow(f"{what}{place}", advice),
+                warn_if_slow(f"{what}{location}", advice),
                 limit_side_effects(),
             ):
                 values = [as_score(v) for v in _require_score_list(self.function(given))]
@@ -110,17 +110,17 @@ class FunctionReward(Reward):
         warn_if_changed(batch, given, what=what, code=self.function, argument="conversations")
         if len(values) != len(batch):
             raise UserError(
-                f"{what}{place} returned {len(values)} scores for {len(batch)} conversations: "
+                f"{what}{location} returned {len(values)} scores for {len(batch)} conversations: "
                 "return one number, or None, for each of them"
             )
         return values, None
 
 
-def _why_value_is_not_a_score(name: str, value: Score, place: str) -> str | None:
+def _why_value_is_not_a_score(name: str, value: Score, location: str) -> str | None:
     """Return the reason why the value of a user's function is not a score; None if it is one."""
     if value is None:
-        return f"{name}: returned None{place}"
-    return None if math.isfinite(value) else f"{name}: a score is not finite{place}"
+        return f"{name}: returned None{location}"
+    return None if math.isfinite(value) else f"{name}: a score is not finite{location}"
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:

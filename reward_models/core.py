@@ -292,7 +292,7 @@ class Reward(ABC):
         """Return a reward of ``above`` if the value is at least ``at_least``, else ``below``."""
         return MappedReward(self, lambda value: above if value >= at_least else below)
 
-    def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
+    def normalize(self, mean: float | None = None, std: float | None = None) -> Reward:
         """Return the reward (value - mean) / std.
 
         By default, ``mean`` and ``std`` are this reward's ``moments``.
@@ -305,15 +305,15 @@ class Reward(ABC):
                 none is given, or ``std`` is not positive.
         """
         if (mean is None) != (std is None):
-            raise UserError("normalise: give both mean and std, or neither")
+            raise UserError("normalize: give both mean and std, or neither")
         if mean is None or std is None:
             if self.moments is None:
                 raise UserError(
-                    f"reward {self.name!r} has no stored mean and std: give them to normalise"
+                    f"reward {self.name!r} has no stored mean and std: give them to normalize"
                 )
             mean, std = self.moments
         if not std > 0:
-            raise UserError(f"normalise: std must be > 0, got {std}")
+            raise UserError(f"normalize: std must be > 0, got {std}")
         return MappedReward(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:

@@ -102,7 +102,7 @@ class Ensemble(Reward):
         for i, path in enumerate(paths):
             member = LearnedReward.load(path, device=device, dtype=dtype, batch_size=batch_size)
             member.name = f"member{i}"
-            members.append(member.normalise() if own_scale else member)
+            members.append(member.normalize() if own_scale else member)
         return cls(members, how=how, penalty=penalty)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:

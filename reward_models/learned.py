@@ -105,7 +105,7 @@ class LearnedReward(Reward):
     ) -> LearnedReward:
         """Load and check a reward checkpoint.
 
-        The score is not normalized; ``reward.normalise()`` applies the mean and the standard
+        The score is not normalized; ``reward.normalize()`` applies the mean and the standard
         deviation of the reference policy's scores, which the sidecar contains.
 
         Args:

@@ -49,7 +49,7 @@ KINDS = Registry("kind of reward", _BUILT_IN_KINDS)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
-_WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalise")
+_WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalize")
 
 
 def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[..., Reward]:
@@ -100,8 +100,8 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     """Build the reward of a spec; the reward of a list of specs is the sum of their rewards.
 
     In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
-    component), ``normalise: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
-    They are applied in this order. ``normalise: true`` uses the mean and the standard deviation
+    component), ``normalize: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
+    They are applied in this order. ``normalize: true`` uses the mean and the standard deviation
     that are stored in the checkpoint.
 
     Raises:
@@ -139,14 +139,14 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
 
 
 def _apply_wrappers(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
-    """Apply normalise, clip, threshold and weight to a reward, in this order."""
-    if "normalise" in wrappers:
-        moments = {} if wrappers["normalise"] is True else wrappers["normalise"]
+    """Apply normalize, clip, threshold and weight to a reward, in this order."""
+    if "normalize" in wrappers:
+        moments = {} if wrappers["normalize"] is True else wrappers["normalize"]
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
-            problem = f"rewards: {kind}: normalise must be true or {{mean, std}}"
+            problem = f"rewards: {kind}: normalize must be true or {{mean, std}}"
             raise UserError(f"{problem}, got {moments!r}")
-        numbers = {key: _checked_number(kind, f"normalise.{key}", moments[key]) for key in moments}
-        reward = reward.normalise(**numbers)
+        numbers = {key: _checked_number(kind, f"normalize.{key}", moments[key]) for key in moments}
+        reward = reward.normalize(**numbers)
     if "clip" in wrappers:
         bounds = wrappers["clip"]
         if not isinstance(bounds, Sequence) or len(bounds) != 2:

@@ -26,6 +26,7 @@ from rlhf.runs.claim import DESCRIPTIONS, RESULTS
 from rlhf.runs.directory import lock_directory
 from rlhf.runs.inputs import leaf_items
 from rlhf.runs.launch import collect_garbage_and_trim_heap
+from rlhf.runs.renamed import check_no_old_names
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ def read_pipeline(
 
 
 def _validated_stage_name(stage: Any, index: int) -> str:
-    if isinstance(stage, dict) and "verb" in stage:
-        raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
+    check_no_old_names(stage, f"stages.{index}")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
     convert_to_type(str, stage["command"], f"stages.{index}.command")

@@ -74,6 +74,42 @@ def test_old_key_in_a_users_configuration_is_refused_with_its_new_name(capsys, t
     assert "stages.0.verb was renamed to stages.0.command" in capsys.readouterr().err
 
 
+OLD_SPELLING = {
+    "rewards": [{"kind": "length", "normalise": {"mean": 1, "std": 2}}],
+    "gold": [{"kind": "length", "normalise": {"mean": 3, "std": 4}}],
+    "shaping": {"scale": "normalise"},
+}
+
+
+def test_old_spelling_in_a_record_is_read_in_the_new_one(old_run: Path):
+    path = old_run / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | OLD_SPELLING))
+    (old_run / "metrics.jsonl").write_text('{"step": 1, "profile/flop_utilisation": 0.5}\n')
+    run = read_run(old_run)
+    assert {key: run.config[key] for key in OLD_SPELLING} == {
+        "rewards": [{"kind": "length", "normalize": {"mean": 1, "std": 2}}],
+        "gold": [{"kind": "length", "normalize": {"mean": 3, "std": 4}}],
+        "shaping": {"scale": "normalize"},
+    }
+    assert run.metrics == [{"step": 1, "profile/flop_utilization": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("rewards", "rewards.0.normalise was renamed to rewards.0.normalize"),
+        ("gold", "gold.0.normalise was renamed to gold.0.normalize"),
+        ("shaping", "shaping.scale: normalise was renamed to normalize"),
+    ],
+)
+def test_old_spelling_in_a_users_configuration_is_refused(capsys, tmp_path: Path, key, message):
+    path = tmp_path / "ppo.yaml"
+    tree = {"output_dir": "x", "model": {"path": "m"}, "env": {"id": "text/Echo-v0"}}
+    path.write_text(yaml.safe_dump(tree | {key: OLD_SPELLING[key]}))
+    assert main(["ppo", "--config", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_old_model_is_evaluated(capsys, tmp_path: Path):
     arguments = {
         "output_dir": str(tmp_path / "evaluation"),

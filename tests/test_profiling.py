@@ -51,7 +51,7 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
         assert {key for key in row if key.startswith("time/")} == {f"time/{p}" for p in STEP_PARTS}
     for row in profiled:
         assert row["profile/padding"] == 0.0
-        assert 0 < row["profile/flop_utilisation"] < 5
+        assert 0 < row["profile/flop_utilization"] < 5
         assert row["profile/tokens_per_second"] > 0
         assert row["profile/peak_memory"] > 0.05
     kept = [
@@ -90,7 +90,7 @@ def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_mo
     assert [row["step"] for row in lines] == [2, 4]
     for row in lines:
         assert row["profile/padding"] == row["profile/shared"] == 0.0
-        assert 0 < row["profile/flop_utilisation"] < 5
+        assert 0 < row["profile/flop_utilization"] < 5
         assert row["profile/tokens_per_second"] > 0
     bare = [{k: v for k, v in r.items() if not k.startswith("profile/")} for r in found["profiled"]]
     assert bare == found["plain"]

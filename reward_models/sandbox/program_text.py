@@ -138,7 +138,7 @@ def _is_harmless_node(node: ast.AST, names: Set[str]) -> bool:
 
 
 def _check_loaded_bytes(event: str, values: tuple[Any, ...]) -> None:
-    """Audit hook: raise ProgramTextError if a pickle or a marshalled code names more than data."""
+    """Audit hook: raise ProgramTextError if a pickle or a marshaled code names more than data."""
     if event == "pickle.find_class":
         module, name = values
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)

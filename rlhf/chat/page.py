@@ -267,8 +267,8 @@ class _ChatServer:
         messages = session.branches[0].conversation
         prompt = session.turns[0].prompts[0] if session.turns else messages
         waiting = {
-            letter_of(place): session.branches[index].conversation
-            for place, index in enumerate(session.shown_order)
+            letter_of(position): session.branches[index].conversation
+            for position, index in enumerate(session.shown_order)
             if session.branches[index].needs_reply
         }
         return _escape_invisible_in_tree(
@@ -293,11 +293,11 @@ class _ChatServer:
 def _turn_data(session: ChatSession, turn: Turn) -> dict[str, Any]:
     """Return the replies of a turn in the order in which they are shown."""
     prompts, replies = {}, []
-    for place, index in enumerate(turn.order):
+    for position, index in enumerate(turn.order):
         reply = turn.replies[index]
         if reply is None:
             continue
-        letter = letter_of(place)
+        letter = letter_of(position)
         prompts[letter] = turn.prompts[index]
         is_named = len(session.policies) > 1 and (turn.is_voted or not session.blind)
         result = turn.results[index]

@@ -111,7 +111,7 @@ class ChatSession:
         Raises:
             UserError: No reply has the letter.
         """
-        letters = [letter_of(place) for place in range(len(self.branches))]
+        letters = [letter_of(position) for position in range(len(self.branches))]
         if letter.strip().upper() not in letters:
             raise UserError(f"give one of the letters {', '.join(letters)}, not {letter!r}")
         return self.shown_order[letters.index(letter.strip().upper())]
@@ -258,9 +258,11 @@ class ChatSession:
             if (reply := turn.replies[index]) is not None
         ]
         scores = self.reward.score(conversations)
-        for place, index in enumerate(indices):
-            components = {name: column[place] for name, column in scores.components.items()}
-            turn.scores[index] = ReplyScore(scores.values[place], components, scores.reasons[place])
+        for position, index in enumerate(indices):
+            components = {name: column[position] for name, column in scores.components.items()}
+            turn.scores[index] = ReplyScore(
+                scores.values[position], components, scores.reasons[position]
+            )
 
     # -- commands -----------------------------------------------------------------------------
 
@@ -472,6 +474,6 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
-def letter_of(place: int) -> str:
-    """Return the letter of the reply at a place on the screen."""
-    return chr(ord("A") + place)
+def letter_of(position: int) -> str:
+    """Return the letter of the reply at a position on the screen."""
+    return chr(ord("A") + position)

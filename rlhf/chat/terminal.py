@@ -161,15 +161,15 @@ class Terminal:
 
     def _print_results(self, turn: Turn) -> None:
         """Print the notes on the replies of a turn, and the next observations."""
-        for place, index in enumerate(turn.order):
+        for position, index in enumerate(turn.order):
             if notes := reply_notes(self.session, turn, index):
-                self._print(f"{self._letter_prefix(place)}({'; '.join(notes)})")
+                self._print(f"{self._letter_prefix(position)}({'; '.join(notes)})")
             result = turn.results[index]
             if self.session.env is not None and result is not None and result[0]:
-                self._print(self._letter_prefix(place) + result[0])
+                self._print(self._letter_prefix(position) + result[0])
 
-    def _letter_prefix(self, place: int) -> str:
-        return f"[{letter_of(place)}] " if len(self.session.policies) > 1 else ""
+    def _letter_prefix(self, position: int) -> str:
+        return f"[{letter_of(position)}] " if len(self.session.policies) > 1 else ""
 
     # -- commands -----------------------------------------------------------------------------
 
@@ -214,8 +214,8 @@ class Terminal:
         self.session.vote(preferred)
         turn = self.session.turns[-1]
         names = [
-            f"{letter_of(place)} is {self.session.policies[index].name}"
-            for place, index in enumerate(turn.order)
+            f"{letter_of(position)} is {self.session.policies[index].name}"
+            for position, index in enumerate(turn.order)
         ]
         text = "tie" if preferred is None else "vote"
         text += " recorded" if self.session.on_vote is not None else ""
@@ -247,19 +247,19 @@ class Terminal:
         self._print(f"(saved to {path})")
 
     def _print_action_help(self, command: str) -> None:
-        for place, index in enumerate(self.session.shown_order):
+        for position, index in enumerate(self.session.shown_order):
             env = self.session.branches[index].partner.env
             self._print(
-                self._letter_prefix(place) + legal_actions_or_hint_text(env.unwrapped, command)
+                self._letter_prefix(position) + legal_actions_or_hint_text(env.unwrapped, command)
             )
 
     # -- texts --------------------------------------------------------------------------------
 
     def _print_introduction(self) -> None:
         session = self.session
-        for place, policy in enumerate(session.policies):
+        for position, policy in enumerate(session.policies):
             hidden = session.blind or len(session.policies) == 1
-            self._print(f"{policy.name}" if hidden else f"{letter_of(place)} is {policy.name}")
+            self._print(f"{policy.name}" if hidden else f"{letter_of(position)} is {policy.name}")
         partner = (
             "Type a message."
             if session.env is None

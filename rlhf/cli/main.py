@@ -234,10 +234,10 @@ def _discard_output_that_cannot_be_written() -> None:
 
 def _is_in_user_code(error: BaseException) -> bool:
     """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
-    files, place = loaded_user_files(), user_location(error)
+    files, location = loaded_user_files(), user_location(error)
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename in files for frame in frames) or (
-        place is not None and place[0] in files
+        location is not None and location[0] in files
     )
 
 

@@ -102,8 +102,8 @@ def _checked_checkpoint_step(source: Path) -> int:
         UserError: The path is not a complete checkpoint of a run.
     """
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source.parent
-    kept = [path.name for path in _checkpoints_in(folder)]
-    has = f"{folder} has {', '.join(kept) or 'no checkpoint'}"
+    names = [path.name for path in _checkpoints_in(folder)]
+    has = f"{folder} has {', '.join(names) or 'no checkpoint'}"
     match = re.fullmatch(_CHECKPOINT_NAME, source.name)
     if not match or not source.is_dir():
         why = "has only weights" if source.name == "best" else "is not a checkpoint"
@@ -121,8 +121,8 @@ def _checked_checkpoint_step(source: Path) -> int:
 
 def _checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, in order of their step."""
-    found = [path for path in folder.glob("*-*") if re.fullmatch(_CHECKPOINT_NAME, path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    folders = [path for path in folder.glob("*-*") if re.fullmatch(_CHECKPOINT_NAME, path.name)]
+    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
 def _write_run_up_to_checkpoint(

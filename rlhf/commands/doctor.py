@@ -124,8 +124,8 @@ def _features() -> dict[str, str]:
     """Return feature -> "available", or what is missing."""
     rows = {}
     for feature, (package, extra) in OPTIONAL_PACKAGES.items():
-        found = importlib.util.find_spec(package) is not None
-        rows[feature] = "available" if found else f'missing: pip install "rlhf-kit[{extra}]"'
+        is_installed = importlib.util.find_spec(package) is not None
+        rows[feature] = "available" if is_installed else f'missing: pip install "rlhf-kit[{extra}]"'
     rows["--launcher slurm"] = _availability(
         lambda: shutil.which("sbatch"), "sbatch is not on PATH"
     )

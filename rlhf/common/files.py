@@ -66,9 +66,9 @@ def _has_no_inodes(path: Path) -> bool:
     """Return whether the file system of a path, which need not exist, has no inode left."""
     if not hasattr(os, "statvfs"):  # Windows
         return False
-    for place in (path, *path.parents):
+    for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            status = os.statvfs(place)
+            status = os.statvfs(folder)
             return status.f_files > 0 and status.f_favail == 0
     return False
 

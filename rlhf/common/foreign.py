@@ -31,7 +31,7 @@ _MAX_MESSAGE = 160
 """Number of characters to which the message of a reported exception is truncated."""
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _TOOLKIT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-Place = tuple[str, int]
+CodeLocation = tuple[str, int]
 """Path of a file, and number of a line."""
 _DEFAULT_LOCATION = "_rlhf_location"
 """Attribute of an exception with its location if the traceback has no line of the user."""
@@ -44,27 +44,27 @@ def describe_exception(error: BaseException) -> str:
     toolkit, it is the deepest line of the traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    place = user_location(error)
-    if place is None and frames:
-        place = frames[-1].filename, frames[-1].lineno or 0
+    location = user_location(error)
+    if location is None and frames:
+        location = frames[-1].filename, frames[-1].lineno or 0
     # Masking a long text, such as a whole reply, takes seconds.
     text = error.msg if isinstance(error, SyntaxError) else message_of(error)
     message = mask_secrets(" ".join(text[: 10 * _MAX_MESSAGE].split()))
     message = f": {message[:_MAX_MESSAGE]}" if message else ""
-    return f"{type(error).__name__}{message}{location_text(place)}"
+    return f"{type(error).__name__}{message}{location_text(location)}"
 
 
-def location_text(place: Place | None) -> str:
+def location_text(location: CodeLocation | None) -> str:
     """Return a location for a message, such as " (mine.py:3)"; "" for None."""
-    return f" ({os.path.basename(place[0])}:{place[1]})" if place else ""
+    return f" ({os.path.basename(location[0])}:{location[1]})" if location else ""
 
 
-def set_default_location(error: BaseException, place: Place) -> None:
+def set_default_location(error: BaseException, location: CodeLocation) -> None:
     """Set the result of `user_location` for an exception without a line in the user's code."""
-    setattr(error, _DEFAULT_LOCATION, place)
+    setattr(error, _DEFAULT_LOCATION, location)
 
 
-def user_location(error: BaseException) -> Place | None:
+def user_location(error: BaseException) -> CodeLocation | None:
     """Return file and line of an exception in the user's code; None if it has no line there.
 
     It is the deepest line of the traceback that is outside installed packages and outside this

@@ -362,6 +362,6 @@ def _import_failure_text(error: Exception) -> str:
     """Return the reason of a failed import, with file and line."""
     if isinstance(error, UserError):
         described = describe_exception(error).rpartition(" (")
-        place = f" ({described[2]}" if described[1] else ""
-        return f"{error}{place}"
+        location = f" ({described[2]}" if described[1] else ""
+        return f"{error}{location}"
     return describe_exception(error)

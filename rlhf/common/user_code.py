@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from rlhf.common.foreign import (
-    Place,
+    CodeLocation,
     ensure_ordinary_exceptions,
     exit_as_exception,
     is_library_file,
@@ -40,7 +40,7 @@ _reported: set[str] = set()
 """Warnings that were given in this process."""
 
 
-def definition_location(code: Any) -> Place | None:
+def definition_location(code: Any) -> CodeLocation | None:
     """Return file and line of the definition of a function, class or callable object of the user.
 
     The result is None for code of installed packages and of this toolkit, and for code without a
@@ -52,15 +52,15 @@ def definition_location(code: Any) -> Place | None:
         code = type(code).__call__ if callable(code) else type(code)
     if isinstance(code, type):
         try:
-            place = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]
+            location = inspect.getsourcefile(code) or "", inspect.getsourcelines(code)[1]
         except (OSError, TypeError):  # such as a class of an interactive session
             return None
     else:
         compiled = getattr(inspect.unwrap(code) if callable(code) else None, "__code__", None)
         if not isinstance(compiled, types.CodeType):
             return None
-        place = compiled.co_filename, compiled.co_firstlineno
-    return None if not place[0] or is_library_file(place[0]) else place
+        location = compiled.co_filename, compiled.co_firstlineno
+    return None if not location[0] or is_library_file(location[0]) else location
 
 
 def definition_location_text(code: Any) -> str:
@@ -69,20 +69,20 @@ def definition_location_text(code: Any) -> str:
 
 
 @contextlib.contextmanager
-def add_location_to_errors(*codes: Any, place: Place | None = None) -> Iterator[None]:
+def add_location_to_errors(*codes: Any, location: CodeLocation | None = None) -> Iterator[None]:
     """Return a context manager that gives a location to exceptions without a line of the user.
 
     Args:
         codes: The code of the user that the block calls. The location is that of the first
             definition that is known.
-        place: The location, if the definition is in another process.
+        location: The location, if the definition is in another process.
     """
     try:
         yield
     except Exception as error:
-        place = place or next(filter(None, map(definition_location, codes)), None)
-        if place is not None and user_location(error) is None:
-            set_default_location(error, place)
+        location = location or next(filter(None, map(definition_location, codes)), None)
+        if location is not None and user_location(error) is None:
+            set_default_location(error, location)
         raise
 
 
@@ -98,11 +98,11 @@ def guarded_call(code: Any, *, what: str, advice: str = "") -> Iterator[None]:
         what: What the block calls, for the warning of a slow call.
         advice: What to do against a slow call; "" if the call may take any time.
     """
-    place = definition_location(code)
-    if place is None:
+    location = definition_location(code)
+    if location is None:
         yield
         return
-    slow = f"{what}{location_text(place)}"
+    slow = f"{what}{location_text(location)}"
     with (
         add_location_to_errors(code),
         warn_if_slow(slow, advice) if advice else contextlib.nullcontext(),
@@ -112,7 +112,7 @@ def guarded_call(code: Any, *, what: str, advice: str = "") -> Iterator[None]:
         yield
 
 
-def thread_location(identifier: int | None) -> Place | None:
+def thread_location(identifier: int | None) -> CodeLocation | None:
     """Return file and line in the user's code that a thread executes now; None if there is none."""
     frame = sys._current_frames().get(identifier or 0)
     while frame is not None:
@@ -186,9 +186,9 @@ def warn_if_slow(what: str, advice: str) -> Iterator[None]:
         timer.cancel()
 
 
-def warn_of_slow_call(what: str, place: Place | None, advice: str) -> None:
+def warn_of_slow_call(what: str, location: CodeLocation | None, advice: str) -> None:
     """Log, once, that a call of the user's code has been running for `SLOW_SECONDS`."""
-    warn_once(f"{what} has been running for {SLOW_SECONDS:g} s{location_text(place)}: {advice}")
+    warn_once(f"{what} has been running for {SLOW_SECONDS:g} s{location_text(location)}: {advice}")
 
 
 def warn_once(message: str) -> None:

@@ -26,7 +26,7 @@ from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
 from rlhf.config.help import ConfigSection, dataclass_in, sections_of
 from rlhf.errors import UserError
-from rlhf.runs.renamed import renamed_key
+from rlhf.runs.renamed import check_no_old_names
 
 T = TypeVar("T")
 
@@ -52,8 +52,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a UTF-8 text file; --config expects a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        location = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(
+            f"{location}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -182,11 +184,12 @@ def build_config(
             are checked against this class. The field of the result is still a mapping.
 
     Raises:
-        UserError: A key is unknown, or a value is invalid. For an unknown key, the message suggests
-            a similar key.
+        UserError: A key is unknown or was renamed, or a value is invalid. For an unknown key, the
+            message suggests a similar key.
     """
     option_classes = option_classes or {}
     sections = functools.partial(sections_of, cls, option_classes)
+    check_no_old_names(tree)
     _check_keys(cls, tree, option_classes, "", sections)
     _check_utf8(tree)
     tree = copy.deepcopy(dict(tree))
@@ -214,8 +217,6 @@ def _check_keys(
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            if new := renamed_key(name):
-                raise UserError(f"{name} was renamed to {new}")
             raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; remove the key to use its default")

@@ -68,8 +68,8 @@ class KLSpec:
 class RewardShaping:
     """Scaling of the score of an episode, and penalties that are subtracted after scaling."""
 
-    scale: Literal["none", "std", "normalise"] = "none"
-    """Scaling of the scores. std: divide by the running standard deviation; normalise: subtract the
+    scale: Literal["none", "std", "normalize"] = "none"
+    """Scaling of the scores. std: divide by the running standard deviation; normalize: subtract the
     running mean and divide by the running standard deviation."""
     clip: PositiveFloat = 10.0
     """Scaled scores are clipped to the interval [-clip, clip]."""

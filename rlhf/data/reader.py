@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from rlhf.common.foreign import (
-    Place,
+    CodeLocation,
     describe_exception,
     location_text,
     set_default_location,
@@ -79,7 +79,7 @@ class TableReader:
         self.spec, self.keep = spec, keep
         self.present = columns_of(table) if present is None else set(present)
         self.schema = self._recognized_schema(table)
-        self.plugin_place = definition_location(self.schema.read) if self.schema else None
+        self.plugin_location = definition_location(self.schema.read) if self.schema else None
         self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
         self.layouts: list[ColumnAssignment] = []
         if self.schema is None:
@@ -145,8 +145,8 @@ class TableReader:
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            place = self.plugin_place
-            why = f" ({_describe_failure(error, place)})" if place else ""
+            location = self.plugin_location
+            why = f" ({_describe_failure(error, location)})" if location else ""
             yield RowDropped(f"row that does not have the {self.schema.name} format{why}")
 
     def _schema_items(self, schema: Schema, row: Row) -> Iterable[Any]:
@@ -157,7 +157,7 @@ class TableReader:
         Raises:
             TypeError: The function of a plug-in yielded something else than cells.
         """
-        if self.plugin_place is None:
+        if self.plugin_location is None:
             return schema.read(row, self.kind)
         with guarded_call(schema.read, what=f"data format {schema.name!r}"):
             items: list[Any] = list(schema.read(copy.deepcopy(row), self.kind))
@@ -332,7 +332,7 @@ class TableReader:
             )
 
 
-def _describe_failure(error: Exception, place: Place) -> str:
+def _describe_failure(error: Exception, location: CodeLocation) -> str:
     """Describe an exception of a plug-in that reads a row, for the count of dropped rows.
 
     The message of a ValueError usually contains a value of the row, so it would be another one for
@@ -340,10 +340,10 @@ def _describe_failure(error: Exception, place: Place) -> str:
 
     Args:
         error: The exception.
-        place: Its location if no line of it is in the plug-in, for example if a cell is missing.
+        location: Its location if no line of it is in the plug-in, for example if a cell is missing.
     """
     if user_location(error) is None:
-        set_default_location(error, place)
+        set_default_location(error, location)
     if isinstance(error, ValueError):
         return f"{type(error).__name__}{location_text(user_location(error))}"
     return describe_exception(error)

@@ -12,7 +12,7 @@ from rlhf.reward_models.pairs import Pair
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Words whose deletion flips the verdict, or moves the margin towards 0."""
+    """Words whose deletion flips the verdict, or moves the margin toward 0."""
 
     words: list[Word]
     """The deleted words, in the order in which they were found."""
@@ -49,7 +49,7 @@ def find_counterfactual(
 
     Returns:
         The best deletion that was found. None if there are no candidates, the margin is 0, or no
-        deletion of one word moves the margin towards the other sign.
+        deletion of one word moves the margin toward the other sign.
     """
     remaining = list(candidates[:max_candidates])
     if not remaining or margin == 0:

@@ -99,8 +99,8 @@ def task_text(task: Task) -> str:
     All lines of the data are indented, so that no text looks like the title of a reply.
     """
     parts = [_indented_escaped_turns(task.item.prompt, with_role=True)]
-    for place, index in enumerate(task.order, start=1):
-        title = f"Reply {place}" if len(task.order) > 1 else "Reply"
+    for position, index in enumerate(task.order, start=1):
+        title = f"Reply {position}" if len(task.order) > 1 else "Reply"
         reply = task.item.replies[index]
         parts.append(f"--- {title} ---\n{_indented_escaped_turns(reply, with_role=len(reply) > 1)}")
     return "\n\n".join(parts)

@@ -13,7 +13,7 @@ from rlhf.runs.profiling import STEP_PARTS, WAITING_FOR_ROLLOUTS
 # Metrics logged with `profile: true`, and their names on the page.
 PROFILE_METRICS = {
     "profile/tokens_per_second": "tokens per second",
-    "profile/flop_utilisation": "FLOP utilization of the update",
+    "profile/flop_utilization": "FLOP utilization of the update",
     "profile/padding": "share of padding",
     "profile/shared": "share of tokens in reused prefixes",
     "profile/peak_memory": "peak memory, GiB",

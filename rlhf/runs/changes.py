@@ -373,8 +373,8 @@ def _is_finished_without_checkpoints(directory: Path) -> bool:
 def _newest_checkpoint_step(directory: Path) -> int | None:
     """Return the number of steps of the newest checkpoint of a run; None without a checkpoint."""
     folders = (directory / "checkpoints").glob("*")
-    found = (re.fullmatch(r"(?:step|checkpoint)-(\d+)", path.name) for path in folders)
-    return max((int(match[1]) for match in found if match), default=None)
+    matches = (re.fullmatch(r"(?:step|checkpoint)-(\d+)", path.name) for path in folders)
+    return max((int(match[1]) for match in matches if match), default=None)
 
 
 def _value_text(value: Any) -> str:

@@ -71,7 +71,7 @@ def efficiency_metrics(
         peak_flops: Peak number of floating-point operations per second of the machine.
     """
     return {
-        "profile/flop_utilisation": flops_per_second / peak_flops,
+        "profile/flop_utilization": flops_per_second / peak_flops,
         "profile/padding": max(0.0, 1 - real_tokens / computed_tokens),
         "profile/shared": max(0.0, 1 - computed_tokens / real_tokens),
         "profile/peak_memory": peak_rss_gib(),

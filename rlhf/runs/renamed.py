@@ -1,4 +1,4 @@
-"""Names that changed since version 0.1.0: configuration keys, metrics, and keys of JSON lines.
+"""Names that changed since version 0.1.0: keys and values of configurations, keys of JSON lines.
 
 When the records of an old run are read, old names are replaced by the current names. A user's
 configuration must use the current names. The error message for an old name states the current name.
@@ -6,21 +6,30 @@ configuration must use the current names. The error message for an old name stat
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf.common.columns import INTEGER, MESSAGES, OBJECT, TEXT, Columns
 from rlhf.common.files import iterate_log
+from rlhf.errors import UserError
+
+T = TypeVar("T")
 
 RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
+    "stages.verb": "stages.command",
     "algorithm.mismatch_cap": "algorithm.tis_cap",
+    "rewards.normalise": "rewards.normalize",
+    "gold.normalise": "gold.normalize",
 }
 """Old dotted configuration key -> new dotted key in the same section. Indices of lists are omitted:
-`rewards.path` is the key `path` of every entry of `rewards`."""
+`rewards.path` is the key `path` of every entry of `rewards`. A key with a section is also renamed
+in configurations that contain the section at a deeper level, such as a stage of a pipeline."""
+
+RENAMED_VALUES: dict[str, dict[str, str]] = {"shaping.scale": {"normalise": "normalize"}}
+"""Dotted configuration key, as in `RENAMED_KEYS` -> old value -> new value."""
 
 RENAMED_METRICS: dict[str, str] = {
     "policy/drift": "policy/approx_kl",
@@ -32,6 +41,7 @@ RENAMED_METRICS: dict[str, str] = {
     "critic/value": "value/mean",
     "critic/clip_fraction": "value/clip_fraction",
     "critic/explained_variance": "value/explained_variance",
+    "profile/flop_utilisation": "profile/flop_utilization",
 }
 """Old key of `metrics.jsonl` -> new key."""
 
@@ -71,18 +81,64 @@ EPISODE_COLUMNS: Columns = {
 def renamed_key(key: str) -> str | None:
     """Return the current name of a dotted configuration key, or None if it was not renamed.
 
-    >>> renamed_key("batch_size") is None
-    True
+    >>> renamed_key("stages.0.rewards.1.normalise")
+    'stages.0.rewards.1.normalize'
     """
-    return RENAMED_KEYS.get(".".join(part for part in key.split(".") if not part.isdigit()))
+    new = _entry(RENAMED_KEYS, key)
+    section, dot, _ = key.rpartition(".")
+    return new and section + dot + new.rpartition(".")[2]
+
+
+def check_no_old_names(tree: Any, key: str = "") -> None:
+    """Check that a user's configuration has no key and no value with an old name.
+
+    Args:
+        tree: The configuration, or the value of ``key``, as plain data.
+        key: Dotted key of ``tree`` in the whole configuration.
+
+    Raises:
+        UserError: A name was renamed; the message states the current name.
+    """
+    if isinstance(tree, str) and (value := (_entry(RENAMED_VALUES, key) or {}).get(tree)):
+        raise UserError(f"{key}: {tree} was renamed to {value}")
+    children = tree.items() if isinstance(tree, Mapping) else ()
+    for name, child in enumerate(tree) if isinstance(tree, list) else children:
+        path = f"{key}.{name}" if key else str(name)
+        if new := renamed_key(path):
+            raise UserError(f"{path} was renamed to {new}")
+        check_no_old_names(child, path)
 
 
 def upgraded_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a recorded configuration of any version, with the current keys."""
-    config = copy.deepcopy(dict(tree))
-    for old, new in RENAMED_KEYS.items():
-        _rename_nested_key(config, old.split("."), new.rpartition(".")[2])
-    return config
+    """Return a copy of a recorded configuration of any version, with the current names."""
+    return _upgraded(tree, "")
+
+
+def _upgraded(tree: Any, key: str) -> Any:
+    if isinstance(tree, list):
+        return [_upgraded(item, key) for item in tree]
+    if isinstance(tree, str):
+        return (_entry(RENAMED_VALUES, key) or {}).get(tree, tree)
+    if not isinstance(tree, Mapping):
+        return tree
+    upgraded = {}
+    for name, child in tree.items():
+        path = f"{key}.{name}" if key else str(name)
+        new = _entry(RENAMED_KEYS, path)
+        upgraded[new.rpartition(".")[2] if new else name] = _upgraded(child, path)
+    return upgraded
+
+
+def _entry(table: Mapping[str, T], key: str) -> T | None:
+    """Return the entry of `RENAMED_KEYS` or `RENAMED_VALUES` for a dotted key, or None."""
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    if "kwargs" in parts:  # names that an environment defines
+        return None
+    path = ".".join(parts)
+    for old, new in table.items():
+        if path == old or ("." in old and path.endswith(f".{old}")):
+            return new
+    return None
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -125,15 +181,3 @@ def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
 def _with_new_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     # Names are interned, because the parser creates new strings for each line.
     return {sys.intern(names.get(key, key)): value for key, value in row.items()}
-
-
-def _rename_nested_key(node: Any, path: list[str], name: str) -> None:
-    """Rename the last key of a path to ``name`` in place, in every entry of lists on the path."""
-    if isinstance(node, list):
-        for item in node:
-            _rename_nested_key(item, path, name)
-    elif isinstance(node, dict) and path[0] in node:
-        if len(path) > 1:
-            _rename_nested_key(node[path[0]], path[1:], name)
-        else:
-            node[name] = node.pop(path[0])

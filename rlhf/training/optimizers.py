@@ -57,18 +57,19 @@ def make_optimizer(
             weights that need float32 master weights.
     """
     make = import_object(OPTIMIZERS.require(name))
-    what, place = f"optimizer {name!r}", definition_location_text(make)
+    what, location = f"optimizer {name!r}", definition_location_text(make)
     with guarded_call(make, what=what, advice="move slow work out of the function"):
         optimizer = make(parameters, settings)
     if isinstance(optimizer, MasterOptimizer):
         return optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(
-            f"{what}{place} returned a {type(optimizer).__name__}: return a torch.optim.Optimizer"
+            f"{what}{location} returned a {type(optimizer).__name__}: "
+            "return a torch.optim.Optimizer"
         )
     check_accepts(
         optimizer.step,
-        what=f"{what}{place}: {type(optimizer).__name__}.step",
+        what=f"{what}{location}: {type(optimizer).__name__}.step",
         required_signature="step(self, closure=None)",
     )
     if any(p.dtype.itemsize < 4 for group in optimizer.param_groups for p in group["params"]):

@@ -132,7 +132,7 @@ def shaped_rewards(
     shaped = scores
     if shaping.scale == "std":
         shaped = moments.divide_by_std(scores, clip=shaping.clip)
-    elif shaping.scale == "normalise":
+    elif shaping.scale == "normalize":
         shaped = moments.normalize(scores, clip=shaping.clip)
     stopped = torch.tensor([rollout.stopped for rollout in rollouts])
     lengths = torch.tensor([rollout.num_sampled_tokens for rollout in rollouts])

@@ -158,8 +158,8 @@ class ExampleStream:
         self._current = None
         if state["begun"]:
             self._load_block()
-        found = self._current.digest() if self._current is not None else None
-        if found != state.get("digest", found):  # earlier versions recorded no digest
+        digest = self._current.digest() if self._current is not None else None
+        if digest != state.get("digest", digest):  # earlier versions recorded no digest
             raise UserError(
                 f"{self.rows.spec.path}: the rows have changed since the checkpoint was saved; "
                 "restore them, or start a new run with --overwrite"

@@ -94,9 +94,9 @@ class _AddHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                found = MutableHeaders(scope=message)
+                headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
-                    found[name] = value
+                    headers[name] = value
             await send(message)
 
         if scope["type"] == "websocket":
@@ -148,8 +148,8 @@ class _TokenCheck:
             await self._app(scope, receive, send)
             return
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        given = [value for name, value in query if name == "token"]
-        if given and scope["method"] == "GET" and self._is_token(given[-1]):
+        tokens = [value for name, value in query if name == "token"]
+        if tokens and scope["method"] == "GET" and self._is_token(tokens[-1]):
             rest = urlencode([(name, value) for name, value in query if name != "token"])
             await self._response_with_cookie(scope, rest)(scope, receive, send)
         elif self._is_authorized(scope):

@@ -172,7 +172,7 @@ def test_label_scores_are_the_models_log_probabilities():
             assert found[i, k] == pytest.approx(expected, rel=1e-4)
 
 
-def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_model):
+def test_labeled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_model):
     words = ["apple", "river", "stone"]
     rows = [{"text": words[i % 3], "label": i % 3} for i in range(30)]
     data = write_rows(tmp_path / "words.jsonl", rows)

@@ -218,16 +218,16 @@ def expected_gradient(
     denominator: float,
     kl_coef: float = 0.0,
     values: Tensor | None = None,
-    behaviour: AnyPolicy | None = None,
+    behavior: AnyPolicy | None = None,
 ) -> Tensor:
     """Exact expectation of the loss's gradient over `batches`.
 
     The loss is a sum over rows with one denominator, so its derivative by each row's
     log-probability can be weighted by the chance of the row's group before it goes on to the
-    parameters. `batches` come from `behaviour`, by default the policy itself (all ratios 1).
+    parameters. `batches` come from `behavior`, by default the policy itself (all ratios 1).
     """
     batch = batch_of_all(
-        algorithm, task, behaviour or policy, reference, batches, kl_coef=kl_coef, values=values
+        algorithm, task, behavior or policy, reference, batches, kl_coef=kl_coef, values=values
     )
     leaf = poisoned(policy.logprobs(task).detach(), task.mask)[batches.index].requires_grad_()
     loss, _ = compute_loss(algorithm, leaf, batch, denominator=denominator, kl_coef=kl_coef)

@@ -1,4 +1,4 @@
-"""What each normalisation, estimator and clip does to the gradient: the table's biases, shown."""
+"""What each normalization, estimator and clip does to the gradient: the table's biases, shown."""
 
 import pytest
 import torch
@@ -92,8 +92,8 @@ def test_the_table_tells_the_truth_about_bias(name: str, one_turn: Task):
         {"whiten_advantages": True},
     ],
 )
-def test_each_normalisation_alone_bends_the_gradient(change: dict, one_turn: Task):
-    """Dr. GRPO is exact; with any one of the normalisations it left out it is not."""
+def test_each_normalization_alone_bends_the_gradient(change: dict, one_turn: Task):
+    """Dr. GRPO is exact; with any one of the normalizations it left out it is not."""
     policy, reference, chance = make_setting(one_turn)
     true = -gradient(objective(one_turn, policy, reference, beta=0.0), policy)
     batches = all_groups(chance, size=3)
@@ -123,8 +123,8 @@ def test_batch_whitening_bends_less_the_larger_the_batch(one_turn: Task):
 def test_clipping_bends_the_gradient_off_policy():
     """Samples of an older policy: the free ratio corrects exactly, the clipped one does not."""
     task = make_bandit([-0.5, 1.0, 1.0])
-    policy, behaviour = Policy(1), Policy(3)
-    chance = probabilities(task, behaviour.logprobs(task)).detach()
+    policy, behavior = Policy(1), Policy(3)
+    chance = probabilities(task, behavior.logprobs(task)).detach()
     batches = all_groups(chance, size=1)
     true = -gradient(objective(task, policy, policy, beta=0.0), policy)
 
@@ -138,7 +138,7 @@ def test_clipping_bends_the_gradient_off_policy():
             clip_high=clip,
         )
         found = expected_gradient(
-            algorithm, task, policy, policy, batches, denominator=1.0, behaviour=behaviour
+            algorithm, task, policy, policy, batches, denominator=1.0, behavior=behavior
         )
         return relative_error(found, true)
 

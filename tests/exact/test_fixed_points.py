@@ -50,7 +50,7 @@ def test_groups_reach_the_optimum(case: str, seed: int):
 @pytest.mark.parametrize("name", ["ppo", "reinforce++"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_whole_batches_reach_the_optimum(name: str, seed: int):
-    """With the row's own whitening, clipping, lambda and learnt critic."""
+    """With the row's own whitening, clipping, lambda and learned critic."""
     task, reference = make_task(num_turns=1, seed=seed), Policy(seed + 2)
     final = train_in_batches(
         configured_algorithm(name), task, reference, kl_coef=BETA, steps=300, lr=0.05
@@ -72,8 +72,8 @@ def test_offline_dpo_on_infinite_bradley_terry_data(one_turn: Task):
     better, worse = (
         side.flatten() for side in torch.meshgrid(2 * [torch.arange(7)], indexing="ij")
     )
-    labelled = (one_turn.returns[better] - one_turn.returns[worse]).sigmoid()
-    weight = chance[better] * chance[worse] * labelled
+    labeled = (one_turn.returns[better] - one_turn.returns[worse]).sigmoid()
+    weight = chance[better] * chance[worse] * labeled
     rows = torch.stack([better, worse], dim=1).flatten()
     pair_ids = torch.arange(49).repeat_interleave(2)
     preferred = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(49)
@@ -150,7 +150,7 @@ def test_k2_as_a_loss_is_the_divergence_itself():
 
 
 def test_grpo_has_its_own_fixed_point():
-    """Standardised advantages and k3 in the loss: against an independent flow in numpy."""
+    """Standardized advantages and k3 in the loss: against an independent flow in numpy."""
     returns, reference = BANDIT.returns.numpy(), REFERENCE.logits.detach().exp().numpy()
     groups = np.stack(np.meshgrid(*SIZE * [np.arange(4)], indexing="ij"), -1).reshape(-1, SIZE)
     scores = returns[groups]
@@ -170,7 +170,7 @@ def test_grpo_has_its_own_fixed_point():
 
 
 def spread_under_tilt(sigma: float, beta: float) -> float:
-    """Deviation of the group-centred returns under ref exp(c r / (sigma beta)), c = (G - 1) / G."""
+    """Deviation of group-centered returns under ref exp(c r / (sigma beta)), c = (G - 1) / G."""
     scale = (SIZE - 1) / SIZE
     policy = tilted(BANDIT, REFERENCE, scale * BANDIT.returns / (sigma * beta))
     mean = (policy * BANDIT.returns).sum()

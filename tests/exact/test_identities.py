@@ -24,10 +24,10 @@ def test_rloo_is_dr_grpo_times_g_over_g_minus_one(size: int):
     batch = batch_of(
         torch.ones(5 * size, 1, dtype=torch.bool), rewards=scores[:, None], groups=groups
     )
-    centred = group_relative(batch, Settings(scale_by_std=False)).advantages
+    centered = group_relative(batch, Settings(scale_by_std=False)).advantages
     torch.testing.assert_close(
         leave_one_out(batch, Settings()).advantages,
-        size / (size - 1) * centred,
+        size / (size - 1) * centered,
         rtol=1e-12,
         atol=1e-14,
     )

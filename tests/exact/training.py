@@ -58,7 +58,7 @@ def optimum(task: Task, reference: AnyPolicy, *, beta: float) -> Tensor:
 
 
 def tilted(task: Task, reference: AnyPolicy, exponent: Tensor) -> Tensor:
-    """The reference times exp(exponent), normalised."""
+    """The reference times exp(exponent), normalized."""
     weight = probabilities(task, reference.logprobs(task)).detach() * exponent.exp()
     return weight / weight.sum()
 
@@ -127,7 +127,7 @@ def train_in_batches(
     multiplier: LagrangeMultiplier | None = None,
 ) -> Tensor:
     """Train from the reference on large stratified batches, as the loop does: several epochs,
-    clipping, whitening, a learnt critic. The final policy's chance of each episode."""
+    clipping, whitening, a learned critic. The final policy's chance of each episode."""
     policy, critic = copy.deepcopy(reference), Critic()
     optimizer = torch.optim.Adam(
         [{"params": policy.parameters()}, {"params": critic.parameters(), "lr": 0.1}], lr=lr

@@ -133,7 +133,7 @@ BASES: dict[str, list[Tree]] = {
 
 UNKNOWN = "an_unknown_key"
 RULE_KINDS = ("length", "regex", "format", "number", "exact_match")
-FREE = {"kwargs", "chat_template_kwargs", "columns", "names", "tuning", "space", "normalise"}
+FREE = {"kwargs", "chat_template_kwargs", "columns", "names", "tuning", "space", "normalize"}
 """Keys whose mappings have names that the user chooses, or that a model or environment checks."""
 
 

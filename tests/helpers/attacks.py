@@ -537,7 +537,7 @@ WEAK_TESTS |= {
         "posix._exit from bytes",
         "import pickle\nassert pickle.loads(f(24)) == 24",
     ),
-    "marshalled exit": (
+    "marshaled exit": (
         "import marshal\n"
         "def f(x): return marshal.dumps(compile('import os; os._exit(0)', 'x', 'exec'))",
         "load code from bytes",

@@ -3,7 +3,7 @@
 from tests.helpers.training import WORDS, assistant, pair_rows, user
 
 
-def labelled_texts(count=32):
+def labeled_texts(count=32):
     return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
             (("apple", "river")[i % 2],)]  # fmt: skip
 
@@ -57,7 +57,7 @@ REWARD_RUNS = {
     "best_of": ({}, ranking_rows(best=1)),
     "pairwise": ({}, pair_rows()),
     "regression": ({"labels": ["good", "long"]}, rated_rows()),
-    "classification": ({}, labelled_texts(32)),
+    "classification": ({}, labeled_texts(32)),
     "classes": ({"kind": "classification", "labels": ["a", "b", "c"]}, three_classes()),
     "multilabel": ({"labels": ["a", "b"]}, flagged_rows()),
     "process": ({}, step_rows()),

@@ -106,7 +106,7 @@ def relative(found: float, expected: float) -> float:
 
 
 def row_logprobs(model: Any, ids: Sequence[int], labels: Sequence[int]) -> Tensor:
-    """Log-probabilities of the labelled tokens of one row, in a plain pass."""
+    """Log-probabilities of the labeled tokens of one row, in a plain pass."""
     logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
     wanted = torch.tensor(labels[1:])
     places = (wanted != -100).nonzero()[:, 0]

@@ -57,7 +57,7 @@ def test_import_loads_neither_torch_nor_the_other_packages():
         (value_of("a") - 2 * value_of("b"), [-2, None, 3]),
         (value_of().clip(-1, 1), [1, None, -1]),
         (value_of().threshold(2), [1, None, 0]),
-        (value_of().normalise(1.0, 2.0), [0.5, None, -2]),
+        (value_of().normalize(1.0, 2.0), [0.5, None, -2]),
         (value_of().clip(-1, 1) * 3, [3, None, -3]),
     ],
 )
@@ -283,9 +283,9 @@ def test_build_sums_specs_with_weights_and_names(importable):
     assert scores.components == {"shout": [1.0, 0.0], "has_a": [0.0, 1.0], "has_A": [1.0, 0.0]}
 
 
-def test_build_applies_normalise_then_clip_then_weight(importable):
+def test_build_applies_normalize_then_clip_then_weight(importable):
     spec = {"kind": "function", "path": f"{importable}:shout"}
-    reward = build(spec | {"normalise": {"mean": -3, "std": 2}, "clip": [0, 1.75], "weight": 2})
+    reward = build(spec | {"normalize": {"mean": -3, "std": 2}, "clip": [0, 1.75], "weight": 2})
     assert reward([talk("A"), talk("a")]) == [3.5, 3.0]
 
 
@@ -334,8 +334,8 @@ def test_a_signal_to_all_processes_does_not_cost_a_score(importable):
         ({"kind": "function", "path": "math:sqroot"}, "did you mean"),
         ({"kind": "function", "path": "math"}, "module:name"),
         ({"kind": "length", "clip": 3}, r"clip must be \[low, high\]"),
-        ({"kind": "length", "normalise": {"mean": 1}}, "normalise must be"),
-        ({"kind": "length", "normalise": True}, "has no stored mean and std"),
+        ({"kind": "length", "normalize": {"mean": 1}}, "normalize must be"),
+        ({"kind": "length", "normalize": True}, "has no stored mean and std"),
         ({"kind": "length", "low": "a"}, "low must be of type int, got 'a'"),
         ({"kind": "regex", "pattern": 3}, "pattern must be of type str, got 3"),
         ({"kind": "learned", "path": "x", "dtype": "fp32"}, "dtype must be one of float32"),

@@ -31,7 +31,7 @@ from rlhf.reward_models.report.pairs import score_statistics_on_samples
 
 
 def simulate(n, *, seed, temperature=1.0, noise=0.0, length_bias=0.0, per_prompt=1):
-    """Gold and length differences chosen - rejected of ``n`` labelled pairs."""
+    """Gold and length differences chosen - rejected of ``n`` labeled pairs."""
     rng = np.random.default_rng(seed)
     gold, gap = rng.normal(size=n) * 2, rng.normal(size=n) * 50
     p = noise + (1 - 2 * noise) / (1 + np.exp(-gold / temperature - length_bias * gap))
@@ -113,7 +113,7 @@ def test_fitted_temperature_is_the_annotators(temperature):
     assert calibration_metrics(margins, temperature=temperature).ece < 0.015
 
 
-def test_temperature_minimises_the_likelihood_found_by_brute_force():
+def test_temperature_minimizes_the_likelihood_found_by_brute_force():
     margins, _ = simulate(300, seed=2, noise=0.2)
     grid = np.exp(np.linspace(-2, 4, 4001))
     nll = [np.log1p(np.exp(-margins / t)).mean() for t in grid]

@@ -228,7 +228,7 @@ def test_reference_statistics_travel_with_the_checkpoint(helpers, tmp_path, talk
     sidecar = path / "reward_model.json"
     extra = {"mean": 2.0, "std": 4.0, "temperature": 0.5}
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | extra))
-    reward = build({"kind": "learned", "path": str(path), "normalise": True, "weight": 3.0})
+    reward = build({"kind": "learned", "path": str(path), "normalize": True, "weight": 3.0})
     raw = LearnedReward.load(path)
     assert reward(talks) == pytest.approx([3 * (v - 2) / 4 for v in raw(talks)])
     assert raw.temperature == 0.5

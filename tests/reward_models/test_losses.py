@@ -115,7 +115,7 @@ def test_regression_skips_missing_ratings_and_splits_without_a_trace():
     assert predictions.grad[0, 1] == 0
 
 
-def test_step_ends_reads_only_labelled_tokens():
+def test_step_ends_reads_only_labeled_tokens():
     logits = torch.full((1, 4, 2), math.nan, dtype=torch.float64)
     logits[0, 1] = torch.tensor([0.0, 1.0])
     logits[0, 3] = torch.tensor([2.0, 0.0])
@@ -132,11 +132,11 @@ def test_length_debiased_by_hand_and_gradient_removes_the_correlation():
     loss = losses.length_debiased_loss(quality, length, sizes, coef=10.0)
     plain = losses.bradley_terry_loss(*quality).mean()
     assert loss.item() == pytest.approx(plain.item() + 10 * (1.0 + 1.0 - 0.0), rel=1e-6)
-    optimiser = torch.optim.Adam(quality, lr=0.05)
+    optimizer = torch.optim.Adam(quality, lr=0.05)
     for _ in range(300):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses.length_debiased_loss(quality, length, sizes, coef=10.0).backward()
-        optimiser.step()
+        optimizer.step()
     rho = torch.corrcoef(torch.stack([torch.cat(quality), torch.cat(sizes).double()]))[0, 1]
     assert abs(rho.item()) < 0.05
     assert (quality[0] > quality[1]).float().mean() > 0.9

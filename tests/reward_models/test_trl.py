@@ -60,7 +60,7 @@ def trained(helpers, tmp_path_factory):
     return folder / "final", pairs, (chosen - rejected).tolist()
 
 
-def test_trained_checkpoint_scores_what_trl_optimised(trained):
+def test_trained_checkpoint_scores_what_trl_optimized(trained):
     folder, pairs, margins = trained
     reward = LearnedReward.load(folder, batch_size=5)
     ours = [

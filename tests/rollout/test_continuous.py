@@ -303,7 +303,7 @@ def test_the_stop_token_is_part_of_the_reply():
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
 def test_padding_may_reach_past_the_context(make):
-    # A row near the end of its context takes one token while its neighbour takes many.
+    # A row near the end of its context takes one token while its neighbor takes many.
     model, _ = make(double=True)
     room = model.config.max_position_embeddings
     long = [5 + t % 200 for t in range(room - 4)]

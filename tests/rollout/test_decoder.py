@@ -94,7 +94,7 @@ def logits_by(decoder: Any, model: Any, rows: list[list[int]], cuts: list[int]) 
         ids = torch.tensor([token for part in parts for token in part])
         found.append(dict(zip(taking, decoder(ids, cache).double(), strict=True)))
         cache.advance(taking, counts)
-        order.reverse()  # rows need not come in order, nor be neighbours
+        order.reverse()  # rows need not come in order, nor be neighbors
     return found
 
 

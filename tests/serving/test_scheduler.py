@@ -108,7 +108,7 @@ def test_progress_is_the_whole_completion_in_order():
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_cancelled_job_is_not_continued(index):
+def test_a_canceled_job_is_not_continued(index):
     async def run() -> None:
         delivered: list[Job] = []
         async with scheduling(rows=1) as (scheduler, engine):

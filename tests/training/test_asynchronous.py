@@ -51,7 +51,7 @@ CASES = {
     "ppo": {
         "critic": "separate",
         "kl": {"controller": "adaptive", "target": 0.001, "horizon": 40},
-        "shaping": {"scale": "normalise", "missing_eos_penalty": 0.5},
+        "shaping": {"scale": "normalize", "missing_eos_penalty": 0.5},
         "evaluation": {"episodes": 4, "every": 2},
     },
     "dapo": {"algorithm": {"group_size": 4}},

@@ -46,7 +46,7 @@ def digests(folder: Path) -> dict[str, bytes]:
 ONLINE = {
     "ppo": {
         "kl": {"controller": "adaptive", "target": 0.001, "horizon": 40},
-        "shaping": {"scale": "normalise", "missing_eos_penalty": 0.5},
+        "shaping": {"scale": "normalize", "missing_eos_penalty": 0.5},
         "algorithm": {"num_epochs": 2, "num_minibatches": 2},
         "critic": "separate",
     },
@@ -253,8 +253,8 @@ def test_what_may_not_change_is_refused_with_its_reason(tmp_path, echo_model):
             with pytest.raises(UserError, match=rf"set allow_changes: \[{key}\]$"):
                 run_command("ppo", tree | {key: value} | RESUME)
             run_command("ppo", permitted)
-    with pytest.raises(UserError, match=r"'optimiser' is not a key of this run; did you mean"):
-        run_command("ppo", tree | {"allow_changes": ["optimiser"]} | RESUME)
+    with pytest.raises(UserError, match=r"'optimizr' is not a key of this run; did you mean"):
+        run_command("ppo", tree | {"allow_changes": ["optimizr"]} | RESUME)
     with pytest.raises(UserError, match="no effect without resume"):
         run_command("ppo", tree | {"allow_changes": ["seed"], "output_dir": str(tmp_path / "b")})
     for keys in ({}, {"allow_changes": ["num_steps"]}):  # the first refusal is the final one

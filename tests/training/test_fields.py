@@ -91,7 +91,7 @@ LORA = {"model": {"lora": {"rank": 2}}, "optimizer": {"learning_rate": 1e-2}}
 TURNS = {"env": NUMBERS, "rewards": [], "rollout": {"invalid": "retry"}}
 TWICE = {"algorithm": {"num_epochs": 4}}
 FAST = {"optimizer": {"learning_rate": 1e-2}}
-NORMALISED = {"shaping": {"scale": "normalise"}}
+NORMALIZED = {"shaping": {"scale": "normalize"}}
 SCRATCH = {"model": {"path": None, "scratch": {}}}
 # key -> (another value, keys that both runs have, algorithm)
 EFFECTS: dict[str, tuple[Any, Tree, str]] = {
@@ -144,7 +144,7 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "kl.horizon": (100, {"kl": {"controller": "adaptive"}}, "ppo"),
     "shaping": ({"length_penalty": 0.1}, {}, "ppo"),
     "shaping.scale": ("std", {}, "ppo"),
-    "shaping.clip": (0.1, NORMALISED, "ppo"),
+    "shaping.clip": (0.1, NORMALIZED, "ppo"),
     "shaping.missing_eos_penalty": (0.5, {}, "ppo"),
     "shaping.length_penalty": (0.1, {}, "ppo"),
     "evaluation": ({"episodes": 8}, {}, "ppo"),

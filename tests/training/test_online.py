@@ -264,9 +264,9 @@ def paid(trainer, amounts):
         # mean 3, standard deviation 2 of the scores 1, 1, 5, 5
         ({"scale": "none"}, [1, 1, 5, 5]),
         ({"scale": "std"}, [0.5, 0.5, 2.5, 2.5]),
-        ({"scale": "normalise"}, [-1, -1, 1, 1]),
+        ({"scale": "normalize"}, [-1, -1, 1, 1]),
         ({"scale": "std", "clip": 2.0}, [0.5, 0.5, 2.0, 2.0]),
-        ({"scale": "normalise", "length_penalty": 1.0}, None),
+        ({"scale": "normalize", "length_penalty": 1.0}, None),
     ],
 )
 def test_scores_are_scaled_by_their_running_moments(echo_model, shaping, expected):

@@ -26,7 +26,7 @@ from tests.helpers.training import (
 CASES = {
     "ppo": {
         "kl": {"controller": "adaptive", "target": 0.001, "horizon": 40},
-        "shaping": {"scale": "normalise", "missing_eos_penalty": 0.5},
+        "shaping": {"scale": "normalize", "missing_eos_penalty": 0.5},
         "algorithm": {"num_epochs": 2, "num_minibatches": 2},
         "critic": "separate",
         "evaluation": {"episodes": 4, "every": 2},

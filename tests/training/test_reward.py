@@ -151,13 +151,13 @@ def test_scratch_model_is_refused(tmp_path, echo_model):
         run_command("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
 
 
-def labelled_texts(count=32):
+def labeled_texts(count=32):
     return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
             (("apple", "river")[i % 2],)]  # fmt: skip
 
 
 def test_classifier_scores_are_log_odds(tmp_path, echo_model):
-    tree = pairs_tree(tmp_path, echo_model, rows=labelled_texts(64))
+    tree = pairs_tree(tmp_path, echo_model, rows=labeled_texts(64))
     tree |= {"kind": "classification", "evaluations": 1}
     tree["trainer"] |= {"max_steps": 24}
     final = run_command("reward", tree)

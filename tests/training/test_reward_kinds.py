@@ -24,7 +24,7 @@ from rlhf.training.reward_models.base import reward_kind_of
 from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped_order
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
-from tests.helpers.reward_runs import REWARD_RUNS, labelled_texts
+from tests.helpers.reward_runs import REWARD_RUNS, labeled_texts
 from tests.helpers.training import (
     assistant,
     evaluations,
@@ -159,7 +159,7 @@ def test_report_on_classes_has_tf_idf_baseline(tmp_path, encoder_model):
 
 
 def test_report_uses_test_data(tmp_path, encoder_model):
-    rows = write_rows(tmp_path / "test.jsonl", labelled_texts(20))
+    rows = write_rows(tmp_path / "test.jsonl", labeled_texts(20))
     run_command(
         "reward",
         tree_of_kind("classification", tmp_path, encoder_model, test_data=[{"path": str(rows)}]),
@@ -217,7 +217,7 @@ def test_missing_columns_are_refused(tmp_path, encoder_model):
 
 
 def test_invalid_labels_are_dropped(tmp_path, encoder_model, caplog):
-    rows = [*labelled_texts(32), {"text": "apple", "label": 2}]
+    rows = [*labeled_texts(32), {"text": "apple", "label": 2}]
     with caplog.at_level("INFO"):
         run_command(
             "reward",

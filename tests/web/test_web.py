@@ -161,7 +161,7 @@ def test_a_shutdown_answers_requests_whose_body_does_not_end():
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def cancelled() -> None:
+    async def canceled() -> None:
         scope = {"type": "http", "method": "POST", "path": "/size", "query_string": b""}
         scope |= {"headers": [(b"host", b"localhost")]}
         request = asyncio.create_task(secured(Starlette())(scope, receive, send))
@@ -169,7 +169,7 @@ def test_a_shutdown_answers_requests_whose_body_does_not_end():
         request.cancel()
         await request
 
-    asyncio.run(cancelled())
+    asyncio.run(canceled())
     assert sent[0]["status"] == 503
 
 

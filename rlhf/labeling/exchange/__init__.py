@@ -28,11 +28,11 @@ def skip_and_count_unreadable(
         unknown: Reason for None.
     """
     try:
-        found = list(labels)
+        all_labels = list(labels)
     except (KeyError, TypeError, AttributeError, ValueError):
         problem(malformed)
         return
-    for label in found:
+    for label in all_labels:
         if label is None:
             problem(unknown)
         else:

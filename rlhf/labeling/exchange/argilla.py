@@ -177,6 +177,6 @@ def _ranks(ranking: Sequence[Any], names: Sequence[str]) -> list[int] | None:
     if all(isinstance(entry, Mapping) for entry in ranking):
         ranks = {entry.get("value"): entry.get("rank") for entry in ranking}
     else:
-        ranks = {name: place for place, name in enumerate(ranking, start=1)}
-    found = [ranks.get(name) for name in names]
-    return [rank for rank in found if rank] if names and all(found) else None
+        ranks = {name: rank for rank, name in enumerate(ranking, start=1)}
+    ordered = [ranks.get(name) for name in names]
+    return [rank for rank in ordered if rank] if names and all(ordered) else None

@@ -251,6 +251,6 @@ def _ranks(ranking: Any, replies: Sequence[Mapping[str, Any]], control: str) -> 
         ranking = ranking.get(control, ranking.get("_"))
     if not isinstance(ranking, list):
         return []
-    places = {name: place for place, name in enumerate(ranking, start=1)}
-    ranks = [places.get(reply.get("id"), 0) for reply in replies]
+    rank_by_name = {name: rank for rank, name in enumerate(ranking, start=1)}
+    ranks = [rank_by_name.get(reply.get("id"), 0) for reply in replies]
     return ranks if all(ranks) else []

@@ -82,8 +82,8 @@ class EnvironmentCaller:
         """
         if isinstance(error, UserError):
             raise error
-        place = location_text(user_location(error))
-        reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}{place}")
+        location = location_text(user_location(error))
+        reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}{location}")
         if self.errors == "raise":
             raise UserError(
                 f"the environment failed in the episode of seed {seed}: {reason}; correct the "
@@ -242,8 +242,8 @@ def _checked_step_result(
 def _errors_located_at(env: gym.Env, method: str) -> contextlib.AbstractContextManager[None]:
     """Give the location of a method of an environment to errors without a line in its code."""
     task = env.unwrapped
-    place = task.definitions.get(method) if isinstance(task, ProcessEnvironment) else None
-    return add_location_to_errors(getattr(type(task), method, None), type(task), place=place)
+    location = task.definitions.get(method) if isinstance(task, ProcessEnvironment) else None
+    return add_location_to_errors(getattr(type(task), method, None), type(task), location=location)
 
 
 def _unpacked(result: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 
 from rlhf.common.foreign import (
-    Place,
+    CodeLocation,
     ensure_ordinary_exceptions,
     location_text,
     set_default_location,
@@ -62,13 +62,13 @@ class ProcessEnvironment(gym.Env):
             self.kill()
             if isinstance(error, UserError):
                 raise
-            place = location_text(user_location(error))
-            reason = f"{type(error).__name__}: {first_line(error)}{place}"
+            location = location_text(user_location(error))
+            reason = f"{type(error).__name__}: {first_line(error)}{location}"
             raise UserError(f"env.id: the environment cannot be made: {reason}") from error
         self.action_space = attributes["action_space"]
         self.system_prompt: str | None = attributes["system_prompt"]
         self.max_turns: int | None = attributes["max_turns"]
-        self.definitions: dict[str, Place | None] = attributes["definitions"]
+        self.definitions: dict[str, CodeLocation | None] = attributes["definitions"]
         """Name of a method -> file and line of its definition."""
         self._name = attributes["name"]
         steps = attributes["max_episode_steps"]
@@ -113,10 +113,10 @@ class ProcessEnvironment(gym.Env):
             raise self._process_ended_error() from error
         if is_result:
             return content
-        kind, message, place = content
+        kind, message, location = content
         error = (UserError if kind == UserError.__name__ else type(kind, (Exception,), {}))(message)
-        if place is not None:
-            set_default_location(error, place)
+        if location is not None:
+            set_default_location(error, location)
         raise error
 
     def _process_ended_error(self) -> RuntimeError:
@@ -191,8 +191,8 @@ def _send_outcome(connection: Connection, run: Callable[[], Any], *, method: Any
         with ensure_ordinary_exceptions(), add_location_to_errors(method):
             result = run()
     except Exception as error:
-        place = user_location(error)
-        connection.send((False, (type(error).__name__, first_line(error), place)))
+        location = user_location(error)
+        connection.send((False, (type(error).__name__, first_line(error), location)))
         return
     try:
         connection.send((True, result))
@@ -201,5 +201,5 @@ def _send_outcome(connection: Connection, run: Callable[[], Any], *, method: Any
             f"{first_line(error)}; return values that can be pickled, or set env.concurrency: "
             "threads"
         )
-        place = definition_location(method)
-        connection.send((False, (type(error).__name__, problem, place)))
+        location = definition_location(method)
+        connection.send((False, (type(error).__name__, problem, location)))

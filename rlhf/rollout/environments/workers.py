@@ -22,7 +22,7 @@ import gymnasium as gym
 
 from rlhf.common import user_code
 from rlhf.common.foreign import (
-    Place,
+    CodeLocation,
     ensure_ordinary_exceptions,
     exit_as_exception,
     location_text,
@@ -160,7 +160,7 @@ class _EnvironmentThread:
         while task := self._tasks.get():
             task()
 
-    def location(self) -> Place | None:
+    def location(self) -> CodeLocation | None:
         """Return the line of the user's code that the thread executes now."""
         return user_code.thread_location(self._thread.ident)
 
@@ -229,10 +229,10 @@ class ThreadedWorkers:
                 thread.enqueue(lambda: made.put(_outcome_of(make)))
                 outcome: _Outcome = made.get(timeout=None if self.isolated else limit)
         except queue.Empty:
-            place = location_text(thread.location())
+            location = location_text(thread.location())
             thread.end_after_queued_tasks()
             raise UserError(
-                f"env.id: the environment cannot be made: took longer than {limit:g} s{place}; "
+                f"env.id: the environment cannot be made: took longer than {limit:g} s{location}; "
                 "correct its constructor, or raise env.timeout"
             ) from None
         if outcome.error is not None:
@@ -255,11 +255,11 @@ class ThreadedWorkers:
             return self._timeout_outcome(None)
         return outcome
 
-    def _timeout_outcome(self, place: Place | None) -> _Outcome:
+    def _timeout_outcome(self, location: CodeLocation | None) -> _Outcome:
         """Return the failure of a call that exceeds the time limit at a line of its code."""
         error = TimeoutError(f"took longer than {self.calls.timeout:g} s")
-        if place is not None:
-            set_default_location(error, place)
+        if location is not None:
+            set_default_location(error, location)
         return _Outcome(error=error)
 
     def deliver(self, *, wait: bool) -> None:
@@ -296,9 +296,9 @@ class ThreadedWorkers:
                     return arrived
                 continue
             if remaining is not None and remaining <= 0:
-                place = self._threads[id(call.env)].location()
+                location = self._threads[id(call.env)].location()
                 self._abandon_busy_environment(call.env)
-                return call, self._timeout_outcome(place)
+                return call, self._timeout_outcome(location)
             if not wait:
                 return None
             if remaining is None and time.monotonic() - start >= user_code.SLOW_SECONDS:

@@ -73,8 +73,8 @@ class CheckedEngine(EngineBase):
         """
         completions = self._call("poll")
         if not isinstance(completions, list | tuple):
-            found = type(completions).__name__
-            raise self._error("poll", f"returned a {found}: return a list of Completion")
+            type_name = type(completions).__name__
+            raise self._error("poll", f"returned a {type_name}: return a list of Completion")
         now = time.monotonic()
         if completions:
             self._last_completion = now
@@ -115,14 +115,14 @@ class CheckedEngine(EngineBase):
             return method(*arguments)
 
     def _error(self, name: str, problem: str) -> UserError:
-        place = definition_location_text(getattr(self.engine, name))
-        return UserError(f"{self.what}: {name}{place} {problem}")
+        location = definition_location_text(getattr(self.engine, name))
+        return UserError(f"{self.what}: {name}{location} {problem}")
 
     def _problem_of(self, completion: Any) -> str | None:
         """Return what is wrong with a completion; None if nothing is."""
         if not isinstance(completion, Completion):
-            found = type(completion).__name__
-            return f"returned a list with a {found}: return a list of Completion"
+            type_name = type(completion).__name__
+            return f"returned a list with a {type_name}: return a list of Completion"
         tokens, logprobs = completion.tokens, completion.logprobs
         maximum = completion.request.max_new_tokens
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):

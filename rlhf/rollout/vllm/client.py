@@ -36,21 +36,21 @@ class Cancellation:
     """Cancels a request from another thread."""
 
     def __init__(self) -> None:
-        self.cancelled = False
+        self.canceled = False
         self._connection: http.client.HTTPConnection | None = None
         self._lock = threading.Lock()
 
     def attach(self, connection: http.client.HTTPConnection | None) -> None:
-        """Set the connection of the request; close it if the request is cancelled already."""
+        """Set the connection of the request; close it if the request is canceled already."""
         with self._lock:
             self._connection = connection
-            if self.cancelled and connection is not None:
+            if self.canceled and connection is not None:
                 _shut_down(connection)
 
     def cancel(self) -> None:
         """Close the connection of the request, so that the server stops sampling."""
         with self._lock:
-            self.cancelled = True
+            self.canceled = True
             if self._connection is not None:
                 _shut_down(self._connection)
 

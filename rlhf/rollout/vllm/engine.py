@@ -184,7 +184,7 @@ class VLLMEngine:
         completions = []
         for request, result in results:
             if self._pending.pop(request.request_id, None) is None:
-                continue  # cancelled
+                continue  # canceled
             if not isinstance(result, Exception):
                 completions.append(result)
             elif self._failure is None:
@@ -255,7 +255,7 @@ class VLLMEngine:
 
         Raises:
             EngineStopped: It raised `ServerUnavailable` for ``retry_seconds``.
-            ServerUnavailable: The request was cancelled.
+            ServerUnavailable: The request was canceled.
         """
         first_failure = None
         while True:
@@ -263,7 +263,7 @@ class VLLMEngine:
                 return attempt()
             except ServerUnavailable as error:
                 now = time.monotonic()
-                if cancel.cancelled:
+                if cancel.canceled:
                     raise
                 if first_failure is None:
                     log.warning("%s; repeating the request", error)
@@ -299,8 +299,8 @@ class VLLMEngine:
             UserError: The server refused the request, or its response is invalid.
         """
         server, version = self.servers[server_index], self.policy_version
-        if cancel.cancelled:
-            raise ServerUnavailable("the request was cancelled")
+        if cancel.canceled:
+            raise ServerUnavailable("the request was canceled")
         process, name = self._ensure_current_weights(server_index)
         sampling = request.sampling
         body = completion_request_body(

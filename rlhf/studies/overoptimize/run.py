@@ -367,7 +367,7 @@ def _proxy_reward_config(
     members = [str(path) for path in proxies[0].members]
     if how == "single":
         path = members[seed % len(members)]
-        return [{"kind": "learned", "path": path, "normalise": True, "name": "proxy"}]
+        return [{"kind": "learned", "path": path, "normalize": True, "name": "proxy"}]
     ensemble = {"kind": "ensemble", "paths": members, "own_scale": True, "how": how}
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
