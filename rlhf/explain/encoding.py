@@ -250,7 +250,7 @@ def _template_between_messages(
         - The texts, one more than messages that the template renders.
         - The indices of the messages that the template renders.
     """
-    markers = [_MARKER.format(i) for i in range(len(conversation))]
+    marked, markers = "", [_MARKER.format(i) for i in range(len(conversation))]
     for removed in (_MORE_KEYS, ()):
         kept = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
         try:
