@@ -111,7 +111,8 @@ def export(config: ExportConfig) -> Iterator[str]:
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)
     problems = export_labels(rows, path, config.format)
-    yield f"{len(live_labels(rows))} labels written to {path}{_reasons_text(problems)}"
+    count = count_text(len(live_labels(rows)), "label")
+    yield f"{count} written to {path}{_reasons_text(problems)}"
 
 
 def import_(config: ImportConfig) -> Iterator[str]:
@@ -157,7 +158,8 @@ def _labels_in(files: Sequence[str]) -> list[dict[str, Any]]:
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise UserError(f"files: {path} does not exist")
+            what = "is not a file" if path.exists() else "does not exist"
+            raise UserError(f"files: {path} {what}")
         labels = read_log(path)  # another process can be writing
         check_label_rows(path, labels)
         rows += labels

@@ -72,8 +72,8 @@ def check_languages(languages: Iterable[str], option: str) -> None:
         if language in _OTHER_VALUES or (primary.islower() and _is_code(primary)):
             continue
         name = language.strip().lower()
-        codes = [code for code, known in _names_of_codes().items() if known.lower() == name]
-        codes += [code for code in (name, name.replace("_", "-")) if _TAG.fullmatch(code)]
+        codes = [code for code in (name, name.replace("_", "-")) if _TAG.fullmatch(code)]
+        codes += [code for code, known in _names_of_codes().items() if known.lower() == name]
         known = [code for code in codes if _is_code(code.partition("-")[0])]
         hint = f"; did you mean {known[0]!r}?" if known else ""
         raise ValueError(

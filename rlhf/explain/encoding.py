@@ -85,7 +85,7 @@ def encode_with_parts(
         index = None if span is None else _last_overlapping(span, messages)
         parts.append("template" if index is None else messages[index].part)
         end = None
-        if span is not None and index is not None and index == len(messages) - 1:
+        if span is not None and index is not None and messages[index].is_last:
             end = _end_in_content(span, messages[index].content)
         ends.append(end)
     return EncodedConversation(ids, tokens, parts, ends)
@@ -166,6 +166,8 @@ class _RenderedMessage:
     """The characters of a message in the rendered conversation."""
 
     part: Part
+    is_last: bool
+    """Whether it is the last message of the conversation."""
     start: int
     """Position of the first character of the content, the reasoning or the tool calls."""
     end: int
@@ -200,6 +202,8 @@ def _rendered_messages(
             continue
         end = _end_of_message(text, start, after, is_last=is_last)
         found = text.find(content, start) if content else -1
+        if content and message.get("reasoning_content"):  # which can contain the same text
+            found = max(found, text.rfind(content, start, max(start, end)))
         span = None
         if found >= 0 and (found <= end or end < 0 or not text[start:found].strip()):
             span = (found, found + len(content))
@@ -211,7 +215,8 @@ def _rendered_messages(
             start += len(region) - len(region.lstrip())
             position = start + len(region.strip())
             part: Part = "prompt" if index < num_prompt_messages else "reply"
-            messages.append(_RenderedMessage(part, start, position, span))
+            is_reply = index == len(conversation) - 1
+            messages.append(_RenderedMessage(part, is_reply, start, position, span))
     return messages
 
 
@@ -245,7 +250,7 @@ def _template_between_messages(
         - The texts, one more than messages that the template renders.
         - The indices of the messages that the template renders.
     """
-    markers = [_MARKER.format(i) for i in range(len(conversation))]
+    marked, markers = "", [_MARKER.format(i) for i in range(len(conversation))]
     for removed in (_MORE_KEYS, ()):
         kept = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
         try:

@@ -255,3 +255,12 @@ def test_a_model_that_reads_token_ids_only_is_refused_in_one_line(decoder_path, 
     monkeypatch.setattr(LearnedReward, "logits", logits_of_ids)
     with pytest.raises(UserError, match="does not accept embeddings"):
         explainer.explain_texts(texts)
+
+
+def test_a_gap_above_the_tolerance_is_a_warning(decoder_path, caplog):
+    reward = LearnedReward.load(decoder_path)
+    for steps, warned in ((6, True), (6000, False)):
+        caplog.clear()
+        spec = AttributionSpec(["integrated_gradients"], tolerance=1e-3, max_steps=steps)
+        RewardExplainer(reward, spec).explain_pairs(PAIRS[:1])
+        assert ("exceeds attribution.tolerance (0.1%)" in caplog.text) == warned

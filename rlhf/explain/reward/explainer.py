@@ -102,13 +102,15 @@ class RewardExplainer:
                 )
             )
         ]
-        return RewardExplanation(
+        result = RewardExplanation(
             self.reward.name,
             explained,
             margin_std=std,
             faithfulness=faithfulness,
             skipped=dict(skipped),
         )
+        self._warn_of_large_gap(result.largest_relative_completeness_gap)
+        return result
 
     def explain_texts(self, conversations: Sequence[Conversation]) -> RewardExplanation:
         """Explain the scores of single texts, for example of a text classifier.
@@ -143,6 +145,18 @@ class RewardExplainer:
                 f"explain: the reward can score none of the texts: {', '.join(skipped)}"
             )
         return RewardExplanation(self.reward.name, texts=texts, skipped=dict(skipped))
+
+    def _warn_of_large_gap(self, gap: float | None) -> None:
+        """Log a warning if integrated gradients did not reach the tolerance."""
+        if gap is None or gap <= self.options.tolerance:
+            return
+        log.warning(
+            "integrated gradients: the completeness gap is up to %.2g%%, which exceeds "
+            "attribution.tolerance (%g%%): increase attribution.max_steps, and load the models "
+            "with dtype: float32",
+            100 * gap,
+            100 * self.options.tolerance,
+        )
 
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
