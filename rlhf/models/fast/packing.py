@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +98,35 @@ def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[
     """
     groups: list[tuple[list[int], int]] = []
     for row in range(len(rows)):
-        if groups:
-            members, shared = groups[-1]
-            common = common_prefix_length(rows, lengths, members[0], row)
-            together = min(shared, common)
-            if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
-                groups[-1] = ([*members, row], together)
-                continue
-        groups.append(([row], int(lengths[row])))
+        add_row_to_prefix_groups(groups, rows, lengths, row)
     return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
+
+
+def add_row_to_prefix_groups(
+    groups: list[tuple[list[int], int]], rows: np.ndarray, lengths: np.ndarray, row: int
+) -> None:
+    """Add the next row to the last group or as a new group, in place.
+
+    Args:
+        groups: Groups as in `group_by_shared_prefix`, except that the prefix of a single row is the
+            whole row. The lists of their rows are not changed.
+        rows: Token ids [B, T], padded on the right.
+        lengths: Lengths of the rows, [B].
+        row: Index of the row.
+    """
+    if groups:
+        members, shared = groups[-1]
+        common = common_prefix_length(rows, lengths, members[0], row)
+        together = min(shared, common)
+        if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
+            groups[-1] = ([*members, row], together)
+            return
+    groups.append(([row], int(lengths[row])))
+
+
+def count_saved_tokens(groups: Iterable[tuple[list[int], int]]) -> int:
+    """Return the number of tokens that are not computed because they are in a shared prefix."""
+    return sum((len(members) - 1) * shared for members, shared in groups)
 
 
 def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
@@ -123,10 +144,7 @@ def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: boo
     if not packed:
         return tokens.numel()
     rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
-    saved = sum(
-        (len(members) - 1) * shared for members, shared in group_by_shared_prefix(rows, lengths)
-    )
-    return int(lengths.sum()) - saved
+    return int(lengths.sum()) - count_saved_tokens(group_by_shared_prefix(rows, lengths))
 
 
 def flat_states_and_token_index(
@@ -273,11 +291,17 @@ def uses_packed_attention(trunk: Any) -> bool:
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
     """Return whether the decoder packs rows with this attention mask [B, T].
 
-    The decoder must use packed attention, and no row may be longer than its attention window.
+    The decoder must use packed attention, `pad_all_rows` must not have been called, and no row may
+    be longer than the attention window.
     """
     window = smallest_attention_window(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
-    return uses_packed_attention(trunk) and fits
+    return uses_packed_attention(trunk) and fits and not getattr(trunk, "pads_all_rows", False)
+
+
+def pad_all_rows(model: Any) -> None:
+    """Pad the rows of all batches of a causal model, although its attention can pack them."""
+    trunk_of(model).pads_all_rows = True
 
 
 def select_attention_without_packing(model: Any, name: str) -> None:
