@@ -165,7 +165,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         from rlhf.training.trl.trainer import train_with_trainer
 
         callbacks, sets = Callbacks(config.callbacks), (train_set, eval_set)
-        trained = train_with_trainer(
+        trained, steps = train_with_trainer(
             config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
         )
         if run.writes:
@@ -173,7 +173,6 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             copy_base_to_final(run.directory / "checkpoints", run.final)
             setup.save(trained, run.final)
             write_checksums(run.final, exclude=foreign)
-            steps = num_steps(config, len(train_set))
             write_reply_samples(
                 run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
             )
@@ -181,7 +180,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
                 "on_end",
                 run,
                 step=steps,
-                num_steps=steps,
+                num_steps=num_steps(config, len(train_set)),
                 model=trained,
                 tokenizer=setup.tokenizer,
                 folder=run.final,
