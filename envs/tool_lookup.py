@@ -61,9 +61,9 @@ class ToolLookup(TextEnv):
         self.people = PEOPLE[:people]
         self.rules = ToolLookupParameters(hops, people - 1, rooms, call_cost)
         self.system_prompt = (
-            f"A register knows each person's room (0 to {rooms - 1}) and manager. Every line you "
-            f"write is a command: 'lookup NAME' reads a record and costs {call_cost:g}; 'answer "
-            f"ROOM' ends with your answer, worth 1 when right. You have {self.max_turns} commands."
+            f"A register knows each person's room (0 to {rooms - 1}) and manager. Each reply is "
+            f"one command: 'lookup NAME' reads a record and costs {call_cost:g}; 'answer ROOM' "
+            f"ends with your answer, worth 1 when right. You have {self.max_turns} commands."
         )
         self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 

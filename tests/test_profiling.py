@@ -86,7 +86,7 @@ def test_the_utilization_is_that_of_all_processes(monkeypatch, echo_model):
         measured = throughput.Throughput(policy, processes=processes)
         measured.add(batch, seconds=2.0)
         found.append(measured.pop_metrics())
-    assert found[0]["profile/flop_utilisation"] == 4 * found[1]["profile/flop_utilisation"] > 0
+    assert found[0]["profile/flop_utilization"] == 4 * found[1]["profile/flop_utilization"] > 0
     assert [row["profile/tokens_per_second"] for row in found] == [4.0, 4.0]
 
 

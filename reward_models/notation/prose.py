@@ -214,6 +214,8 @@ def answer_segment(reply: str) -> Segment:
     is_formula = False
     if before or after:
         _check_text_around_box(before, text, after)
+        # A repetition of the box at the end of a line does not change it.
+        after = re.sub(rf"\A\s*=\s*{re.escape(text.strip())}(?=[\s$.)\]\\]*(?:\n|\Z))", "", after)
         if rest := rest_of_formula(before, after):
             text, is_formula = text + rest, TEXT_ONLY.fullmatch(rest) is None
         elif scaled := _SCALE_OF_BOX.match(after):

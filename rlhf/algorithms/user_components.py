@@ -119,9 +119,15 @@ def _check_loss_result(what: str, result: Any, arguments: tuple[Any, ...]) -> No
             f"{what} returned a loss of shape {list(loss.shape)}: {advice}, such as "
             "aggregate(per_token, mask, ...)"
         )
-    if not loss.isfinite():
+    _warn_if_not_finite(what, "loss", loss)
+
+
+def _warn_if_not_finite(what: str, name: str, values: Any) -> None:
+    """Warn, once, of a result that ends the run with an alarm, which has no location."""
+    wrong = values[~values.isfinite()]
+    if wrong.numel():
         warn_once(
-            f"{what} returned the loss {loss.item()}: check its divisions, logarithms and "
+            f"{what} returned the {name} {wrong[0].item()}: check its divisions, logarithms and "
             "exponentials, and the values outside the mask"
         )
 
@@ -145,6 +151,13 @@ def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...])
                 f"{what} returned {name} of type {type(tensor).__name__} and shape {shape}: "
                 f"return a tensor of shape {expected}"
             )
+    used = batch.action_mask & ~batch.scores().isnan()[:, None]
+    if result.included is not None:
+        used = used & result.included[:, None]
+    for name in ("advantages", "returns"):
+        if (tensor := getattr(result, name)) is not None:
+            tokens = tensor if tensor.dim() == 2 else tensor[:, None].expand_as(used)
+            _warn_if_not_finite(what, name, tokens[used])
 
 
 def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
@@ -156,3 +169,4 @@ def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None
             f"{what} returned a {type(result).__name__} of shape {shape}: return a tensor of shape "
             f"{expected}"
         )
+    _warn_if_not_finite(what, "KL", result[arguments[0].isfinite()])

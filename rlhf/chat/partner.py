@@ -68,7 +68,8 @@ class EnvironmentPartner:
     """
 
     def __init__(self, collector: Collector, timeout: float | None) -> None:
-        self._collector, self._calls = collector, EnvironmentCaller(timeout=timeout)
+        self._collector = collector
+        self._calls = EnvironmentCaller(timeout=timeout, can_drop=False)
         self.env = collector.make_env()
         self._seed = 0
 

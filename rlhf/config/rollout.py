@@ -104,7 +104,9 @@ class RolloutSpec:
     invalid: Literal["end", "retry"] = "end"
     """Effect of a completion without a legal action, in environments whose actions are numbers.
     end: the episode ends; retry: the state is unchanged, and the next observation states the range
-    of the numbers. Environments with text actions define this effect themselves."""
+    of the numbers. The environment does not count the completion as a turn, so `max_tokens` and the
+    context length limit the number of retries. Environments with text actions define this effect
+    themselves."""
     invalid_reward: Finite = 0.0
     """Reward of a completion without a legal action. This reward should be lower than the return of
     every episode with only legal actions. If steps have a cost, 0 is too high. `rlhf envs check`

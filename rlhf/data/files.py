@@ -50,7 +50,11 @@ def existing_path_or_hub_id(spec: DataSpec) -> Path:
     """
     path = expand_user(spec.path)
     is_hub_id = _HUB_ID.fullmatch(spec.path) and data_suffix(path) not in READERS
-    if not path.exists() and not is_hub_id:
+    try:
+        exists = path.exists()
+    except OSError:  # a text is too long for the name of a file
+        exists = False
+    if not exists and not is_hub_id:
         raise UserError(_missing_file_message(path))
     return path
 
@@ -291,17 +295,20 @@ def _is_save_to_disk_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def one_line(error: BaseException, length: int = 200) -> str:
+def one_line(error: BaseException | str, length: int = 200) -> str:
     """Return the message of an error in one line of at most `length` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _missing_file_message(path: Path) -> str:
-    folder = path.parent
-    is_sentence = " " in str(path) and not re.fullmatch(r"\.\w+", path.suffix)
-    row = '; if this text is a prompt, write it as a row: {"prompt": ...}' if is_sentence else ""
-    if not folder.is_dir():
-        return f"no data file {path}: the folder {folder} does not exist{row}"
-    near = did_you_mean(path.name, [entry.name for entry in folder.iterdir()])
-    return f"no data file {path} (a hub id has the form org/name){near}{row}"
+    folder, shown = path.parent, one_line(str(path))
+    has_suffix = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
+    may_be_prompt = not has_suffix and (" " in shown or path.name == str(path))
+    row = '; if this text is a prompt, write it as a row: {"prompt": ...}' if may_be_prompt else ""
+    try:
+        names = [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return f"no data file {shown}: the folder {one_line(str(folder))} does not exist{row}"
+    near = did_you_mean(path.name, names)
+    return f"no data file {shown} (a hub id has the form org/name){near}{row}"

@@ -314,7 +314,7 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
     if unit != "training seeds":
         return (
             f"{leader} is better than {other} on these {unit} "
-            f"(one trained model for each method; sign-flip test, {p_value})"
+            f"(one policy of each method; sign-flip test, {p_value})"
         )
     sign_flip = f", sign-flip test, {p_value}" if n >= needed else ""
     return f"{leader} is significantly better than {other} (95%, {n} training seeds{sign_flip})"

@@ -105,10 +105,11 @@ def fetch_model_folder(path: str, *, revision: str | None = None) -> str:
         return str(convert_gguf_once(local))
     if path in SHORT_NAMES:
         return fetch_by_short_name(path)
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    # Old models on the Hub, such as gpt2, have an id without an owner.
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
         raise UserError(
             f"unknown model {path!r}: give an existing folder, a .gguf file, a hub id (owner/name) "
-            f"or one of {', '.join(SHORT_NAMES)}{did_you_mean(path, SHORT_NAMES)}"
+            f"or one of {', '.join(SHORT_NAMES)}"
         )
     return _download_from_hub(path, revision)
 
@@ -214,11 +215,13 @@ def _download_from_hub(hub_id: str, revision: str | None = None) -> str:
         raise UserError(
             f"model {hub_id!r} is not on this machine, and the Hugging Face Hub cannot be reached: "
             f"give a folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
+            f"{did_you_mean(hub_id, SHORT_NAMES)}"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = first_line(error)
         raise UserError(
-            f"model {hub_id!r} cannot be downloaded from the Hugging Face Hub: {reason}"
+            f"model {hub_id!r} is no folder here, and cannot be downloaded from the Hugging Face "
+            f"Hub: {reason}{did_you_mean(hub_id, SHORT_NAMES)}"
         ) from error
 
 

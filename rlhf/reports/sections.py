@@ -63,6 +63,11 @@ def run_warnings(run: RunRecord, *, with_false_alarm_rates: bool = True) -> list
             else sentence
             for kind, sentence in metric_warnings(run, "at the end of training")
         ]
+    elif run.finished and {"num_steps", "trainer"} & run.config.keys():
+        warnings.append(
+            "metrics.jsonl is missing or empty, so there are no learning curves and no warnings "
+            "about the training."
+        )
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")

@@ -92,7 +92,10 @@ class TrainingEvent:
         raise ValueError(f"event.log: {name} must be a number, got {type(value).__name__}")
 
     def stop(self) -> None:
-        """End training after this step. The final model is saved and evaluated as usual."""
+        """End training after this step. The final model is saved and evaluated as usual.
+
+        The checkpoint of the step records the end, so that a resumed run takes no further step.
+        """
         if self._callbacks is not None:
             self._callbacks.stopped = True
 
@@ -193,12 +196,12 @@ class Callbacks:
             warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return index -> state of the callbacks that have a state.
+        """Return index -> state of the callbacks that have a state, and whether one ended training.
 
         Raises:
             UserError: A state is not plain data.
         """
-        states: dict[str, Any] = {}
+        states: dict[str, Any] = {"stopped": True} if self.stopped else {}
         for index, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
             with _called(member.state_dict, name, "in state_dict"):
                 state = member.state_dict()
@@ -209,7 +212,10 @@ class Callbacks:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state that ``state_dict`` returned."""
+        self.stopped = state.get("stopped", False)
         for index, member_state in state.items():
+            if index == "stopped":
+                continue
             load = self.members[int(index)].load_state_dict
             with _called(load, self.names[int(index)], "in load_state_dict"):
                 load(member_state)

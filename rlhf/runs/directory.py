@@ -241,12 +241,19 @@ class Run:
         again.
         """
         for name in ("metrics.jsonl", "samples.jsonl"):
-            path = self.directory / name
+            path, kept = self.directory / name, []
             if self.writes and path.exists():
                 _warn_of_incomplete_row(path, step)
                 rows = read_log(path, METRIC_COLUMNS)  # samples have a step, too
                 kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
                 write_text(path, "".join(json_line(row) for row in kept))
+            if self.writes and step > 0 and not kept and name == "metrics.jsonl":
+                log.warning(
+                    "%s has no rows, although %d steps are done: the metrics of these steps are "
+                    "lost, and the report begins at the next step",
+                    path,
+                    step,
+                )
 
     def _append_row(self, name: str, row: Mapping[str, Any]) -> None:
         if self.writes:

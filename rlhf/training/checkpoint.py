@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,6 +39,18 @@ from rlhf.training.optimizer_checkpoint import (
 from rlhf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_FORM_ERRORS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    UnpicklingError,
+)
+"""Errors in loading a file that is not of the expected form."""
 
 
 def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
@@ -188,14 +201,22 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     """
     try:
         _restore_state(checkpoint, trainer)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UnpicklingError) as e:
-        may_be_lost_process = isinstance(e, RuntimeError) and trainer.world.size > 1
-        if isinstance(e, torch.OutOfMemoryError | UserError) or may_be_lost_process:
-            raise
+    except Exception as error:
+        raise_if_unfit(error, checkpoint, trainer.world)
+        raise
+
+
+def raise_if_unfit(error: Exception, checkpoint: Path, world: World) -> None:
+    """Raise UserError if an error in loading a checkpoint shows that a file has another form."""
+    may_be_lost_process = isinstance(error, RuntimeError) and world.size > 1
+    if isinstance(error, _FORM_ERRORS) and not (
+        isinstance(error, torch.OutOfMemoryError | UserError) or may_be_lost_process
+    ):
         raise UserError(
-            f"{checkpoint} does not fit this run ({type(e).__name__}: {first_line(e)}): it is the "
-            "checkpoint of another run, or was changed; remove it to continue from the one before"
-        ) from e
+            f"{checkpoint} does not fit this run ({type(error).__name__}: {first_line(error)}): it "
+            "is the checkpoint of another run, or was changed; remove it to continue from the one "
+            "before"
+        ) from error
 
 
 def _restore_state(checkpoint: Path, trainer: Trainer) -> None:

@@ -130,13 +130,12 @@ class ExampleEncoder:
     def _all_dropped_message(self) -> str:
         """Return the error message for rows that were all dropped."""
         first = next(iter(self.first_dropped.values()))
-        if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
-            limit = self.max_length
-            return (
-                f"no example fits max_length={limit}: {self.truncated_and_dropped_text()}; "
-                f"the first is {first}; raise max_length"
-            )
         dropped = self.truncated_and_dropped_text()
+        if self.first_dropped.keys() <= {EQUAL_TEXTS_REASON, LONG_PROMPT_REASON}:
+            return (
+                f"no example fits max_length={self.max_length}: {dropped}; the first is {first}; "
+                "raise max_length"
+            )
         return f"all examples were dropped: {dropped}; the first is {first}"
 
     def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:

@@ -231,6 +231,9 @@ def _stop_run(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int)
 def _save(trainer: Trainer, run: Run, checkpoints: Path, *, together: bool = True) -> None:
     """Write a checkpoint, after the metrics of all steps so far.
 
+    If a callback ends training when it is written, it is written again, because it would otherwise
+    not contain the end.
+
     Args:
         trainer: The trainer.
         run: The run directory.
@@ -240,10 +243,13 @@ def _save(trainer: Trainer, run: Run, checkpoints: Path, *, together: bool = Tru
     """
     if run.writes:
         run.flush_logs()
-    if _takes_part_in_saving(trainer, run):
+    saves, stopped = _takes_part_in_saving(trainer, run), trainer.callbacks.stopped
+    if saves:
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
     if together:
         trainer.notify("on_checkpoint", run, folder=checkpoints / f"step-{trainer.progress.step}")
+        if saves and trainer.callbacks.stopped and not stopped:
+            save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
 
 
 def _takes_part_in_saving(trainer: Trainer, run: Run) -> bool:

@@ -184,7 +184,7 @@ def _train_and_save_with_trl(
     from rlhf.training.trl.trainer import train_with_trainer
 
     callbacks = Callbacks(config.callbacks)
-    trained = train_with_trainer(
+    trained, steps = train_with_trainer(
         config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
     )
     if not run.writes:
@@ -193,7 +193,6 @@ def _train_and_save_with_trl(
     copy_base_to_final(run.directory / "checkpoints", run.final)
     setup.save(trained, run.final)
     write_checksums(run.final, exclude=foreign)
-    steps = num_steps(config, len(sets[0]))
     write_reply_samples(
         run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
     )
@@ -201,7 +200,7 @@ def _train_and_save_with_trl(
         "on_end",
         run,
         step=steps,
-        num_steps=steps,
+        num_steps=num_steps(config, len(sets[0])),
         model=trained,
         tokenizer=setup.tokenizer,
         folder=run.final,

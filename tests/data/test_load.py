@@ -33,10 +33,24 @@ def write(path, rows=ROWS):
     return DataSpec(str(path))
 
 
-@pytest.mark.parametrize("text", ["Say something", "Is 1/2 more than 1/3?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Say something",
+        "Is 1/2 more than 1/3?",
+        "Round 3.5",
+        "Hello",
+        "a question of several words, " * 20,  # longer than the name of a file can be
+        "Is this one line?\nNo.",
+    ],
+)
 def test_a_prompt_in_place_of_a_path_is_recognized(text):
-    with pytest.raises(UserError, match=r'no data file .*write it as a row: {"prompt": ...}'):
+    with pytest.raises(UserError) as error:
         load(DataSpec(text), "prompt", seed=0)
+    message = str(error.value)
+    assert message.startswith("no data file ")
+    assert message.endswith('write it as a row: {"prompt": ...}')
+    assert "\n" not in message
     with pytest.raises(UserError) as error:
         load(DataSpec("my rows.jsonl"), "prompt", seed=0)
     assert "prompt" not in str(error.value)

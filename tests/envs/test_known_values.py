@@ -198,6 +198,14 @@ def test_tool_lookup_by_search_over_sets_of_possible_registers():
     assert ToolLookup(call_cost=0.9).optimal_value() == pytest.approx(0.1)
 
 
+def test_the_prompt_of_tool_lookup_states_that_a_reply_is_one_command():
+    env = ToolLookup()
+    env.reset(seed=0)
+    *_, info = env.step("lookup ada\nlookup ben")
+    assert not info["valid"]
+    assert "Each reply is one command" in env.system_prompt
+
+
 def test_kuhn_game_value_by_solving_the_matrix_game():
     """The normal form has 64 x 64 pure strategies; linear programming finds its value."""
     optimize = pytest.importorskip("scipy.optimize")

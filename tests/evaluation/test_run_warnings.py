@@ -65,6 +65,14 @@ def test_each_fault_is_named(columns: dict[str, list[float]], words: str):
     assert words in message
 
 
+def test_a_training_run_without_metrics_is_named():
+    for keys, warned in (({"num_steps": 3}, 1), ({"trainer": {}}, 1), ({"episodes": 3}, 0)):
+        run = RunRecord(Path("ppo"), "ppo", config=keys, finished=True)
+        warnings = run_warnings(run)
+        assert len(warnings) == warned
+        assert all("metrics.jsonl is missing or empty" in warning for warning in warnings)
+
+
 def test_reasons_of_unscored_episodes_are_named():
     rows = [{"step": i, "reward/mean": 0.5} for i in range(6)]
     rows[-1]["rewards/unscored/my_reward/valueerror"] = 0.5

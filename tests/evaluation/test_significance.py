@@ -95,7 +95,7 @@ def test_fewer_seeds_never_are(deltas: list[float]):
 def test_episodes_speak_of_two_models_only():
     result = verdict([1.0, 1.1, 0.9, 1.2, 1.0, 0.8], unit="episodes")
     assert result.winner == "ppo"
-    assert "one trained model for each method" in result.verdict
+    assert "one policy of each method" in result.verdict
     assert "significant" not in result.verdict
 
 

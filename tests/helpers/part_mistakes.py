@@ -165,6 +165,12 @@ RUNS: dict[str, dict[str, Any]] = {
 
 PARTS: dict[str, dict[str, Case]] = {
     "advantage": {
+        "nan": Case(
+            _advantage("return Advantages(batch.scores() / 0 * 0)").replace(
+                '"mine")', '"mine")  # here'
+            ),
+            "advantage estimator 'mine' (mine.py:LINE) returned the advantages nan: check its …",
+        ),
         "changed argument": Case(
             _advantage("batch.old_logprobs.zero_(); return Advantages(batch.scores())").replace(
                 '"mine")', '"mine")  # here'
@@ -174,6 +180,10 @@ PARTS: dict[str, dict[str, Case]] = {
         ),
     },
     "kl": {
+        "nan": Case(
+            _kl("return log_ratio / 0 * 0"),
+            "KL estimator 'mine' (mine.py:LINE) returned the KL nan: check its divisions, …",
+        ),
         "wrong type": Case(
             _kl("return log_ratio.detach().numpy()"),
             "KL estimator 'mine' (mine.py:LINE) returned a ndarray of shape […]: return a tensor …",

@@ -111,9 +111,16 @@ def test_nondeterministic_model_is_refused():
         return output
 
     model.model.forward = drifting
-    with pytest.raises(UserError, match=r"states in training differ from .* one row by") as error:
+    with pytest.raises(UserError, match=r"in training differ from .* one row by") as error:
         enable_fast_paths(model)
     assert "\n" not in str(error.value)
+
+
+def test_a_refusal_states_the_difference_in_tolerances(monkeypatch):
+    """Those of states and of gradients differ, so a relative difference would be ambiguous."""
+    monkeypatch.setattr(verification, "_gap_in_tolerances", lambda *_: 5.0)
+    with pytest.raises(UserError, match=r"states or gradients .* by 5 times the tolerance"):
+        enable_fast_paths(tiny_model()[0])
 
 
 def test_verification_leaves_model_unchanged():

@@ -78,6 +78,22 @@ def test_what_cannot_be_found_is_one_line(tmp_path):
     refuses("owner/name", "'owner/name'", "cannot be reached")
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_an_id_without_an_owner_is_one_line_offline():
+    refuses("gpt2", "'gpt2' is not on this machine", "Hub cannot be reached")
+
+
+def test_an_id_without_an_owner_is_found_on_the_hub(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: f"/snap/{name}")
+    monkeypatch.chdir(tmp_path)
+    assert hub.fetch_model_folder("gpt2") == "/snap/gpt2"
+    (tmp_path / "gpt2").mkdir()  # a folder comes first
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    assert hub.fetch_model_folder("gpt2") == str(tmp_path / "gpt2")
+
+
 def test_hub_error_is_user_error(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError

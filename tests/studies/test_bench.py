@@ -204,7 +204,7 @@ def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_
         (["--against", "WEIRD"], "is not a bench.json"),
         (["--against", "OTHERS"], "share 0 training seeds"),
         (["--environments.echo.env.id", "text/Nope-v0"], "Nope"),
-        (["--model.scratch", "null", "--model.path", "nowhere"], "unknown model 'nowhere'"),
+        (["--model.scratch", "null", "--model.path", "./nowhere"], "unknown model './nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, words):

@@ -8,7 +8,6 @@ import pytest
 
 from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.common.numbers import centered_moving_average
-from rlhf.config.overoptimize import PolicyTrainingSpec
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.reward_models import as_reward
@@ -146,7 +145,7 @@ def test_a_track_scores_replies_and_keeps_steps_without_an_update(tmp_path):
     ]
     write_rows(tmp_path / "samples.jsonl", samples)
     gold = as_reward(lambda talks: [float(len(talk[-1]["content"])) for talk in talks])
-    track = _read_track(tmp_path, gold, PolicyTrainingSpec())
+    track = _read_track(tmp_path, gold)
     assert track == TrainingTrack([1, 2, 3], [0.5, 0.5, 2.0], [0.0, 1.0, 2.0], [4.0, 4.0, 4.0])
 
 
@@ -170,6 +169,14 @@ def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
     [
         ({"rl": {"training": {"num_step": 3}}}, "did you mean 'num_steps'"),
         ({"proxies": {"training": {"batch_siz": 3}}, "rewards": []}, "did you mean 'batch_size'"),
+        (  # the KL of the curves would be unknown
+            {"rl": {"algorithm": "dr_grpo", "training": {"num_steps": 3}}},
+            "dr_grpo computes no KL .*rl.training.algorithm.kl_placement",
+        ),
+        (
+            {"rl": {"training": {"algorithm": {"kl_placement": "none"}}}},
+            "rloo computes no KL",
+        ),
     ],
 )
 def test_keys_of_what_comes_later_are_checked_first(policy_folder, tmp_path, part, words):

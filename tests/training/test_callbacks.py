@@ -141,6 +141,61 @@ def test_a_callback_ends_training_and_the_model_is_saved(tmp_path, echo_model, e
     assert weights_of(tmp_path / "run")
 
 
+class StopsOnce(Callback):
+    """Ends training at step 2; the process then ends before the run is finished."""
+
+    point: ClassVar[str] = ""
+    failed: ClassVar[bool] = False
+
+    def on_step(self, event: TrainingEvent) -> None:
+        self.stop_at(event, "step")
+
+    def on_checkpoint(self, event: TrainingEvent) -> None:
+        self.stop_at(event, "checkpoint")
+
+    def stop_at(self, event: TrainingEvent, point: str) -> None:
+        if event.step == 2 and point == StopsOnce.point and not StopsOnce.failed:
+            event.stop()
+
+    def on_end(self, event: TrainingEvent) -> None:
+        if not StopsOnce.failed:
+            StopsOnce.failed = True
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("point", ["step", "checkpoint"])
+@pytest.mark.parametrize("engine", ["online", "native", "trl"])
+def test_a_resumed_run_takes_no_step_after_a_callback_ended_training(
+    tmp_path, echo_model, engine, point
+):
+    StopsOnce.point, StopsOnce.failed = point, False
+    if engine == "online":
+        command, tree = "rloo", online_tree(tmp_path / "run", echo_model, save_every=2)
+    else:
+        data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+        command, tree = "sft", offline_tree(tmp_path / "run", echo_model, data, engine=engine)
+        tree["trainer"] |= {"logging_steps": 1}
+    tree["callbacks"] = [f"{HERE}:StopsOnce"]
+    with pytest.raises(UserError, match="StopsOnce failed in on_end at step 2"):
+        run_command(command, tree)
+    weights = weights_of(tmp_path / "run")
+    run_command(command, tree | {"resume": True})
+    assert max(row["step"] for row in metrics_of(tmp_path / "run")) == 2
+    assert same(weights, weights_of(tmp_path / "run"))
+
+
+def test_a_resumed_run_of_trl_takes_no_step_after_the_last_one(tmp_path, echo_model):
+    """The last step is not the last one of an epoch, which has four."""
+    StopsOnce.point, StopsOnce.failed = "", False
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    tree = offline_tree(tmp_path / "run", echo_model, data, engine="trl", evaluations=2)
+    tree |= {"trainer": {"max_steps": 6, "logging_steps": 1}, "callbacks": [f"{HERE}:StopsOnce"]}
+    with pytest.raises(UserError, match="StopsOnce failed in on_end at step 6"):
+        run_command("sft", tree)
+    run_command("sft", tree | {"resume": True})
+    assert max(row["step"] for row in metrics_of(tmp_path / "run")) == 6
+
+
 def test_a_callback_that_only_reads_changes_nothing(tmp_path, echo_model, calls):
     for name, callbacks in (("plain", []), ("watched", [f"{HERE}:Recorder"])):
         tree = online_tree(tmp_path / name, echo_model, num_steps=2, callbacks=callbacks)

@@ -27,9 +27,12 @@ from tests.helpers.training import (
     assert_same_run,
     checkpoint_of,
     metrics_of,
+    offline_tree,
     online_tree,
     same,
+    sft_rows,
     tensors_of,
+    write_rows,
 )
 
 
@@ -185,6 +188,8 @@ def test_a_damaged_description_is_one_line(cut, echo_model, name, content, words
         lambda folder: (folder / "state.json").write_text('{"progress": {'),
         lambda folder: (folder / "state.json").write_text("[]"),
         lambda folder: (folder / "optimizer.pt").write_bytes(b"x"),
+        lambda folder: (folder / "optimizer.pt").write_bytes(b"junk"),  # a part of a number
+        lambda folder: (folder / "optimizer.pt").write_bytes(b""),
         lambda folder: (folder / "value_head.safetensors").unlink(),
     ],
 )
@@ -199,6 +204,32 @@ def test_a_checkpoint_of_another_run_is_one_line(cut, echo_model, capsys, change
     assert "\n" not in str(e.value)
     shutil.rmtree(folder)
     run_command("ppo", tree)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_of_trl_that_was_changed_is_one_line(tmp_path, echo_model, name):
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    tree = offline_tree(tmp_path / "run", echo_model, data, engine="trl", evaluations=2)
+    tree |= {
+        "trainer": {"max_steps": 4},
+        "callbacks": ["tests.training.test_callbacks:fail_at_three"],
+    }
+    with pytest.raises(UserError, match="at step 3"):
+        run_command("sft", tree)
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    (folder / name).write_bytes(b"junk")
+    write_checksums(folder)
+    with pytest.raises(UserError, match=r"checkpoint-2 does not fit this run .*; remove it") as e:
+        run_command("sft", tree | {"resume": True})
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_lost_metrics_file_is_stated(cut, echo_model, caplog, content):
+    log = cut / "metrics.jsonl"
+    log.unlink() if content is None else log.write_text(content)
+    run_command("ppo", online_tree(cut, echo_model) | {"resume": True})
+    assert "metrics.jsonl has no rows, although 3 steps are done" in caplog.text
 
 
 def test_a_lost_row_of_the_metrics_is_stated(cut, echo_model, caplog):

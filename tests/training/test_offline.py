@@ -36,6 +36,7 @@ from tests.helpers.training import (
     same,
     sft_rows,
     tensors_of,
+    user,
     weights_of,
     write_rows,
 )
@@ -302,6 +303,11 @@ def test_pairs_that_the_template_renders_alike_are_not_blamed_on_max_length(echo
     assert encoder.truncated_and_dropped_text() == f"1 dropped: {reason}"
     with pytest.raises(UserError, match=rf"all examples were dropped: .*{reason}"):
         encoder(rows[1:], pairs=True)
+    long = pair_rows(1)[0]
+    long["prompt"] = user("river " * 60)
+    with pytest.raises(UserError, match=r"all examples were dropped: .*fills max_length") as error:
+        encoder([rows[1], long], pairs=True)
+    assert "raise max_length" not in str(error.value)  # which would not help the first row
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -241,9 +241,9 @@ def _enable_agreeing_paths(model: Any, *, max_row_tokens: int, num_disabled: int
                     log.info("%s is trained without %s", type(unwrap_peft(model)).__name__, name)
                     disable()
     raise UserError(
-        f"{type(unwrap_peft(model)).__name__} is not supported: its hidden states in training "
-        "differ from those of a forward pass over one row by a relative difference of "
-        f"{gap * tolerance_of(model):.1e}"
+        f"{type(unwrap_peft(model)).__name__} is not supported: its hidden states or gradients in "
+        "training differ from those of a forward pass over one row by "
+        f"{gap:.2g} times the tolerance for rounding errors"
     )
 
 

@@ -45,10 +45,12 @@ class EnvironmentCaller:
     Args:
         errors: Effect of a failure: "raise" or "count".
         timeout: Time limit of one call in seconds. By default, there is no limit.
+        can_drop: Whether the user can choose "count", for the message.
     """
 
     errors: str = "raise"
     timeout: float | None = None
+    can_drop: bool = True
     failures: Counter[str] = field(default_factory=Counter)
     """Reason -> number of episodes that were dropped for this reason."""
 
@@ -85,9 +87,10 @@ class EnvironmentCaller:
         location = location_text(user_location(error))
         reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}{location}")
         if self.errors == "raise":
+            drop = ", or drop such episodes with env.errors: count" if self.can_drop else ""
             raise UserError(
                 f"the environment failed in the episode of seed {seed}: {reason}; correct the "
-                "environment, or drop such episodes with env.errors: count"
+                f"environment{drop}"
             ) from error
         self.failures[f"environment: {reason}"] += 1
         log.warning("episode of seed %d dropped: %s", seed, reason)

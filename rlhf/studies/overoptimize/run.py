@@ -22,6 +22,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.conversation import up_to_last_reply
 from rlhf.common.files import write_jsonl, write_text
 from rlhf.config.model import ModelSpec
+from rlhf.config.online import algorithm_of
 from rlhf.config.overoptimize import OveroptimizeConfig, PolicyTrainingSpec, ProxyGrid
 from rlhf.config.rollout import EnvSpec
 from rlhf.data.load import load_and_log
@@ -197,9 +198,15 @@ class _OveroptimizationStudy:
             self.commands.config_from_tree("reward", {**tree, "output_dir": self.config.output_dir})
         if spec := self.config.rl:
             tree = self._training_config_tree(spec, [{"kind": "length"}], seed=0)
-            self.commands.config_from_tree(
+            training = self.commands.config_from_tree(
                 spec.algorithm, {**tree, "output_dir": self.config.output_dir}
             )
+            if not algorithm_of(spec.algorithm, training).needs_reference:
+                raise UserError(
+                    f"rl.algorithm: {spec.algorithm} computes no KL to the initial policy, which "
+                    "the study needs, because its kl_placement is none; set rl.training.algorithm."
+                    "kl_placement (with kl_coef 0, the KL is not penalized)"
+                )
 
     def train_proxies(self, grid: ProxyGrid) -> list[ProxyReward]:
         """Train every proxy of the grid, for each base model and number of pairs.
@@ -249,7 +256,7 @@ class _OveroptimizationStudy:
             self._run_command(
                 spec.algorithm, directory, self._training_config_tree(spec, rewards, seed=seed)
             )
-            tracks.append(_read_track(directory, gold, spec))
+            tracks.append(_read_track(directory, gold))
         return tracks
 
     @property
@@ -372,19 +379,20 @@ def _proxy_reward_config(
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
-def _read_track(directory: Path, gold: Any, spec: PolicyTrainingSpec) -> TrainingTrack:
+def _read_track(directory: Path, gold: Any) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
     The gold score is measured on the saved transcripts of the training episodes. A step without an
     update, because all scores of its groups are equal, logs no KL; it has that of the step before.
 
     Raises:
-        UserError: The run logged no KL, or a transcript has no gold score.
+        UserError: No step had an update, or a transcript has no gold score.
     """
     metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
     if not any("policy/kl" in row for row in metrics):
         raise UserError(
-            f"rl.algorithm: {spec.algorithm} does not log policy/kl, which the study needs"
+            f"{directory}: no step had an update, so there is no KL to the initial policy; use "
+            "easier or harder prompts, or a larger algorithm.group_size"
         )
     samples = [row for row in read_samples(directory) if row["split"] == "train"]
     conversations = [up_to_last_reply(row["messages"]) for row in samples]

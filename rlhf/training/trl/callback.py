@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from rlhf.common.files import write_text
 from rlhf.models.trainable import WeightChangeDetector, parameter_names_without_gradient
 from rlhf.runs.callbacks import Callbacks
+from rlhf.runs.checksums import update_checksum
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
@@ -75,6 +76,8 @@ class RunCallback(TrainerCallback):
         self.world = init_distributed()
         self.best: Path | None = None
         """The best checkpoint of a resumed run."""
+        self.has_begun = False
+        """Whether a step has begun, after which no file of a checkpoint is read."""
         self.without_gradient = 0
         self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
@@ -110,6 +113,10 @@ class RunCallback(TrainerCallback):
         """Close the progress display."""
         if self.reporter:
             self.reporter.__exit__(None, None, None)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Record that a step has begun."""
+        self.has_begun = True
 
     def on_pre_optimizer_step(
         self,
@@ -178,8 +185,10 @@ class RunCallback(TrainerCallback):
             tokenizer=self.tokenizer,
             **fields,
         )
-        if self.world.first_not_none(self.callbacks.stopped or None) and point != "on_checkpoint":
-            control.should_evaluate = control.should_save = control.should_training_stop = True
+        if self.world.first_not_none(self.callbacks.stopped or None):
+            self.callbacks.stopped = control.should_training_stop = True
+            if point != "on_checkpoint":
+                control.should_evaluate = control.should_save = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
         """Display progress. After a signal to any process, all processes save and stop.
@@ -205,14 +214,23 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Write the callbacks' state and the checksums of a checkpoint; remove older ones."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder, stopped = Path(args.output_dir) / f"checkpoint-{state.global_step}", False
         if self.run.writes:
             self.run.flush_logs()
+            stopped = self.callbacks.stopped
             if self.callbacks:
-                write_text(folder / CALLBACKS_FILE, json.dumps(self.callbacks.state_dict()))
+                self._write_callbacks_state(folder)
             write_checksums_and_remove_older(
                 folder,
                 keep=int(self.run.config["keep_last"]),
                 best=state.best_model_checkpoint,
             )
         self._notify("on_checkpoint", state, control, model=model, folder=folder)
+        if self.run.writes and self.callbacks.stopped and not stopped:
+            update_checksum(self._write_callbacks_state(folder))
+
+    def _write_callbacks_state(self, folder: Path) -> Path:
+        """Write the state of the user's callbacks to a checkpoint; return the path of the file."""
+        path = folder / CALLBACKS_FILE
+        write_text(path, json.dumps(self.callbacks.state_dict()))
+        return path

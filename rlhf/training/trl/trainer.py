@@ -32,6 +32,8 @@ from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.changes import STEP_KEYS
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
+from rlhf.training.checkpoint import raise_if_unfit
+from rlhf.training.distributed import World
 from rlhf.training.methods import (
     OfflineMethod,
     TrainerSpec,
@@ -96,8 +98,8 @@ def train_with_trainer(
     setup: TrainingSetup,
     sets: tuple[Any, Any],
     callbacks: Callbacks,
-) -> Any:
-    """Train ``setup.model`` with ``setup.trainer``; return the model with the lowest held-out loss.
+) -> tuple[Any, int]:
+    """Train ``setup.model`` with ``setup.trainer``.
 
     Args:
         config: Configuration of the run.
@@ -106,6 +108,9 @@ def train_with_trainer(
         setup: Setup of the run.
         sets: Training examples and held-out examples.
         callbacks: Callbacks of the user.
+
+    Returns:
+        The model with the lowest held-out loss, and the number of steps that were taken.
 
     Raises:
         UserError: An option under ``trainer:`` is invalid, a changed setting would have no effect,
@@ -130,9 +135,12 @@ def train_with_trainer(
             tokenizer=setup.tokenizer,
         )
         trainer.add_callback(callback)
-        steps = num_steps(config, len(sets[0]))
-        checkpoint = _restore_last_checkpoint(config, run, options, callback, steps=steps)
-        if checkpoint is None:
+        checkpoint = _find_last_checkpoint(config, run, callback.world)
+        configured = num_steps(config, len(sets[0]))
+        if checkpoint:
+            _prepare_to_resume(trainer, run, callback, checkpoint, configured=configured)
+        else:
+            _check_and_record_changes(run, options, done=0, configured=configured)
             run.rewind(-1)
             with option_errors_as_user_errors():
                 trainer.evaluate()  # step 0: the initial model
@@ -141,43 +149,44 @@ def train_with_trainer(
             )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint and not callback.has_begun:
+                raise_if_unfit(error, checkpoint, callback.world)
+            raise
         finally:
             callback.close()
         stop.number = callback.world.first_not_none(stop.number)
         stop.raise_if_requested(run.directory)
-    return trainer.model
+    return trainer.model, trainer.state.global_step
 
 
-def _restore_last_checkpoint(
-    config: OfflineConfig, run: Run, options: Any, callback: RunCallback, *, steps: int
-) -> Path | None:
-    """Restore the run and its callbacks from the last checkpoint, if the run is resumed.
+def _find_last_checkpoint(config: OfflineConfig, run: Run, world: World) -> Path | None:
+    """Return the last complete checkpoint; None if there is none or the run is not resumed."""
+    if not config.resume:
+        return None
+    directory = run.directory / "checkpoints"
+    # Only one process removes damaged checkpoints.
+    last = remove_incomplete_and_find_last(directory) if run.writes else None
+    return world.first_not_none(last)
 
-    The trainer restores the model itself.
 
-    Args:
-        config: Configuration of the run.
-        run: The run directory.
-        options: Training arguments of the trainer.
-        callback: Callback of the run, with the callbacks of the user.
-        steps: Number of steps of the configuration.
+def _prepare_to_resume(
+    trainer: Any, run: Run, callback: RunCallback, checkpoint: Path, *, configured: int
+) -> None:
+    """Prepare a trainer, the run directory and the user's callbacks for a checkpoint.
 
-    Returns:
-        The checkpoint; None if the run is not resumed or has no checkpoint.
+    Raises:
+        UserError: A changed setting would have no effect, or the best checkpoint is damaged.
     """
-    checkpoint = None
-    if config.resume:  # only one process removes damaged checkpoints
-        directory = Path(options.output_dir)
-        found = remove_incomplete_and_find_last(directory) if run.writes else None
-        checkpoint = callback.world.first_not_none(found)
-    done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    _check_and_record_changes(run, options, done=done, configured=steps)
-    if checkpoint:
-        callback.best = best_checkpoint_recorded_in(checkpoint)
-        run.rewind(done)
-        if callback.callbacks:
-            callback.callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
-    return checkpoint
+    done = int(checkpoint.name.split("-")[1])
+    _check_and_record_changes(run, trainer.args, done=done, configured=configured)
+    callback.best = best_checkpoint_recorded_in(checkpoint)
+    run.rewind(done)
+    if callback.callbacks:
+        callback.callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
+    if callback.callbacks.stopped or done >= configured:
+        # With any other number, the trainer takes a step before it compares the numbers.
+        trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
 
 
 def _check_and_record_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
