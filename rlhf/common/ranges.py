@@ -62,7 +62,8 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
             raise UserError(f"{key} is required") from error
         value = shortened_repr(first["input"])
         condition = str(reason) if reason else _condition_in_pydantic_message(first["msg"])
-        raise UserError(f"{key} must be {condition}, got {value}") from error
+        hint = _yaml_hint(first["type"], first["input"])
+        raise UserError(f"{key} must be {condition}, got {value}{hint}") from error
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -124,6 +125,15 @@ def _check_no_boolean_is_number(hint: Any, value: Any, key: str) -> None:
 
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _yaml_hint(kind: str, value: Any) -> str:
+    """Return how a list, or a text such as ``no``, is written in YAML, after an error; or ""."""
+    if kind == "list_type" and isinstance(value, str):
+        return "; write a list in brackets: [A, B]"
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return '; YAML reads some texts as other values unless they are in quotes: "no"'
+    return ""
 
 
 def _condition_in_pydantic_message(message: str) -> str:

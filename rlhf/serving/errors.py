@@ -55,11 +55,11 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def unknown_model(name: str, known: Sequence[str]) -> ApiError:
-    """Return the error for a name that is not among the known names of models."""
+def unknown_model(name: str, known: Sequence[str], *, place: str = "this server") -> ApiError:
+    """Return the error for a name that is not among the names of the models of a place."""
     return ApiError(
         404,
-        f"the model {shortened_repr(name)} does not exist; this server has: {', '.join(known)}",
+        f"the model {shortened_repr(name)} is not among those of {place}: {', '.join(known)}",
         param="model",
         code="model_not_found",
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.text import count_text
 from rlhf.config.serve import ServeConfig, ServerLimits
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
@@ -68,7 +69,7 @@ class ServedModel:
     def check_name(self, name: str) -> None:
         """Raise ApiError if the name is not that of this model."""
         if name != self.name:
-            raise unknown_model(name, [self.name])
+            raise unknown_model(name, [self.name], place="the routes for completions")
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the token ids of the prompt of a text completion.
@@ -142,8 +143,9 @@ class ServedModel:
         if requested is not None and requested > room:
             raise ApiError(
                 400,
-                f"{option}: {requested} tokens after a prompt of {self.max_tokens - room} tokens "
-                f"exceed the limit of {self.max_tokens} tokens",
+                f"{option}: {count_text(requested, 'token')} after a prompt of "
+                f"{count_text(self.max_tokens - room, 'token')} exceed the limit of "
+                f"{count_text(self.max_tokens, 'token')}",
                 param=option,
                 code="context_length_exceeded",
             )

@@ -46,7 +46,7 @@ class ScoreRoute:
         """Score conversations."""
         body, limits = read_body(ScoreBody, await request.body()), self.limits
         if body.model != self.name:
-            raise unknown_model(body.model, [self.name])
+            raise unknown_model(body.model, [self.name], place="/v1/score")
         count = len(body.conversations)
         if count > limits.conversations:
             raise ApiError(

@@ -115,6 +115,15 @@ WRONG = {
         ["RUN", "out", "--language", "[english]"],
         "language: 'english' is neither a code of ISO 639",
     ),
+    "a language that YAML reads as false": (
+        ["RUN", "out", "--language", "[no]"],
+        "must be a valid string, got False; YAML reads some texts as other values unless they are "
+        'in quotes: "no"',
+    ),
+    "a language without brackets": (
+        ["RUN", "out", "--language", "en"],
+        "language must be a valid list, got 'en'; write a list in brackets: [A, B]",
+    ),
     "a license in another notation": (
         ["RUN", "out", "--license", "Apache 2.0"],
         "license: 'Apache 2.0' is not a license as the Hugging Face Hub writes it, such as "

@@ -121,7 +121,7 @@ def test_an_unpaired_surrogate_is_refused(tiny):
 def test_an_unknown_model_path_or_method_is_refused(tiny):
     error = refused(tiny, 404, "/v1/completions", {"model": "other", "prompt": "a"})
     assert (error["code"], error["param"]) == ("model_not_found", "model")
-    assert "this server has: tiny" in error["message"]
+    assert "is not among those of the routes for completions: tiny" in error["message"]
     assert tiny.request("/v1/models/other")[0] == 404
     assert tiny.request("/v1/completions")[0] == 405
     assert tiny.post("/v1/nothing", {})[0] == 404

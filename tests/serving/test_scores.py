@@ -62,7 +62,7 @@ def test_wrong_requests_for_scores_are_refused():
             ({"conversations": []}, 400, "at least one conversation"),
             ({"conversations": [[{"role": "user"}]]}, 400, "a content"),
             ({"conversations": TALKS[:1] * 3}, 400, "limited to 2"),
-            ({"model": "tiny"}, 404, "this server has: reward"),
+            ({"model": "tiny"}, 404, "the model 'tiny' is not among those of /v1/score: reward"),
             ({"stream": True}, 400, "unknown option 'stream'"),
         ]:
             found, answer = server.post("/v1/score", {**body, **change})
