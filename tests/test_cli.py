@@ -221,7 +221,7 @@ def test_a_run_s_own_configuration_is_taken_back_by_its_verb(capsys, tmp_path, s
 def test_dry_run_shows_the_algebra_and_trains_nothing(capsys, tmp_path, sft, echo_model):
     code, out, _ = call(capsys, "sft", "--config", config_file(tmp_path, sft), "--dry-run")
     assert code == 0
-    assert "8 examples per step = 4 at once x 2 accumulated" in out
+    assert "8 examples per step, in micro-batches of at most 4 x" in out
     assert "memory: about" in out
     tree = online_tree(tmp_path / "run", echo_model, algorithm={"group_size": 4})
     code, out, _ = call(capsys, "rloo", "--config", config_file(tmp_path, tree), "--dry-run")

@@ -1,16 +1,27 @@
 """Seconds by part, and what a profiled run tells."""
 
+import copy
 import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.models.flops import forward_and_backward_flops
+from rlhf.models.policy import Policy
 from rlhf.runs import profiling
 from rlhf.runs.profiling import STEP_PARTS, Stopwatch
+from rlhf.training import throughput
+from tests.helpers.models import tiny_tokenizer
 from tests.helpers.training import metrics_of, online_tree
 
 
@@ -38,6 +49,44 @@ def test_operations_of_an_update_by_hand():
     layer = 4 * 4 * 4 + 3 * 4 * 6 + 2 * 4  # projections, MLP, two norms
     trunk = 2 * layer + 4
     assert forward_and_backward_flops(model, tokens=7, head_tokens=3) == 6 * (trunk * 7 + 40 * 3)
+
+
+def test_operations_of_frozen_weights_and_of_a_separate_critic_by_hand():
+    """Two operations forward, two for the gradient of the input, two for that of the weight."""
+    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
+    config = LlamaConfig(vocab_size=10, num_attention_heads=2, tie_word_embeddings=False, **sizes)
+    model = LlamaForCausalLM(config)
+    trunk = 4 * 4 * 4 + 3 * 4 * 6 + 2 * 4 + 4
+    critic = copy.deepcopy(model.model)
+    found = forward_and_backward_flops(model, tokens=7, head_tokens=3, critic=critic)
+    assert found == 6 * (2 * trunk * 7 + 40 * 3)
+    model.requires_grad_(False)
+    model.model.layers[0].self_attn.q_proj.requires_grad_(True)
+    found = forward_and_backward_flops(model, tokens=7, head_tokens=3)
+    assert found == 4 * (trunk * 7 + 40 * 3) + 2 * 16 * 7
+
+
+def test_operations_of_a_mixture_are_those_of_the_experts_that_a_token_uses():
+    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 10}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, **experts))
+    trunk = 4 * 4 * 4 + 3 * 4 * 6 + 4 * 4 + 2 * 4 + 4  # one expert of four, and the router
+    assert forward_and_backward_flops(model, tokens=7, head_tokens=3) == 6 * (trunk * 7 + 40 * 3)
+
+
+def test_the_utilization_is_that_of_all_processes(monkeypatch, echo_model):
+    monkeypatch.setattr(throughput, "measure_peak_flops", lambda *_: 1e9)
+    policy = Policy(AutoModelForCausalLM.from_pretrained(echo_model), tiny_tokenizer())
+    tokens = torch.ones(2, 4, dtype=torch.long)
+    batch = TrainingBatch(tokens=tokens, attention_mask=tokens > 0, action_mask=tokens > 0)
+    found = []
+    for processes in (1, 4):
+        measured = throughput.Throughput(policy, processes=processes)
+        measured.add(batch, seconds=2.0)
+        found.append(measured.pop_metrics())
+    assert found[0]["profile/flop_utilisation"] == 4 * found[1]["profile/flop_utilisation"] > 0
+    assert [row["profile/tokens_per_second"] for row in found] == [4.0, 4.0]
 
 
 def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):

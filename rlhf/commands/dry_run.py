@@ -80,8 +80,10 @@ def plan_online(command: str, config: Any) -> str:
     Raises:
         UserError: The configuration or the data are invalid.
     """
+    from rlhf.training.online_setup import check_number_of_processes
     from rlhf.training.plan.text import ONLINE_KEYS
 
+    check_number_of_processes(config, processes=_num_processes())
     return _plan_text(describe_online, command, config, ONLINE_KEYS)
 
 
@@ -101,8 +103,8 @@ def _plan_text(
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import plan_lines
 
+    processes = _num_processes()
     given = os.environ.pop("WORLD_SIZE", None)
-    processes = int(given or 1)
     try:
         if os.environ.get("RANK", "0") != "0":
             return ""
@@ -118,6 +120,18 @@ def _plan_text(
         configure_malloc_to_keep_memory()
         if given is not None:
             os.environ["WORLD_SIZE"] = given
+
+
+def _num_processes() -> int:
+    """Return the number of processes of the run.
+
+    Raises:
+        UserError: The environment variable is not a number of processes.
+    """
+    given = os.environ.get("WORLD_SIZE", "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"WORLD_SIZE is {given!r}: set it to the number of processes of the run")
+    return int(given)
 
 
 def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
@@ -142,16 +156,18 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
     check_streaming(command, config, engine)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
+    if setup.trainer:
+        from rlhf.training.trl.trainer import check_batch_is_divisible
+
+        check_batch_is_divisible(config, processes=parallelism.processes)
     examples, held_out = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     num_rows = 0 if isinstance(examples, ExampleStream) else len(examples)
     check_trainer_options(command, config, method=method, setup=setup, num_rows=num_rows)
     steps = num_steps(config, num_rows)
-    accumulation = config.batch_size // config.micro_batch_size
     lines = [
         f"rows: {f'{num_rows:,}' if num_rows else 'streamed'} for training, "
         f"{len(eval_rows):,} held out" + (f" ({setup.summary()})" if setup.summary() else ""),
-        f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
-        f"{accumulation} accumulated",
+        _batch_line(config, parallelism.processes, trl=setup.trainer is not None),
         f"steps: {steps:,}, evaluated every {steps_between_evaluations(config, steps)}",
         _model_line(setup.model),
     ]
@@ -163,6 +179,16 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
         plan = estimate_offline(trainer, parallelism)
         trainer.close()
     return lines, plan
+
+
+def _batch_line(config: Any, processes: int, *, trl: bool) -> str:
+    """Return a line with the examples of a step of an offline run, and how they are divided."""
+    line, size = f"batch: {config.batch_size} examples per step", config.micro_batch_size
+    if not trl:
+        return f"{line}, in micro-batches of at most {size} x {config.max_length} tokens"
+    of_processes = f"{processes} processes x " if processes > 1 else ""
+    accumulated = config.batch_size // (size * processes)
+    return f"{line} = {size} at once x {of_processes}{accumulated} accumulated"
 
 
 def describe_online(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:

@@ -17,7 +17,8 @@ from rlhf.errors import UserError
 
 REPEAT_SECONDS = 2.0
 """In a worker process, a repeated signal counts as the same request for this time. A worker
-receives a signal to the whole job twice: from the sender and from its parent, such as torchrun."""
+receives a signal to the whole job twice: from the sender and from its parent, such as torchrun or
+the script of a task of Slurm."""
 
 
 class Interrupted(UserError):
@@ -133,4 +134,5 @@ class StopSignalRecorder:
 
 def _is_worker_process() -> bool:
     """Return whether a parent process of the same job passes signals on to this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or multiprocessing.parent_process() is not None
+    launchers = {"TORCHELASTIC_RUN_ID", "SLURM_ARRAY_TASK_ID"}
+    return bool(launchers & os.environ.keys()) or multiprocessing.parent_process() is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -282,7 +283,9 @@ def load_train_and_eval_rows(
     If ``counts`` is given, the numbers of rows of each source are added to it.
     """
     if config.data[0].streaming:
-        processes = config.data_processes or available_cpus()
+        # Every process of torchrun reads the stream.
+        readers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = config.data_processes or max(1, available_cpus() // readers)
         streamed = StreamedSource(config.data[0], config.seed, processes)
         return streamed, _load_rows(
             config, method, config.eval_data, what="eval_data", counts=counts

@@ -172,7 +172,9 @@ class OnlineTrainer(Trainer):
         )
         self.rollout_source = self._make_rollout_source()
         self.openings = SeenOpenings()
-        self.throughput = Throughput(self.policy) if config.profile else None
+        self.throughput = None
+        if config.profile:
+            self.throughput = Throughput(self.policy, processes=self.world.size)
         self.keep_best = config.keep_best
 
     def _make_optimizer_and_scheduler(self, config: OnlineConfig) -> tuple[Any, Any]:

@@ -58,9 +58,23 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
             f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
             "algorithm.kl_placement (with algorithm.kl_coef 0, the KL is not penalized)"
         )
+    check_number_of_processes(config, processes=int(os.environ.get("WORLD_SIZE", "1")))
     if config.rollout.max_staleness:
         _check_asynchronous(name, config, algorithm)
     return algorithm
+
+
+def check_number_of_processes(config: OnlineConfig, *, processes: int) -> None:
+    """Raise UserError if there are several training processes, but a key needs one."""
+    if processes == 1:
+        return
+    keys = {
+        "rollout.max_staleness": config.rollout.max_staleness > 0,
+        "rollout.engine.kind vllm": config.rollout.engine.kind == "vllm",
+    }
+    for key, is_set in keys.items():
+        if is_set:
+            raise UserError(f"{key} runs with one training process: start the run without torchrun")
 
 
 def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
@@ -70,12 +84,8 @@ def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -
     importance weight or a mask of sequences), but none is configured.
 
     Raises:
-        UserError: There are several training processes, or env.timeout needs the main thread.
+        UserError: env.timeout needs the main thread.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "rollout.max_staleness runs with one training process: start the run without torchrun"
-        )
     if config.env.timeout is not None and concurrency_of(config.env) == "lockstep":
         raise UserError(
             "env.timeout cannot be used with rollout.max_staleness and env.concurrency lockstep: "
@@ -133,17 +143,8 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
 
 
 def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:
-    """Return the engine that samples on the configured vLLM servers.
-
-    Raises:
-        UserError: The run has several training processes.
-    """
+    """Return the engine that samples on the configured vLLM servers."""
     spec = config.rollout.engine
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "rollout.engine.kind vllm runs with one training process: start the run without "
-            "torchrun"
-        )
     from rlhf.rollout.vllm.engine import VLLMEngine  # the local engine does not need it
 
     return VLLMEngine(

@@ -25,6 +25,7 @@ from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
+from rlhf.models.fast.packing import pad_all_rows
 from rlhf.models.policy import Policy, TokenLogprobsAndValues
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
@@ -149,6 +150,8 @@ class SupervisedTrainer(Trainer):
         examples = [] if isinstance(train_set, ExampleStream) else train_set
         steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
+        if getattr(model, "balancing_weight", 0.0):
+            pad_all_rows(setup.model)  # as for the load-balancing loss
         if config.activation_checkpointing:
             model.checkpoint_activations()
         if prepare_for_sharding(config):
@@ -190,7 +193,9 @@ class SupervisedTrainer(Trainer):
         self.schedule = BatchSchedule(len(examples), config.batch_size, steps, config.seed)
         self.evaluate_every = steps_between_evaluations(config, steps)
         self.log_every = options.logging_steps or default_logging_interval(steps)
-        self.throughput = Throughput(model) if config.profile else None
+        self.throughput = None
+        if config.profile:
+            self.throughput = Throughput(model, processes=self.world.size)
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:

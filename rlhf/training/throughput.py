@@ -14,11 +14,12 @@ class Throughput:
 
     Args:
         model: The policy or reward model in training.
+        processes: Number of processes that share the passes, each with a device of its own.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, processes: int = 1) -> None:
         self.model = model
-        self.peak_flops = measure_peak_flops(model.model.dtype, model.device)
+        self.peak_flops = processes * measure_peak_flops(model.model.dtype, model.device)
         self._reset()
 
     def _reset(self) -> None:
@@ -40,7 +41,10 @@ class Throughput:
         self._tokens += int(batch.attention_mask.sum())
         self._computed_tokens += computed
         self._flops += epochs * forward_and_backward_flops(
-            self.model.model, tokens=computed, head_tokens=trained
+            self.model.model,
+            tokens=computed,
+            head_tokens=trained,
+            critic=getattr(self.model, "value_trunk", None),
         )
 
     def pop_metrics(self) -> dict[str, float]:

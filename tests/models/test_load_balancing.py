@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.models.load_balancing import balancing_weight
 from rlhf.models.policy import Policy
 from rlhf.training.examples import Example
 from rlhf.training.supervised import collate_examples, sft_loss
 from tests.helpers.models import tiny_tokenizer
+from tests.helpers.training import offline_tree, write_rows
 from tests.models.families import model_of
 
 FAMILIES = ("mixtral", "qwen3_moe", "jetmoe", "granitemoe", "dbrx", "gpt_oss", "qwen3_next")
@@ -73,6 +75,31 @@ def test_micro_batches_are_weighted_by_tokens():
     )
     found = sum(sft_loss(policy, p, denominator=count)[0] for p in pieces)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("verb", ["sft", "dpo"])
+def test_micro_batches_keep_their_limit_although_rows_are_padded(tmp_path, monkeypatch, verb):
+    model = balanced("mixtral")
+    for part in (model, tiny_tokenizer()):
+        part.save_pretrained(tmp_path / "model")
+    texts = ["no " * (20 if i % 8 == 0 else 1) for i in range(24)]
+    columns = ("completion",) if verb == "sft" else ("chosen", "rejected")
+    rows = [{"prompt": f"p{i}", **dict.fromkeys(columns, t)} for i, t in enumerate(texts)]
+    if verb == "dpo":
+        rows = [row | {"rejected": "yes"} for row in rows]
+    sizes = []
+    score = Policy.score
+
+    def recorded(policy, tokens, *given, **settings):
+        sizes.append(tokens.numel())
+        return score(policy, tokens, *given, **settings)
+
+    monkeypatch.setattr(Policy, "score", recorded)
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    batches = {"batch_size": 8, "micro_batch_size": 2, "max_length": 64}
+    tree = offline_tree(tmp_path / "run", tmp_path / "model", data, **batches)
+    run_command(verb, {**tree, "trainer": {"max_steps": 2, "learning_rate": 1e-3}})
+    assert 64 < max(sizes) <= 2 * 64
 
 
 def test_without_the_setting_nothing_is_added():

@@ -36,6 +36,7 @@ from rlhf.rollout.sampling.base import (
 )
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
+from rlhf.rollout.vllm import client as client_module
 from rlhf.rollout.vllm.client import Client, ServerUnavailable
 from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
 from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
@@ -601,7 +602,7 @@ def test_a_killed_server_loses_and_repeats_no_completion(fake, open_engine) -> N
         assert completion.logprobs == pytest.approx(logprobs(model, completion), abs=1e-4)
 
 
-def test_internal_errors_are_repeated(fake, open_engine) -> None:
+def test_internal_errors_are_repeated(fake, open_engine, caplog) -> None:
     _, engine = open_engine(retry_seconds=8.0)
     engine.update_policy(0)
     (expected,) = sample(engine, request(0, [7, 8, 9]))
@@ -609,6 +610,7 @@ def test_internal_errors_are_repeated(fake, open_engine) -> None:
     (completion,) = sample(engine, request(0, [7, 8, 9]))
     assert completion.tokens == expected.tokens
     assert engine.pop_failed_attempt_count() == 2
+    assert "status 500, failure requested by the test" in caplog.text
 
 
 def test_dead_server_stops_the_engine_after_the_limit(fake, open_engine) -> None:
@@ -670,6 +672,48 @@ def test_the_engine_continues_without_a_lost_server(fake, open_engine, tmp_path,
     with pytest.raises(EngineStopped, match="no answer within"):
         engine.update_policy(3)
     fake.start()
+
+
+def test_only_the_first_request_waits_for_a_server_that_does_not_answer(
+    fake, open_engine, tmp_path
+) -> None:
+    second = FakeVLLM(tmp_path / "base")
+    _, engine = open_engine(urls=[fake.url, second.url])
+    engine.update_policy(0)
+    engine.servers[0].client.timeout = 0.3
+    fake.traps.delay = 2.0
+    for expected in (1, 0, 0):  # failed attempts
+        sample(engine, request(0, [7, 8]))
+        assert engine.pop_failed_attempt_count() == expected
+    second.kill()
+
+
+def test_a_lost_server_that_does_not_answer_costs_one_short_request(
+    fake, open_engine, tmp_path, monkeypatch
+) -> None:
+    """Its machine can be switched off, so that every request would last until the time limit."""
+    second = FakeVLLM(tmp_path / "base")
+    model, engine = open_engine(urls=[fake.url, second.url], retry_seconds=0.4)
+    engine.update_policy(0)
+    fake.kill()
+    update(model, seed=1)
+    engine.update_policy(1)
+    limits = []
+    with socket.create_server(("127.0.0.1", fake.port)):  # connects, but does not answer
+        monkeypatch.setattr(client_module, "PROBE_SECONDS", 0.2)
+        connect = client_module.connection_with_deadline
+
+        def recorded(*arguments: Any, timeout: float, **settings: Any) -> Any:
+            if settings["port"] == fake.port:
+                limits.append(timeout)
+            return connect(*arguments, timeout=timeout, **settings)
+
+        monkeypatch.setattr(client_module, "connection_with_deadline", recorded)
+        update(model, seed=2)
+        engine.update_policy(2)
+    assert limits == [0.2]
+    fake.start()
+    second.kill()
 
 
 def test_every_server_must_answer_at_the_start(fake, open_engine, tmp_path) -> None:

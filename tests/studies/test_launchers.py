@@ -18,12 +18,17 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
+from rlhf.cli.table import COMMANDS
 from rlhf.config.launcher import LauncherConfig
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.studies.jobs import Interruption, Job
 from rlhf.studies.launchers.base import JobQueue
-from rlhf.studies.launchers.slurm import _task_error, _write_configs_and_make_job_script
+from rlhf.studies.launchers.slurm import (
+    SlurmLauncher,
+    _task_error,
+    _write_configs_and_make_job_script,
+)
 from rlhf.studies.launchers.worker import run_job_and_return_error
 from tests.helpers.sweep import write_sweep
 
@@ -59,10 +64,7 @@ FAKE_SCANCEL = """\
 echo "$*" >> "$FAKE_SLURM/canceled"
 case "$*" in *RUNNING*) ;; *) exit 0 ;; esac
 task=$(cat "$FAKE_SLURM/task")
-for process in $(pgrep -P "$task"); do
-    for child in $(pgrep -P "$process"); do kill -TERM "$child"; done
-done
-kill -TERM "$task"
+kill -TERM $(pgrep -P "$task") "$task"
 """
 
 
@@ -308,7 +310,11 @@ def test_a_job_of_ray_that_fails_or_whose_process_dies_is_named(tmp_path, capsys
     assert f"no Ray cluster answers at {address}" in capsys.readouterr().err
 
 
-def test_the_script_of_a_task_waits_for_its_command_after_a_signal(tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [True, False], ids=["all processes", "the shell only"])
+def test_a_task_waits_for_the_checkpoint_of_its_command_after_a_signal(
+    tmp_path, monkeypatch, whole
+):
+    """`scancel --full` signals all processes, `--signal=B:TERM@120` only the shell of the task."""
     command = tmp_path / "command"
     command.write_text(
         f"#!/bin/sh\ntrap 'sleep 1; touch {tmp_path}/saved; exit 143' TERM\n"
@@ -316,12 +322,26 @@ def test_the_script_of_a_task_waits_for_its_command_after_a_signal(tmp_path, mon
     )
     command.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(command))
-    stages = (("rloo", {"output_dir": str(tmp_path / "out")}),)
-    script = tmp_path / "1.sh"
-    script.write_text(_write_configs_and_make_job_script(tmp_path, 1, Job("a", stages)))
-    process = subprocess.Popen(["sh", str(script)], start_new_session=True)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    launcher = SlurmLauncher(LauncherConfig(launcher="slurm"), COMMANDS, tmp_path / "it's a study")
+    stages = (("rloo", {"output_dir": str(tmp_path / "out")}), ("ppo", {"output_dir": "never"}))
+    folder, _ = launcher._write_array([Job("a", stages)])
+    process = subprocess.Popen(["sh", str(folder / "array.sh")], start_new_session=True)
     while not (tmp_path / "started").exists():
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)  # as scancel --full does
+    (os.killpg if whole else os.kill)(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     assert (tmp_path / "saved").exists()
+    assert (folder / "1.exit").read_text() == "143\n"
+
+
+def test_a_task_runs_its_stages_in_order_and_removes_their_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "echo")
+    (tmp_path / "a b/checkpoints").mkdir(parents=True)
+    stages = (("sft", {"output_dir": str(tmp_path / "a b")}), ("ppo", {"output_dir": "o"}))
+    script = tmp_path / "1.sh"
+    script.write_text(_write_configs_and_make_job_script(tmp_path, 1, Job("a", stages)))
+    text = subprocess.run(["sh", str(script)], check=True, capture_output=True, text=True).stdout
+    assert [line.split()[2] for line in text.splitlines()] == ["sft", "ppo"]
+    assert not (tmp_path / "a b/checkpoints").exists()

@@ -481,6 +481,30 @@ def test_every_offline_command_has_an_estimate(command, data, words, tmp_path, c
     assert words in out
 
 
+def test_a_plan_is_that_of_the_given_number_of_processes(tmp_path, capsys, monkeypatch, echo_model):
+    """The checks that depend on the number of processes are those of the run."""
+    rows_file = write_rows(tmp_path / "rows.jsonl", label_rows())
+    sizes = {"batch_size": 8, "micro_batch_size": 2}
+    tree = offline_tree(tmp_path / "run", save_model(tmp_path / "model"), rows_file, **sizes)
+    kto = ["kto", "--config", config_file(tmp_path, tree), "--dry-run"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(kto) == 0
+    line = "8 examples per step = 2 at once x 2 processes x 2 accumulated"
+    assert line in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(kto) == 2
+    assert "multiple of micro_batch_size x processes, got 8, 2 and 3" in capsys.readouterr().err
+    (tmp_path / "online").mkdir()
+    late = online_tree(tmp_path / "run", echo_model, rollout={"max_staleness": 1})
+    grpo = ["grpo", "--config", config_file(tmp_path / "online", late), "--dry-run"]
+    assert main(grpo) == 2
+    assert "max_staleness runs with one training process" in capsys.readouterr().err
+    for wrong in ("eight", "0", "-1", ""):
+        monkeypatch.setenv("WORLD_SIZE", wrong)
+        assert main(kto) == 2
+        assert f"WORLD_SIZE is {wrong!r}: set it to" in capsys.readouterr().err
+
+
 def test_only_the_first_process_prints_the_plan(sft_file, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

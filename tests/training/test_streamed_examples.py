@@ -15,12 +15,12 @@ import datasets
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.cli.table import run_command
+from rlhf.cli.table import configure, run_command
 from rlhf.common.files import json_line
 from rlhf.config.data import DataSpec
 from rlhf.data import load
 from rlhf.errors import UserError
-from rlhf.training import streamed_examples
+from rlhf.training import offline, streamed_examples
 from rlhf.training.examples import ExampleEncoder
 from rlhf.training.streamed_examples import ExampleStream, StreamedSource
 from tests.helpers.training import (
@@ -225,6 +225,21 @@ def test_impossible_combinations_are_one_line(tmp_path, echo_model, capsys, comm
     errors = capsys.readouterr().err
     assert message in errors
     assert "data.streaming" in errors
+
+
+@pytest.mark.parametrize(("local_processes", "expected"), [(None, 8), ("4", 2), ("16", 1)])
+def test_the_processes_of_a_machine_share_its_processors(
+    tmp_path, echo_model, monkeypatch, local_processes, expected
+):
+    """Each process of a run encodes the whole stream with worker processes of its own."""
+    monkeypatch.setattr(offline, "available_cpus", lambda: 8)
+    if local_processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_processes)
+    tree = streamed_tree(tmp_path, echo_model, "run", trainer={"max_steps": 8})
+    config = configure("sft", tree | {"data_processes": None})
+    rows, _ = offline.load_train_and_eval_rows(config, offline.METHODS["sft"])
+    assert isinstance(rows, StreamedSource)
+    assert rows.processes == expected
 
 
 def test_other_data_cannot_be_streamed(tmp_path, echo_model):

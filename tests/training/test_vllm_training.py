@@ -22,6 +22,7 @@ from rlhf.config.load import merge_trees
 from rlhf.errors import UserError
 from rlhf.rollout.vllm import engine as engine_module
 from rlhf.rollout.vllm.engine import request_seed
+from rlhf.training.online_setup import check_online_config
 from tests.helpers.training import (
     Tree,
     checkpoint_of,
@@ -238,12 +239,10 @@ def test_adapters_that_vllm_cannot_serve_are_refused(echo_model, tmp_path, key):
 
 
 def test_several_processes_are_refused(echo_model, tmp_path, monkeypatch):
-    from rlhf.training.online_setup import open_external_engine
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = configure("grpo", tree_of(tmp_path, echo_model, "http://localhost:1"))
     with pytest.raises(UserError, match="one training process"):
-        open_external_engine(config, None)
+        check_online_config("grpo", config)
 
 
 @pytest.fixture

@@ -273,11 +273,17 @@ def uses_packed_attention(trunk: Any) -> bool:
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
     """Return whether the decoder packs rows with this attention mask [B, T].
 
-    The decoder must use packed attention, and no row may be longer than its attention window.
+    The decoder must use packed attention, `pad_all_rows` must not have been called, and no row may
+    be longer than the attention window.
     """
     window = smallest_attention_window(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
-    return uses_packed_attention(trunk) and fits
+    return uses_packed_attention(trunk) and fits and not getattr(trunk, "pads_all_rows", False)
+
+
+def pad_all_rows(model: Any) -> None:
+    """Pad the rows of all batches of a causal model, although its attention can pack them."""
+    trunk_of(model).pads_all_rows = True
 
 
 def select_attention_without_packing(model: Any, name: str) -> None:

@@ -16,6 +16,8 @@ from rlhf.errors import UserError, first_line
 
 MAX_BODY = 64 * 2**20
 """Size of the largest response that is read, in bytes."""
+PROBE_SECONDS = 5.0
+"""Time limit of a request that tests whether a server answers."""
 _UNAVAILABLE_STATUS = (408, 425, 429)
 """Status codes below 500 after which a request is repeated."""
 
@@ -112,6 +114,14 @@ class Client:
         except OSError:
             return True
 
+    def answers(self) -> bool:
+        """Return whether the server answers within `PROBE_SECONDS`."""
+        try:
+            Client(self.url, timeout=min(self.timeout, PROBE_SECONDS)).get("/v1/models")
+        except ServerUnavailable:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the connection of `start_restart_detection`."""
         if self._sentinel is not None:
@@ -164,24 +174,23 @@ class Client:
                 cancel.attach(None)
             connection.close()
         if response.status in _UNAVAILABLE_STATUS or response.status >= 500:
-            raise ServerUnavailable(f"{self.url}{path}: status {response.status}")
+            raise ServerUnavailable(_failure_text(self.url + path, response.status, text))
         if response.status != 200:
-            raise ServerRefusal(
-                f"{self.url}{path}: status {response.status}, {_error_message(text)}",
-                response.status,
-            )
+            failure = _failure_text(self.url + path, response.status, text)
+            raise ServerRefusal(failure, response.status)
         try:
             return json.loads(text) if text else None
         except ValueError:
             return text
 
 
-def _error_message(text: str) -> str:
-    """Return the message in the body of an error response, in one line."""
+def _failure_text(address: str, status: int, text: str) -> str:
+    """Return the address, the status and the message of an error response, in one line."""
     try:
         body = json.loads(text)
         body = body.get("error", body)
         text = str(body.get("message", body))
     except (ValueError, AttributeError):
         pass
-    return " ".join(text.split())[:300]
+    message = " ".join(text.split())[:300]
+    return f"{address}: status {status}" + (f", {message}" if message else "")

@@ -70,6 +70,8 @@ class VLLMEngine:
         ]
         self._lost: set[int] = set()
         """Indices of the servers without which the run continues, because they do not answer."""
+        self._slow: set[int] = set()
+        """Indices of the servers that have exceeded ``request_timeout`` since the last update."""
         self._repeated = 0
         self._locks = [threading.Lock() for _ in clients]
         self._pool = ThreadPoolExecutor(max_requests, thread_name_prefix="vllm")
@@ -115,6 +117,7 @@ class VLLMEngine:
         if previous is None or version != self.policy_version:
             self.publisher.publish()
             self.policy_version = version
+        self._slow.clear()
         try:
             self._retry(self._load_into_all_servers, Cancellation())
         except EngineStopped:
@@ -139,7 +142,11 @@ class VLLMEngine:
                 have the weights.
         """
         failure = None
-        for index in range(len(self.servers)):
+        for index, server in enumerate(self.servers):
+            # Without this test, a machine that is switched off would cost the time limit of a
+            # request in every step.
+            if index in self._lost and not server.client.answers():
+                continue
             try:
                 self._ensure_current_weights(index)
                 self._lost.discard(index)
@@ -237,8 +244,9 @@ class VLLMEngine:
     def _sample_and_queue_result(self, request: Request, cancel: Cancellation) -> None:
         """Sample a completion, in a thread, and queue the result."""
         count, episode = len(self.servers), request.episode_id
-        # An episode stays with its server's cache. A lost server is tried last.
-        order = sorted(range(count), key=lambda i: (i in self._lost, (i - episode) % count))
+        # An episode stays with its server's cache. A lost or slow server is tried last.
+        last = self._lost | self._slow
+        order = sorted(range(count), key=lambda i: (i in last, (i - episode) % count))
         servers = itertools.cycle(order)
         result: Completion | Exception
         try:
@@ -314,8 +322,13 @@ class VLLMEngine:
             stop_ids=sampling.stop_ids,
             seed=request_seed(request.seed),
         )
+        start = time.monotonic()
         try:
             answer = server.client.post("/v1/completions", body, cancel=cancel)
+        except ServerUnavailable:
+            if time.monotonic() - start >= server.client.timeout:
+                self._slow.add(server_index)
+            raise
         except ServerRefusal as error:
             if error.status == 404 or server.client.restarted():  # the adapter was lost
                 with self._locks[server_index]:

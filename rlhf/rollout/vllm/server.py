@@ -12,7 +12,7 @@ from pathlib import Path
 from rlhf.config.model import LoraSpec
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
-from rlhf.rollout.vllm.client import Client, ServerRefusal, ServerUnavailable
+from rlhf.rollout.vllm.client import PROBE_SECONDS, Client, ServerRefusal, ServerUnavailable
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of --max-lora-rank that vLLM accepts."""
@@ -20,8 +20,6 @@ _ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # enables /v1/load_lora_adapter
     "VLLM_SERVER_DEV_MODE": "1",  # enables /collective_rpc and /reset_prefix_cache
 }
-_PROBE_SECONDS = 5.0
-"""Time limit of a request that tests whether a server answers."""
 
 
 def server_command(
@@ -113,7 +111,7 @@ def wait_until_ready(
         UserError: The process ended, the server did not answer within the time limit, or another
             program answers. In the last two cases, the process is ended.
     """
-    client = Client(url, timeout=_PROBE_SECONDS)
+    client = Client(url, timeout=PROBE_SECONDS)
     deadline = time.monotonic() + seconds
     while True:
         if process.poll() is not None:
@@ -149,7 +147,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def is_answering(url: str) -> bool:
     """Return whether a program accepts connections at the address."""
-    client = Client(url, timeout=_PROBE_SECONDS)
+    client = Client(url, timeout=PROBE_SECONDS)
     try:
         client.start_restart_detection()
     except ServerUnavailable:

@@ -37,14 +37,26 @@ POLL_SECONDS = 1.0
 _ARRAY_TEMPLATE = """\
 #!/bin/sh
 # Submit with: {submit}
-# The command receives the signal too. The shell waits until the command has saved a checkpoint.
-trap : TERM INT HUP
-sh {folder}/"$SLURM_ARRAY_TASK_ID".sh
-code=$?
+folder={folder}
+task="$SLURM_ARRAY_TASK_ID"
 # A reader must not see an empty file.
-echo $code > {folder}/".$SLURM_ARRAY_TASK_ID.exit.rlhf-part"
-mv {folder}/".$SLURM_ARRAY_TASK_ID.exit.rlhf-part" {folder}/"$SLURM_ARRAY_TASK_ID".exit
-exit $code
+trap 'echo $? > "$folder/.$task.exit.rlhf-part"
+mv "$folder/.$task.exit.rlhf-part" "$folder/$task.exit"' EXIT
+. "$folder/$task.sh"
+"""
+
+_RUN_FUNCTION = """\
+# Slurm sends some signals to this shell only, such as that of --signal=B:TERM@120. The shell passes
+# them on, and waits until the command has saved a checkpoint.
+trap 'stop=1; kill -TERM $child 2> /dev/null' TERM INT HUP
+run() {
+    "$@" &
+    child=$!
+    [ -z "$stop" ] || kill -TERM $child
+    wait $child; code=$?
+    while kill -0 $child 2> /dev/null; do wait $child; code=$?; done
+    return $code
+}
 """
 
 
@@ -154,14 +166,13 @@ class SlurmLauncher:
 
 def _write_configs_and_make_job_script(folder: Path, task: int, job: Job) -> str:
     """Write the configurations of a job's stages, and return a shell script with its commands."""
-    # Slurm sends a signal to all processes; this shell waits for the checkpoint of its command.
-    lines = [f"# {job.key}", "trap : TERM INT HUP"]
+    lines = [f"# {job.key}", _RUN_FUNCTION.rstrip()]
     for number, (command, tree) in enumerate(job.stages, 1):
         config = folder / f"{task}-{number}.yaml"
         write_text(config, dump_yaml(tree))
         words = [sys.executable, "-m", "rlhf", *command.split(), "--config", str(config)]
         checkpoints = Path(tree["output_dir"]).resolve() / "checkpoints"
-        lines += [f"{shlex.join(words)} || exit", f"rm -rf {shlex.quote(str(checkpoints))}"]
+        lines += [f"run {shlex.join(words)} || exit", f"rm -rf {shlex.quote(str(checkpoints))}"]
     return "\n".join(lines) + "\n"
 
 

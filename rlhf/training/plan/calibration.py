@@ -21,7 +21,7 @@ from torch import nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.models.architecture import trunk_of
-from rlhf.models.flops import forward_and_backward_flops
+from rlhf.models.flops import forward_and_backward_flops, forward_flops
 from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.decoder_selection import UNSUPPORTED_ERRORS
@@ -115,7 +115,8 @@ def _measure_short_models(
     short, larger = [_with_first_blocks(model, count) for count in counts], counts[-1]
     batch = _rows_within_flops_limit(short[-1], micro_batch, tokens_of)
     tokens, head_tokens = tokens_of(batch), int(batch.action_mask.sum())
-    flops = forward_and_backward_flops(short[-1], tokens=tokens, head_tokens=head_tokens)
+    sizes = {"tokens": tokens, "head_tokens": head_tokens}
+    flops = forward_and_backward_flops(short[-1], **sizes), forward_flops(short[-1], **sizes)
 
     def update(model: Any) -> None:
         run(model, batch).backward()
@@ -126,7 +127,7 @@ def _measure_short_models(
         run(model, batch)
 
     speeds = []
-    for function, share in ((update, 1.0), (forward, 1 / 3)):
+    for function, operations in zip((update, forward), flops, strict=True):
         seconds = _median_seconds(*(functools.partial(function, each) for each in short))
         block = seconds[-1] / larger  # if there is one model, its head counts as a part of it
         if len(counts) > 1:
@@ -136,7 +137,7 @@ def _measure_short_models(
             PassSpeed(
                 per_token=count_blocks(model) * block / tokens,
                 per_head_token=rest / max(head_tokens, 1),
-                flops_per_second=share * flops / seconds[-1],
+                flops_per_second=operations / seconds[-1],
             )
         )
     return speeds[0], speeds[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf.models.architecture import trunk_of
-from rlhf.models.flops import forward_and_backward_flops, measure_peak_flops
+from rlhf.models.flops import forward_and_backward_flops, forward_flops, measure_peak_flops
 from rlhf.training.examples import Example
 from rlhf.training.methods import TrainingSetup
 from rlhf.training.plan.calibration import PassSpeed
@@ -52,17 +52,19 @@ def estimate_trl(
         tokens = config.micro_batch_size * texts_per_example * length
         sizes = formula_pass_size(trunk_of(model), tokens)
         head = head_size(model, tokens)
-        accumulation = config.batch_size // config.micro_batch_size
+        accumulation = config.batch_size // (config.micro_batch_size * parallelism.processes)
         return {
             "update": update_memory(state, sizes, head, micro_batches=accumulation),
             "checkpoint": checkpoint_memory(state),
         }
 
-    passes = 1.0 + (1 / 3 if reference is not None else 0.0)
     tokens = config.batch_size * statistics.fmean(
         [float(max(texts) * len(texts)) for texts in lengths]
     )
-    flops = passes * forward_and_backward_flops(model, tokens=1, head_tokens=1) * tokens
+    per_token = forward_and_backward_flops(model, tokens=1, head_tokens=1)
+    if reference is not None:
+        per_token += forward_flops(reference, tokens=1, head_tokens=1)
+    flops = per_token * tokens
     rate = measure_peak_flops(model.dtype, model.device)
     speed = PassSpeed(flops / tokens / rate, 0.0, rate)
     duration = StepDuration(passes=flops / parallelism.processes / rate)

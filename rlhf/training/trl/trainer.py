@@ -204,11 +204,7 @@ def make_training_arguments(
             processes, or the value of an option is invalid.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size % (config.micro_batch_size * world):
-        raise UserError(
-            f"batch_size must be a multiple of micro_batch_size x processes, got "
-            f"{config.batch_size}, {config.micro_batch_size} and {world}"
-        )
+    check_batch_is_divisible(config, processes=world)
     steps = num_steps(config, num_rows)
     every = steps_between_evaluations(config, steps)
     defaults: dict[str, Any] = {
@@ -244,6 +240,15 @@ def make_training_arguments(
     arguments = {**defaults, **spec.defaults, **requested, **fixed, **spec.fixed}
     with option_errors_as_user_errors():
         return spec.options(**arguments)
+
+
+def check_batch_is_divisible(config: OfflineConfig, *, processes: int) -> None:
+    """Raise UserError if the processes cannot share the micro-batches of a step equally."""
+    if config.batch_size % (config.micro_batch_size * processes):
+        raise UserError(
+            f"batch_size must be a multiple of micro_batch_size x processes, got "
+            f"{config.batch_size}, {config.micro_batch_size} and {processes}"
+        )
 
 
 def make_trainer(
