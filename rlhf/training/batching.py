@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from rlhf.models.fast.packing import common_prefix_length
+from rlhf.models.fast.packing import add_row_to_prefix_groups, count_saved_tokens
 
 
 def group_into_micro_batches(
@@ -27,8 +26,9 @@ def group_into_micro_batches(
         group_ids: [B] ids. The rows of a group, such as the two replies of a pair, are placed in
             the same micro-batch.
         max_tokens: Maximum number of tokens that the model computes for a micro-batch. If rows are
-            packed, a prefix that neighboring rows share counts once. If rows are padded, padding
-            counts too. A single group can exceed the maximum.
+            packed, a prefix that neighboring rows share counts once if it is computed once (see
+            `group_by_shared_prefix`). If rows are padded, padding counts too. A single group can
+            exceed the maximum.
         packed: Whether rows are packed instead of padded. Packed groups keep their order, so that
             completions of a prompt stay neighbors. Padded groups are sorted by length.
 
@@ -60,21 +60,27 @@ def _group_by_length(
 
 
 def _group_in_order(
-    groups: list[list[int]], tokens: np.ndarray, lengths: np.ndarray, max_tokens: int
+    units: list[list[int]], tokens: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
-    """Join consecutive groups. A prefix that neighboring rows share counts once."""
+    """Join consecutive units of rows. A prefix that is computed once counts once."""
     batches: list[list[int]] = []
+    groups: list[tuple[list[int], int]] = []  # rows of the last micro-batch with a shared prefix
     size = 0
-    for group in groups:
-        previous = batches[-1][-1:] if batches else []
-        chain = [*previous, *group]
-        pairs = itertools.pairwise(chain)
-        shared = [common_prefix_length(tokens, lengths, first, second) for first, second in pairs]
-        num_tokens = int(lengths[group].sum())
-        if batches and size + num_tokens - sum(shared) <= max_tokens:
-            batches[-1] += group
-            size += num_tokens - sum(shared)
-        else:
-            batches.append(list(group))
-            size = num_tokens - sum(shared[len(previous) :])
+    for unit in units:
+        joined = groups[-1:]  # earlier groups get no further rows
+        saved = -count_saved_tokens(joined)
+        for row in unit:
+            add_row_to_prefix_groups(joined, tokens, lengths, row)
+        saved += count_saved_tokens(joined)
+        num_tokens = int(lengths[unit].sum())
+        if batches and size + num_tokens - saved <= max_tokens:
+            batches[-1] += unit
+            groups[-1:] = joined
+            size += num_tokens - saved
+            continue
+        batches.append(list(unit))
+        groups = []
+        for row in unit:
+            add_row_to_prefix_groups(groups, tokens, lengths, row)
+        size = num_tokens - count_saved_tokens(groups)
     return batches

@@ -1,7 +1,12 @@
 """Portions of rows: every row once, units whole, the limit kept."""
 
+import itertools
+
+import pytest
 import torch
 
+from rlhf.models.fast import packing
+from rlhf.models.fast.packing import count_computed_tokens
 from rlhf.training.batching import group_into_micro_batches
 
 
@@ -24,7 +29,8 @@ def test_padded_rows_of_similar_length_meet():
     assert [sorted(batch) for batch in batches] == [[3, 4], [0, 2], [1, 5]]
 
 
-def test_packed_rows_keep_their_order_and_count_what_they_share_once():
+def test_packed_rows_keep_their_order_and_count_what_they_share_once(monkeypatch):
+    monkeypatch.setattr(packing, "MIN_SAVED_TOKENS", 1)
     tokens, mask = rows("prompt-a", "prompt-b", "prompt-c", "other")
     # 8 + 1 + 1 tokens, then 5 more.
     batches = group_into_micro_batches(tokens, mask, range(4), max_tokens=10, packed=True)
@@ -37,6 +43,27 @@ def test_packed_rows_keep_their_order_and_count_what_they_share_once():
         [2],
         [3],
     ]
+
+
+@pytest.mark.parametrize("prefix", [0, 20, 40])
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_model_computes_at_most_the_limit(prefix, size):
+    """A short prefix, such as that of a chat template, is computed for every row."""
+    generator = torch.Generator().manual_seed(prefix)
+    lengths = torch.randint(prefix + 1, prefix + 20, (60,), generator=generator)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.randint(1, 50, mask.shape, generator=generator)
+    tokens[:, :prefix] = 1
+    units = [row // size for row in range(60)]
+    limit = 300
+    batches = group_into_micro_batches(tokens, mask, units, max_tokens=limit, packed=True)
+
+    def computed(rows):
+        return count_computed_tokens(tokens[rows], mask[rows], packed=True)
+
+    assert list(itertools.chain(*batches)) == list(range(60))
+    for batch, following in itertools.pairwise(batches):
+        assert computed(batch) <= limit < computed(batch + following[:size])
 
 
 def test_packed_units_stay_whole_even_beyond_the_limit():

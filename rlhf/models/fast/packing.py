@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +98,35 @@ def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[
     """
     groups: list[tuple[list[int], int]] = []
     for row in range(len(rows)):
-        if groups:
-            members, shared = groups[-1]
-            common = common_prefix_length(rows, lengths, members[0], row)
-            together = min(shared, common)
-            if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
-                groups[-1] = ([*members, row], together)
-                continue
-        groups.append(([row], int(lengths[row])))
+        add_row_to_prefix_groups(groups, rows, lengths, row)
     return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
+
+
+def add_row_to_prefix_groups(
+    groups: list[tuple[list[int], int]], rows: np.ndarray, lengths: np.ndarray, row: int
+) -> None:
+    """Add the next row to the last group or as a new group, in place.
+
+    Args:
+        groups: Groups as in `group_by_shared_prefix`, except that the prefix of a single row is the
+            whole row. The lists of their rows are not changed.
+        rows: Token ids [B, T], padded on the right.
+        lengths: Lengths of the rows, [B].
+        row: Index of the row.
+    """
+    if groups:
+        members, shared = groups[-1]
+        common = common_prefix_length(rows, lengths, members[0], row)
+        together = min(shared, common)
+        if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
+            groups[-1] = ([*members, row], together)
+            return
+    groups.append(([row], int(lengths[row])))
+
+
+def count_saved_tokens(groups: Iterable[tuple[list[int], int]]) -> int:
+    """Return the number of tokens that are not computed because they are in a shared prefix."""
+    return sum((len(members) - 1) * shared for members, shared in groups)
 
 
 def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
@@ -123,10 +144,7 @@ def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: boo
     if not packed:
         return tokens.numel()
     rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
-    saved = sum(
-        (len(members) - 1) * shared for members, shared in group_by_shared_prefix(rows, lengths)
-    )
-    return int(lengths.sum()) - saved
+    return int(lengths.sum()) - count_saved_tokens(group_by_shared_prefix(rows, lengths))
 
 
 def flat_states_and_token_index(
