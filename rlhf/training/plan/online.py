@@ -93,6 +93,11 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     ]
     if trainer.external_engine is not None:
         assumptions.append("the time of sampling with an external engine is not estimated")
+    if trainer.policy_copy is not None:
+        assumptions.append(
+            "upper bound: with rollout.max_staleness, the parts of a step before the update run "
+            "during earlier updates if they use another processor"
+        )
     return Plan(
         phases=_phases(trainer, state, batches, parallelism),
         bound={},
