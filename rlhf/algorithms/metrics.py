@@ -30,6 +30,11 @@ class MetricSums:
             maxima=_merge(self.maxima, other.maxima, torch.maximum),
         )
 
+    def on_cpu(self) -> "MetricSums":
+        """Return the metrics with tensors on the CPU."""
+        parts = (self.means, self.sums, self.maxima)
+        return MetricSums(*({name: value.cpu() for name, value in part.items()} for part in parts))
+
     def compute(self) -> dict[str, float]:
         """Return all metrics by name, as floats; means whose count is 0 are omitted."""
         means = {

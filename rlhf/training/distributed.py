@@ -28,8 +28,10 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from rlhf.algorithms.metrics import MetricSums
 from rlhf.common.foreign import end_process
 from rlhf.errors import UserError, first_line
+from rlhf.models.precision import default_device
 from rlhf.models.sharding.tensors import is_sharded
 from rlhf.runs.launch import configure_malloc_to_return_memory
 
@@ -197,6 +199,13 @@ class World:
             distributed.all_gather_object(values, value)
         return values
 
+    def sum_metrics(self, metrics: MetricSums) -> MetricSums:
+        """Return the sum of the metrics of all processes."""
+        if self.size == 1:
+            return metrics
+        # A tensor on a GPU would be received on the GPU of the process that sent it.
+        return sum(self.gather(metrics.on_cpu()), MetricSums())
+
     def first_not_none(self, value: Any) -> Any:
         """Return the first value, by rank, that is not None; None if every value is None."""
         return next((value for value in self.gather(value) if value is not None), None)
@@ -313,6 +322,9 @@ def _join_group(backend: str) -> None:
         UserError: A process did not start within `START_SECONDS`.
     """
     limit = timedelta(seconds=START_SECONDS)
+    device = default_device()
+    if device.type == "cuda":  # collective operations use the current device
+        torch.cuda.set_device(device)
     try:
         store, rank, size = next(distributed.rendezvous("env://", timeout=limit))
         store.set(f"started/{rank}", "")

@@ -128,7 +128,7 @@ class DPOTrainer(SupervisedTrainer):
         logprobs = [torch.zeros(0)] * len(self.examples[split])
         for rows in batches:
             batch = super().make_batch(split, rows)
-            scored = torch.zeros(batch.tokens.shape, dtype=self.model.logprob_dtype)
+            scored = torch.zeros_like(batch.tokens, dtype=self.model.logprob_dtype)
             for indices, weight in self.micro_batch_row_indices(batch):
                 micro_batch = batch.select(indices)
                 width = micro_batch.tokens.shape[1]
@@ -139,8 +139,9 @@ class DPOTrainer(SupervisedTrainer):
                     with_entropy=False,
                 )
                 if weight:
-                    scored[indices, :width] = outputs.logprobs.cpu()
+                    scored[indices, :width] = outputs.logprobs
             self.world.all_reduce([scored])
+            scored = scored.cpu()
             for index, row in enumerate(rows):
                 in_pair = (batch.require("pair_ids") == index).cpu()
                 width = int(batch.attention_mask[in_pair].sum(1).max())

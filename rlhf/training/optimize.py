@@ -118,7 +118,7 @@ def compute_checked_gradients(
     if critic_only:
         # If the critic shares the transformer, the value loss also has gradients in the policy.
         trainer.policy.model.zero_grad(set_to_none=True)
-    sums = sum(trainer.world.gather(sums), MetricSums())
+    sums = trainer.world.sum_metrics(sums)
     check_losses_are_finite(sums)
     if first:
         check_ratios_before_first_update(sums.means["policy/approx_kl"], trainer.policy.model.dtype)

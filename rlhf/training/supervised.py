@@ -278,7 +278,7 @@ class SupervisedTrainer(Trainer):
                 total = total + sums
         self.record_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
-        total = sum(self.world.gather(total), MetricSums())
+        total = self.world.sum_metrics(total)
         check_losses_are_finite(total)
         return total
 
@@ -314,7 +314,7 @@ class SupervisedTrainer(Trainer):
                 sums = self.loss(micro_batch, denominators=denominators)[1]
                 if weight:
                     total = total + sums
-        return _metrics_with_prefix("eval", sum(self.world.gather(total), MetricSums()))
+        return _metrics_with_prefix("eval", self.world.sum_metrics(total))
 
     def stateful_objects(self) -> dict[str, Stateful]:
         state = super().stateful_objects()

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
 
+from rlhf.algorithms.metrics import MetricSums
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
@@ -224,6 +225,33 @@ def test_the_others_are_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) ->
         UserError, match=r"other processes .* did not start within 0\.5 s, or ended"
     ):
         training_distributed.init_distributed()
+
+
+def test_collective_operations_use_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, every process would communicate with the first GPU, which NCCL refuses."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    store = torch.distributed.HashStore()
+    group = training_distributed.distributed
+    monkeypatch.setattr(group, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    monkeypatch.setattr(group, "init_process_group", lambda backend, **_: calls.append(backend))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    training_distributed._join_group("nccl")
+    assert calls == [torch.device("cuda", 3), "nccl"]
+
+
+def test_metrics_are_sent_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor on a GPU is received on the GPU of the sender, and cannot be added to others."""
+
+    class OnGPU:
+        def cpu(self) -> torch.Tensor:
+            return torch.tensor(2.0)
+
+    monkeypatch.setattr(World, "gather", lambda world, value: [value, value])
+    sums = MetricSums(sums={"loss": cast("torch.Tensor", OnGPU())})
+    assert World(0, 2).sum_metrics(sums).compute() == {"loss": 4.0}
+    assert World().sum_metrics(sums) is sums
 
 
 def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:

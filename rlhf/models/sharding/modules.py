@@ -64,8 +64,6 @@ class ShardedModules:
         deferred: DeferredWeights | None = None,
         prefixes: Mapping[str, str] | None = None,
     ) -> None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # FSDP communicates on the current device
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         self.root: Any = _Root(modules)
         parameters = list(self.root.parameters())
