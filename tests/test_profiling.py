@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_operations_of_an_update_by_hand():
 
 def test_operations_of_frozen_weights_and_of_a_separate_critic_by_hand():
     """Two operations forward, two for the gradient of the input, two for that of the weight."""
-    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
+    sizes: Any = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=10, num_attention_heads=2, tie_word_embeddings=False, **sizes)
     model = LlamaForCausalLM(config)
     trunk = 4 * 4 * 4 + 3 * 4 * 6 + 2 * 4 + 4
@@ -67,10 +68,10 @@ def test_operations_of_frozen_weights_and_of_a_separate_critic_by_hand():
 
 
 def test_operations_of_a_mixture_are_those_of_the_experts_that_a_token_uses():
-    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 10}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 1}
-    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, **experts))
+    sizes: Any = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    experts: Any = {"num_local_experts": 4, "num_experts_per_tok": 1}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=10, **sizes, **heads, **experts))
     trunk = 4 * 4 * 4 + 3 * 4 * 6 + 4 * 4 + 2 * 4 + 4  # one expert of four, and the router
     assert forward_and_backward_flops(model, tokens=7, head_tokens=3) == 6 * (trunk * 7 + 40 * 3)
 
