@@ -106,7 +106,7 @@ def train_with_trainer(
         run: The run directory.
         method: Training method of the command.
         setup: Setup of the run.
-        sets: Training examples and held-out examples.
+        sets: Training and held-out examples.
         callbacks: Callbacks of the user.
 
     Returns:
@@ -141,20 +141,8 @@ def train_with_trainer(
             _prepare_to_resume(trainer, run, callback, checkpoint, configured=configured)
         else:
             _check_and_record_changes(run, options, done=0, configured=configured)
-            run.rewind(-1)
-            with option_errors_as_user_errors():
-                trainer.evaluate()  # step 0: the initial model
-            write_reply_samples(
-                run, setup.model, setup.tokenizer, setup.prompts, step=0, before_or_after="before"
-            )
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except Exception as error:
-            if checkpoint and not callback.has_begun:
-                raise_if_unfit(error, checkpoint, callback.world)
-            raise
-        finally:
-            callback.close()
+            _evaluate_initial_model(trainer, run, setup)
+        _train_from_checkpoint(trainer, callback, checkpoint)
         stop.number = callback.world.first_not_none(stop.number)
         stop.raise_if_requested(run.directory)
     return trainer.model, trainer.state.global_step
@@ -168,6 +156,16 @@ def _find_last_checkpoint(config: OfflineConfig, run: Run, world: World) -> Path
     # Only one process removes damaged checkpoints.
     last = remove_incomplete_and_find_last(directory) if run.writes else None
     return world.first_not_none(last)
+
+
+def _evaluate_initial_model(trainer: Any, run: Run, setup: TrainingSetup) -> None:
+    """Log the held-out loss and replies of the initial model as step 0."""
+    run.rewind(-1)
+    with option_errors_as_user_errors():
+        trainer.evaluate()
+    write_reply_samples(
+        run, setup.model, setup.tokenizer, setup.prompts, step=0, before_or_after="before"
+    )
 
 
 def _prepare_to_resume(
@@ -187,6 +185,22 @@ def _prepare_to_resume(
     if callback.callbacks.stopped or done >= configured:
         # With any other number, the trainer takes a step before it compares the numbers.
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
+
+
+def _train_from_checkpoint(trainer: Any, callback: RunCallback, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start if it is None.
+
+    Raises:
+        UserError: The checkpoint does not fit the run, or training diverged.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if checkpoint and not callback.has_begun:
+            raise_if_unfit(error, checkpoint, callback.world)
+        raise
+    finally:
+        callback.close()
 
 
 def _check_and_record_changes(run: Run, options: Any, *, done: int, configured: int) -> None:
