@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.text import count_text
 from rlhf.config.serve import ServeConfig, ServerLimits
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
@@ -143,9 +142,8 @@ class ServedModel:
         if requested is not None and requested > room:
             raise ApiError(
                 400,
-                f"{option}: {count_text(requested, 'token')} after a prompt of "
-                f"{count_text(self.max_tokens - room, 'token')} exceed the limit of "
-                f"{count_text(self.max_tokens, 'token')}",
+                f"{option}: {requested} tokens after a prompt of {self.max_tokens - room} tokens "
+                f"exceed the limit of {self.max_tokens} tokens",
                 param=option,
                 code="context_length_exceeded",
             )
