@@ -86,7 +86,10 @@ class FreeText(gym.Space[str]):
         return f"FreeText({self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FreeText:
-        """Copy the space but share the sampler, whose copy would contain the whole environment."""
+        """Copy the space without its random state. The sampler is shared, not copied.
+
+        A copy of the sampler would contain the whole environment.
+        """
         return FreeText(self.max_length, sampler=self._sampler)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,10 +100,11 @@ class FreeText(gym.Space[str]):
 class TextEnv(gym.Env[str, str]):
     """A gymnasium environment with text observations and text actions.
 
-    Subclasses define `start` and `step` and override the ground-truth methods that they can
-    compute. `step` subtracts 1 from `turns_left` and builds its result with `turn`. An environment
-    whose `reset` needs the seed, or adds keys to the info dictionary, overrides `reset` and builds
-    the result with `opening`. An episode that ends by a rule of the task, including a turn limit,
+    Subclasses define `start` and `step`, and those of `legal_actions`, `action_values`,
+    `optimal_value` and `random_value` that they can compute. `step` builds its result with `turn`,
+    and subtracts 1 from `turns_left` if there are several turns. An environment whose `reset` needs
+    the seed, or adds keys to the info dictionary, overrides `reset` and builds the result with
+    `opening`. An episode that ends by a rule of the task, including a turn limit,
     is `terminated`. Only wrappers and the code that runs the environment set `truncated`.
 
     The info dictionaries of `reset` and `step` have these keys with fixed types: `valid` (bool:
@@ -205,7 +209,7 @@ class TextEnv(gym.Env[str, str]):
     def optimal_value(self) -> float:
         """Return the highest expected return of any policy that sees only the observations.
 
-        Implementations compute the value; they do not return a stored constant.
+        Implementations compute the value from the settings of the environment.
         """
         raise NotImplementedError(f"{type(self).__name__} does not compute its optimal value")
 

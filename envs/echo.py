@@ -13,9 +13,9 @@ WORDS = (
 class Echo(TextEnv):
     """Repeat the word in the observation, in a single turn.
 
-    State and observation: the word. Action: a word. Reward: 1.0 if the reply, without surrounding
-    white space, equals the word, else 0.0. This task is a text version of the identity environment
-    that reinforcement-learning libraries use in their tests.
+    State: the word. Observation: "Repeat: " and the word. Action: a word. Reward: 1.0 if the reply,
+    without surrounding white space, equals the word, else 0.0. This task is a text version of the
+    identity environment that reinforcement-learning libraries use in their tests.
 
     Args:
         num_words: Number of different words (difficulty).

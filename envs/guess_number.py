@@ -10,10 +10,11 @@ from rlhf.envs.core import Step, TextEnv, check_range, normalized
 class GuessNumber(TextEnv):
     """Find a number between 1 and N in T guesses; each response is higher or lower.
 
-    State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
-    Action: a number. Reward: 1.0 for the correct guess, which ends the episode, else 0.0. An
-    invalid guess uses up a turn. Optimum: dynamic programming over the size of the interval of
-    possible numbers (bisection always finds the number if N is at most 2^T - 1).
+    State: the hidden number, uniform on 1 ... N. Observation: "higher" or "lower" with the
+    number of guesses left, or "correct". Action: a number. Reward: 1.0 for the correct guess, which
+    ends the episode, else 0.0. An invalid guess uses up a turn. Optimum: dynamic programming over
+    the size of the interval of possible numbers (bisection always finds the number if N is at most
+    2^T - 1).
 
     Args:
         numbers: Largest number, N.

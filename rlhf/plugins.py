@@ -87,11 +87,31 @@ def register_algorithm(
 ) -> Callable[[T], T]:
     """Register an online algorithm, which becomes the command ``rlhf NAME``.
 
+    As a decorator of a policy loss, the algorithm uses this loss. With ``loss``, the algorithm uses
+    an existing loss, and the call is a statement:
+
+        register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
+                           settings=Settings(num_epochs=1))
+
+    Example:
+        >>> from rlhf.plugins import Settings, register_algorithm
+        >>> _ = register_algorithm(
+        ...     "ppo_short",
+        ...     title="PPO with one epoch",
+        ...     loss="clipped",
+        ...     settings=Settings(num_epochs=1),
+        ... )
+        >>> scratch = {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}}
+        >>> run = rlhf.train("ppo_short", model=scratch, env="text/Echo-v0", num_steps=1)
+        >>> run.config["algorithm"]["num_epochs"]
+        1
+
     Args:
         name: Name of the algorithm and of its command.
         title: Full name, for the help.
         settings: Default settings.
-        loss: Name of an existing policy loss; by default, the result decorates a policy loss.
+        loss: Name of an existing policy loss. By default, the decorated function is the loss, with
+            the signature ``(logprobs, batch, settings, *, denominator) -> loss, MetricSums``.
         reads: Names of the settings that the decorated loss reads.
         pairs: Whether the decorated loss compares the two rows of a pair.
         reference: Whether the decorated loss reads ``batch.ref_logprobs``.

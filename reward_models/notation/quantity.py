@@ -1,8 +1,9 @@
 """Parse one number with its unit; a text that does not fit this grammar is rejected.
 
 quantity  = [name "="] value            the value after the last "=" of a chain of equations
-value     = signs [currency] magnitude [currency] [scale word] [unit]
-magnitude = "(" value ")" | mixed | fraction | power | product with a power of ten | number
+value     = [sign] [currency] [sign] magnitude {scale word} [currency | unit]
+magnitude = "(" value without unit ")" | mixed | fraction | power | number
+            | product with a power of ten
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def parse_quantity(
         text: A number without surrounding sentences.
         is_reference: Whether the text is a reference answer. A reference must not be approximate.
             It must not have a decimal comma, because the comma could also separate two numbers.
-        equations_complete: Whether equations in the text are complete. Complete equations must be
-            true.
+        equations_complete: Whether no number before the text can belong to the left side of its
+            equation. Only complete equations are checked.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -152,7 +153,7 @@ def _strip_quotes_and_breaks(tokens: list[Token]) -> list[Token]:
 
 
 def _tokens_after_last_equals(tokens: Sequence[Token]) -> list[Token]:
-    """Return the tokens after the last "="; all tokens if there is none.
+    """Return the tokens after the last "=" or "~"; all tokens if there is none.
 
     Raises:
         NotUnderstood: The tokens contain a relation other than "=" or "~", a negation, or several
@@ -173,7 +174,9 @@ def _tokens_after_last_equals(tokens: Sequence[Token]) -> list[Token]:
 def _check_calculations(
     text: str, tokens: Sequence[Token], quantity: Quantity, written: str
 ) -> None:
-    """Check that each calculation before the last "=" has the value after it, up to rounding.
+    """Check that each calculation before a "=" has the final value, up to rounding.
+
+    Nothing is checked if the final value has a scale word.
 
     Args:
         text: The whole text.
@@ -351,7 +354,7 @@ class _QuantityReader(TokenReader):
         if opening:
             self.expect("}" if opening == "{" else ")")
         if exponent.denominator != 1:
-            raise NotUnderstood("a power that is not whole")
+            raise NotUnderstood("an exponent that is not a whole number")
         return int(exponent)
 
     def _times_power_of_ten(self, mantissa: Fraction) -> Fraction:
@@ -376,7 +379,10 @@ class _QuantityReader(TokenReader):
         return scale
 
     def _unit(self) -> str:
-        """Parse a currency, a percent or degree sign, or a unit of up to six words."""
+        """Parse a currency, a percent or degree sign, or a unit; return "" if there is none.
+
+        Words that are not known units are taken up to a total of six words.
+        """
         if self.take_op("%"):
             return units.PERCENT
         if self.take_degree():
@@ -404,7 +410,10 @@ class _QuantityReader(TokenReader):
         return scale
 
     def _unit_word(self, words: list[str]) -> str | None:
-        """Parse the next word, slash or power of a unit after its first ``words``; None if none."""
+        """Parse the next word, slash or power of a unit that begins with ``words``.
+
+        The result is None if there is none.
+        """
         token = self.peek()
         if token.kind == "word" and token.text.lower() not in units.NOT_UNITS:
             if token.text == "K" and not token.spaced and not words:

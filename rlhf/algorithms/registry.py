@@ -65,7 +65,8 @@ _BUILT_IN_ALGORITHMS = (
         bias="division by the standard deviation gives groups with a small spread more weight; the "
         "mean over each sequence gives short sequences more weight; the gradient of k3 as a loss "
         "is that of KL(reference || policy)",
-        fixed_point="a policy that is greedier than pi*",
+        fixed_point="a policy other than pi*: the reward is divided by its standard deviation, and "
+        "the KL is that of the reference to the policy",
     ),
     Algorithm(
         name="dr_grpo",
@@ -130,8 +131,8 @@ _BUILT_IN_ALGORITHMS = (
         unbiased=False,
         bias="the advantages, but not the KL, are divided by the batch's standard deviation, which "
         "changes the weight of the KL; k2 per token ignores the effect of a token on later states",
-        fixed_point="a policy that is greedier than pi*; with a small kl_coef, the argmax of the "
-        "reward",
+        fixed_point="a policy other than pi*, because the advantages are divided by their standard "
+        "deviation; with a small kl_coef, the argmax of the reward",
     ),
     Algorithm(
         name="dapo",

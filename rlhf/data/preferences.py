@@ -119,7 +119,11 @@ def _scores_by_reply(
     sampled: Sequence[tuple[Conversation, list[Reply]]],
     gold: Gold | None,
 ) -> list[list[float | None]]:
-    """Return the gold score of each reply of each row; None for replies that cannot be used."""
+    """Return the gold score of each reply of each row.
+
+    These are the scores in the rows if ``gold`` is None. Otherwise, the score of a reply that
+    cannot be used is None.
+    """
     if gold is None:
         return [list(row["scores"]) for row in rows]
     values = iter(
@@ -197,7 +201,7 @@ def _label_pair(
     annotator: SimulatedAnnotator,
     rng: random.Random,
 ) -> dict[str, Any]:
-    a, b = _require_usable_replies(first[0], second[0])
+    a, b = _require_usable_different_replies(first[0], second[0])
     gold_a, gold_b = first[1], second[1]
     if gold_a is None or gold_b is None:
         raise RowDropped("reply without a gold score")
@@ -223,7 +227,7 @@ def _pairs_by_score(
                 dropped["tie"] += 1
                 continue
             try:
-                chosen, rejected = _require_usable_replies(better, worse)
+                chosen, rejected = _require_usable_different_replies(better, worse)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -257,7 +261,7 @@ def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversatio
     return prompt, replies
 
 
-def _require_usable_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
+def _require_usable_different_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
     if isinstance(a, RowDropped):
         raise a
     if isinstance(b, RowDropped):

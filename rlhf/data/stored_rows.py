@@ -36,7 +36,7 @@ MIN_BYTES = 4 * 2**20
 _COMPRESSION = 4
 """Assumed ratio of the sizes of a file before and after compression."""
 _LIMIT_FACTOR, _LIMIT_EXTRA = 2, 1000
-"""For a source with a limit, this multiple of it and so many further rows are converted first."""
+"""For a source with a limit, `_LIMIT_FACTOR * limit + _LIMIT_EXTRA` rows are converted first."""
 _CODE = (
     "common/conversation.py",
     "common/files.py",
@@ -130,7 +130,7 @@ def load_stored(
     """Load datasets like `rlhf.data.load.load`, but with rows on the disk.
 
     The rows, their order and all counts are those of `load`. The rows are prepared once and then
-    read from the cache. `keep` and the other arguments are described at `load`.
+    read from the cache, whose folder is in `preparation`. The other arguments are those of `load`.
 
     Raises:
         UserError: As in `load`.

@@ -59,9 +59,9 @@ def plan_seeds(
 ) -> SeedPlan:
     """Return the smallest number of training seeds that detects a difference with `power`.
 
-    The search starts at the number of seeds that the paired t test needs. For each number, the
-    verdict of `rlhf compare` is simulated for normally distributed differences. If this number is
-    small, the verdict needs more seeds than the t test.
+    The search starts at the number of seeds that the paired t test needs, or at `FEWEST_SEEDS` if
+    this is larger. For each number, the verdict of `rlhf compare` is simulated for normally
+    distributed differences. The verdict needs more seeds than the t test if there are few.
 
     Args:
         difference: True mean difference between two methods.
@@ -76,7 +76,9 @@ def plan_seeds(
     """
     sd = math.hypot(seed_sd, episode_sd / math.sqrt(episodes))
     if sd == 0:
-        raise UserError("plan-seeds: seed_sd and episode_sd are both 0, so there is no error")
+        raise UserError(
+            "plan-seeds: seed_sd and episode_sd are both 0; at least one must be above 0"
+        )
     try:
         size = sample_size(difference, seed_sd=sd, power=power, level=1 - 0.05 / comparisons)
     except ValueError:
@@ -122,8 +124,8 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
     names = " and ".join(trained)
     if len(columns) < 2:
         raise UserError(
-            f"plan-seeds: {names} has one training seed, so the variance between training seeds is "
-            f"unknown: give --seed_sd and --episode_sd {episode_sd:.3g}, or runs with more seeds"
+            f"plan-seeds: {names}: there is only one training seed, so the variance between seeds "
+            f"is unknown: give --seed_sd and --episode_sd {episode_sd:.3g}, or runs with more seeds"
         )
     means = np.array([column.mean() for column in columns])
     total_sd = scale * float(means.std(ddof=1))
@@ -133,7 +135,7 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
     seed_limit = math.sqrt(max(0.0, limit**2 - evaluation_variance))
     notes = [
         f"the standard deviations are estimated from {len(columns)} training seeds of {names}; "
-        f"the upper 80% confidence limit of that over training seeds is {seed_limit:.3g}"
+        f"the upper 80% confidence limit of the one over training seeds is {seed_limit:.3g}"
     ]
     if len(trained) == 1:
         notes.append(

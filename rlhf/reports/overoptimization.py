@@ -25,7 +25,7 @@ PROXY_NAMES = {
     "single": "a single proxy",
     "mean": "the ensemble's mean",
     "worst": "the ensemble's minimum",
-    "uncertainty": "the ensemble's mean minus its variance",
+    "uncertainty": "the ensemble's mean minus its weighted variance",
 }
 """Way of combining the members of a proxy -> its name on pages and in verdicts."""
 
@@ -130,8 +130,8 @@ def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     """Return the charts of best-of-n.
 
-    They show the first proxy with its fit, and the gold score by combination, number of pairs and
-    model size.
+    They show the scores of the first proxy and of gold with its fit, and the gold score by
+    combination, number of pairs and model size.
     """
     first = rows[0]
     by_combination = [row for row in rows if row["proxy"] == first["proxy"]]

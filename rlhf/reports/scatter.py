@@ -19,7 +19,7 @@ class Point:
     label: str
     """Text that is shown next to the pointer."""
     values: Mapping[str, float]
-    """Quantity -> finite value; a quantity that the run lacks is not drawn."""
+    """Quantity -> value. The point is not drawn if the value of an axis is missing or infinite."""
     color: str = "c1"
     """CSS class: c1 ... c6 or ref."""
 

@@ -1,8 +1,9 @@
 """Encode demonstrations with the chat template's rendering of the whole conversation.
 
 The token ids of a demonstration decode to the rendered text up to the last reply that is trained
-on. If the template omits the closing token of a reply or the reasoning of the last reply, it is
-inserted. A conversation in which no reply can be trained on is dropped with a reason.
+on. If the template omits the closing token of a reply, it is inserted. Reasoning of the last reply
+that it omits is inserted if the prompt ends with an open <think> tag. A conversation in which no
+reply can be trained on is dropped with a reason.
 
 A reply is located with two renderings. One is the prompt before the reply, as in sampling. The
 other is the conversation that ends with the reply. A reply is trained on only if the template
@@ -32,11 +33,13 @@ from rlhf.reward_models.chat_template import (
 )
 from rlhf.rollout.chat_format import LEFT_CONTEXT, ChatFormat, Message, Messages
 
-# Reasoning tags at the end of a prompt: an open block, or an open or empty block.
+# Reasoning tags at the end of a prompt. The first pattern matches an open block, the second an open
+# or an empty block.
 OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
 THINK_TAGS_AT_END = re.compile(r"<think>\s*(</think>\s*)?\Z")
 
 _WITHOUT_TEMPLATE = "(there is no chat template)"
+NOT_AS_SAMPLED = "replies not trained on: the template does not render them as they are sampled"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class ReplyPosition:
     unclosed: bool = False
     """Whether the closing token is appended, because the template writes none after this reply."""
     added: str = ""
-    """Token that ends the reply in place of the closing token if a tool result follows."""
+    """Token that ends a last reply with tool calls in place of the closing token: the one that the
+    template writes before a tool result."""
 
 
 Encoded = tuple[list[int], list[bool]]
@@ -185,7 +189,7 @@ def _encode_without_template(
 ) -> Encoded:
     """Encode a demonstration without a chat template. Replies end with the closing token.
 
-    ``first_trained_index`` is the index of the first reply to train on.
+    ``first_trained_index`` is the index of the first message that may be trained on.
     """
     if any(message.get("tool_calls") for message in messages):
         raise RowDropped(CALLS_WITHOUT_TEMPLATE)
@@ -257,19 +261,17 @@ class _RenderedConversation:
                     return self._pieces_with_reasoning(learned, index, reply)
                 reply = None
             if reply is None:
-                notes["replies not trained on: the template rewrites them when turns follow"] += 1
+                notes[NOT_AS_SAMPLED] += 1
                 continue
             if hidden:
                 notes["replies without their reasoning: the template leaves it out"] += 1
             if not self.whole.startswith(reply.prompt):
-                notes["replies without the reasoning block that sampling opens"] += 1
+                notes["replies without the reasoning block of the generation prompt"] += 1
             learned.append(reply)
         if not learned:
             system = self.messages[0]["role"] == "system"
             hint = " (try model.fold_system: true)" if system else ""
-            raise RowDropped(
-                f"the chat template renders the prompt differently when a reply follows{hint}"
-            )
+            raise RowDropped(f"the chat template renders no reply as it is sampled{hint}")
         return self._split_at_replies(learned, self.whole)
 
     def _omits_content_beside_tool_calls(self) -> bool:
@@ -286,7 +288,8 @@ class _RenderedConversation:
     def _locate_reply(self, index: int) -> ReplyPosition | None:
         """Return the position of message ``index`` in the whole text.
 
-        The result is None if the template renders the reply differently as the last turn.
+        The result is None if the template renders the prompt or the reply differently in the whole
+        text, or if the end of the reply is not found.
         """
         prompt = self.format.render(self.messages[:index], prompt=True)
         start = len(prompt)
@@ -302,10 +305,10 @@ class _RenderedConversation:
         unclosed = end < 0
         if not unclosed:
             end += len(closing.text)
-        elif special := self._final_special_token_end_or_zero(text, start):
+        elif special := self._trailing_special_token_end_or_zero(text, start):
             end, unclosed = special, False
         elif closing.opens_next or not closing.written:
-            end = len(text) if closing.opens_next else self._end_of_unclosed_reply(text, start)
+            end = len(text) if closing.opens_next else self._end_of_unclosed_last_reply(text, start)
         else:
             return None
         if not self.whole.startswith(text[:end]):
@@ -340,13 +343,16 @@ class _RenderedConversation:
         follows = text.startswith(self.whole[:end])
         return text[end : end + self._special_length_at(text, end)] if follows else ""
 
-    def _end_of_unclosed_reply(self, text: str, start: int) -> int:
-        """Return the end of the last reply in a template that writes no closing token."""
+    def _end_of_unclosed_last_reply(self, text: str, start: int) -> int:
+        """Return the end of the reply from ``start`` to the end of ``text``.
+
+        The template writes no closing token after the reply.
+        """
         after = self.format.text_after_reply
         end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())
         return max(start, end)
 
-    def _final_special_token_end_or_zero(self, text: str, start: int) -> int:
+    def _trailing_special_token_end_or_zero(self, text: str, start: int) -> int:
         """Return the end of the special token that ends ``text``, before trailing white space.
 
         The result is 0 if there is no special token at the end, or if this token begins before

@@ -24,8 +24,8 @@ PATH_KEYS = frozenset(
 )
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 CACHE_KEY = "env.kwargs.folder"
-"""Key of a folder to which an environment writes compiled games, so that its content may change. In
-the settings of a study, it is the end of the key."""
+"""Key of the folder to which an environment writes compiled games. Its content may change during a
+run. In the settings of a study, it is the end of the key."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""
@@ -70,7 +70,8 @@ def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key -> fingerprint for every local input in a configuration.
 
     The folder with the key `CACHE_KEY` is omitted. The plug-ins of installed packages have the key
-    "plug-in NAME". The fingerprint of an object of a Python program is that of its source code.
+    "plug-in NAME". The fingerprint of an object of a Python program is that of its source code and
+    of the values that it captured; an object without source code is omitted.
     """
     objects = {
         key: digest
@@ -91,10 +92,10 @@ def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
 def fingerprint(path: Path) -> str:
     """Return a hexadecimal digest of the content of a file or folder.
 
-    The digest of a folder includes the relative paths and the contents of its files, except hidden
-    files, and the files of run directories below the folder, which change while a run writes. The
-    digest of a folder with an adapter also includes the base model, if the base model is in a local
-    folder. The digest does not change if both folders are moved together.
+    The digest of a folder includes the relative paths and the contents of its files. It excludes
+    hidden files and the files of run directories below the folder, which change while a run writes.
+    The digest of a folder with an adapter also includes the base model, if the base model is in a
+    local folder. The digest does not change if both folders are moved together.
     """
     if path.is_file():
         return _file_fingerprint(path)

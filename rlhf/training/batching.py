@@ -27,8 +27,8 @@ def group_into_micro_batches(
             the same micro-batch.
         max_tokens: Maximum number of tokens that the model computes for a micro-batch. If rows are
             packed, a prefix that neighboring rows share counts once if it is computed once (see
-            `group_by_shared_prefix`). If rows are padded, padding counts too. A single group can
-            exceed the maximum.
+            `group_neighbors_by_shared_prefix`). If rows are padded, padding counts too. A single
+            group can exceed the maximum.
         packed: Whether rows are packed instead of padded. Packed groups keep their order, so that
             completions of a prompt stay neighbors. Padded groups are sorted by length.
 

@@ -217,7 +217,7 @@ def test_settings_that_cannot_be_meant(keys, message):
 
 def test_specs_that_cannot_be_meant():
     source = [DataSpec("x.jsonl")]
-    with pytest.raises(ValueError, match="at least two different labels"):
+    with pytest.raises(ValueError, match="at least two labels and no repeated one"):
         ZeroShotClassificationSpec(source, ["a", "a"])
     with pytest.raises(ValueError, match=r"classes.question must contain"):
         ZeroShotClassificationSpec(source, ["a", "b"], "Well?")

@@ -18,7 +18,7 @@ from transformers import (
 from rlhf.models.fast.packing import (
     enable_packing,
     flat_states_and_token_index,
-    group_by_shared_prefix,
+    group_neighbors_by_shared_prefix,
     pack,
     uses_packed_attention,
 )
@@ -107,10 +107,14 @@ def test_row_joins_prefix_group_only_if_tokens_are_saved():
     rows[:2], rows[2:4] = 1, 2
     rows[:, :40] = 3  # a system prompt that all share
     lengths = mask_lengths = torch.tensor([100, 90, 100, 100, 41]).numpy()
-    assert group_by_shared_prefix(rows.numpy(), lengths) == [([0, 1], 90), ([2, 3], 100), ([4], 0)]
+    assert group_neighbors_by_shared_prefix(rows.numpy(), lengths) == [
+        ([0, 1], 90),
+        ([2, 3], 100),
+        ([4], 0),
+    ]
     rows[:, :40] = torch.arange(5)[:, None]
     rows[2:4, :40] = 9
-    assert group_by_shared_prefix(rows.numpy(), mask_lengths)[-1] == ([4], 0)
+    assert group_neighbors_by_shared_prefix(rows.numpy(), mask_lengths)[-1] == ([4], 0)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -14,7 +14,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import set_chat_options, with_tools
 from rlhf.rollout.chat_format import LEFT_CONTEXT, ChatFormat, generation_stop_ids
-from rlhf.rollout.demonstrations import encode_example, encode_pieces
+from rlhf.rollout.demonstrations import NOT_AS_SAMPLED, encode_example, encode_pieces
 from tests.helpers.chat_templates import CHATML, STRICT, chatml
 from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
@@ -162,7 +162,7 @@ def test_a_reasoning_block_is_opened_once_and_closed(opening, reply):
         assert ids[: own.index(True)] == chat_format.encode_prompt([user("1+1?")])
     plain, own = encode_example(chat_format, [user("1+1?")], [assistant("2")], notes=notes)
     assert learned(tokenizer, plain, own).endswith("assistant\n[2<|im_end|>]")
-    assert notes["replies without the reasoning block that sampling opens"] >= 1
+    assert notes["replies without the reasoning block of the generation prompt"] >= 1
 
 
 def test_only_the_last_of_several_replies_is_learned_where_history_is_rewritten():
@@ -179,7 +179,7 @@ def test_only_the_last_of_several_replies_is_learned_where_history_is_rewritten(
     assert found.endswith("[<think></think>a2<|im_end|>]")
     whole = tokenizer.apply_chat_template([user("u1"), *talk], tokenize=False)
     assert tokenizer.decode(ids) == whole.removesuffix("\n")
-    assert notes == {"replies not trained on: the template rewrites them when turns follow": 1}
+    assert notes == {NOT_AS_SAMPLED: 1}
 
 
 def sentencepiece(scheme: str) -> Any:
@@ -272,7 +272,7 @@ def test_reasoning_of_earlier_replies_is_neither_shown_nor_learned_without():
     found = learned(tokenizer, ids, own)
     assert found.endswith("<|im_start|>assistant\n<think>\n[r2\n</think>\n\na2<|im_end|>]")
     assert "assistant\na1<|im_end|>" in found
-    assert notes == {"replies not trained on: the template rewrites them when turns follow": 1}
+    assert notes == {NOT_AS_SAMPLED: 1}
 
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content or '' }}"

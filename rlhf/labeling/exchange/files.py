@@ -141,7 +141,10 @@ def _without_nulls(row: Row) -> dict[str, Any]:
 
 
 def _messages_without_nulls(messages: Any) -> Any:
-    """Return messages without nulls; `check_label_rows` refuses other values."""
+    """Return messages without nulls, and values that are not messages unchanged.
+
+    `check_label_rows` refuses the latter.
+    """
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
         return messages
     return [{key: part for key, part in turn.items() if part is not None} for turn in messages]

@@ -42,7 +42,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> PackedRows:
     """Pack padded rows into one row.
 
     A common prefix of neighboring rows, such as the prompt of several completions, is packed once
-    (see ``group_by_shared_prefix``).
+    (see ``group_neighbors_by_shared_prefix``).
 
     Args:
         tokens: [B, T], padded on the right.
@@ -64,7 +64,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> PackedRows:
         count = span[1]
         return span
 
-    for members, shared in group_by_shared_prefix(rows, lengths):
+    for members, shared in group_neighbors_by_shared_prefix(rows, lengths):
         prefix = (0, 0)
         if shared:
             prefix = append(members[0], 0, shared)
@@ -82,7 +82,9 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> PackedRows:
     )
 
 
-def group_by_shared_prefix(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
+def group_neighbors_by_shared_prefix(
+    rows: np.ndarray, lengths: np.ndarray
+) -> list[tuple[list[int], int]]:
     """Group neighboring rows by their common prefix.
 
     A row is added to the previous group if this increases the number of saved tokens, and if the
@@ -108,8 +110,9 @@ def add_row_to_prefix_groups(
     """Add the next row to the last group or as a new group, in place.
 
     Args:
-        groups: Groups as in `group_by_shared_prefix`, except that the prefix of a single row is the
-            whole row. The lists of their rows are not changed.
+        groups: Groups as in `group_neighbors_by_shared_prefix`, except that the prefix of a single
+            row is the whole row. A list of row indices is replaced and not modified, so that a
+            shallow copy of ``groups`` is independent.
         rows: Token ids [B, T], padded on the right.
         lengths: Lengths of the rows, [B].
         row: Index of the row.
@@ -144,7 +147,7 @@ def count_computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: boo
     if not packed:
         return tokens.numel()
     rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
-    return int(lengths.sum()) - count_saved_tokens(group_by_shared_prefix(rows, lengths))
+    return int(lengths.sum()) - count_saved_tokens(group_neighbors_by_shared_prefix(rows, lengths))
 
 
 def flat_states_and_token_index(

@@ -38,7 +38,8 @@ TILE_MAX_WEIGHTS = 2**20
 class DocumentSpan:
     """Position of a document in the packed row: tokens [start, end).
 
-    The document continues the tokens [start, end) of ``prefix``; (0, 0) is an empty prefix.
+    ``prefix`` is the start and the end, in the packed row, of the tokens that the document
+    continues; (0, 0) is an empty prefix.
     """
 
     start: int
@@ -117,11 +118,11 @@ class AttentionTiles:
             area = (len(group) + 1) * self._heads * length * (length + prefix[1] - prefix[0])
             shortest = group[0].end - group[0].start if group else length
             if group and (area > TILE_MAX_WEIGHTS or length > 1.25 * shortest + 8):
-                self._add_short_documents(prefix, group)
+                self._add_tile_of_short_documents(prefix, group)
                 group = []
             group.append(span)
         if group:
-            self._add_short_documents(prefix, group)
+            self._add_tile_of_short_documents(prefix, group)
 
     def _add_long_document(self, span: DocumentSpan) -> None:
         """Add the tiles of one document, each with at most QUERY_BLOCK queries."""
@@ -134,7 +135,9 @@ class AttentionTiles:
                 Tile(queries, keys, 1, None, queries, None, prefix, mask, end - start)
             )
 
-    def _add_short_documents(self, prefix: tuple[int, int], members: list[DocumentSpan]) -> None:
+    def _add_tile_of_short_documents(
+        self, prefix: tuple[int, int], members: list[DocumentSpan]
+    ) -> None:
         """Add one tile for several documents, padded to the length of the last document.
 
         The documents are sorted by length, so the last document is the longest.

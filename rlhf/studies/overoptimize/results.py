@@ -97,7 +97,10 @@ def combined_proxy_scores(member_scores: np.ndarray, *, penalty: float) -> dict[
 
 
 def _unit_mean_rows(scores: np.ndarray, units: Sequence[Hashable] | None) -> np.ndarray:
-    """Return the mean row of each unit of scores [prompts, columns], [units, columns]."""
+    """Return the mean over the rows of each unit, [units, columns].
+
+    The result is ``scores``, [prompts, columns], if ``units`` is None.
+    """
     if units is None:
         return scores
     return np.stack([unit_means(column, units)[1] for column in scores.T], axis=-1)
@@ -114,7 +117,7 @@ def powers_of_two_and_limit(limit: int) -> list[int]:
 
 
 def _best_of_n_advice(fit: OveroptimizationFit, ns: Sequence[int]) -> str:
-    """Return the advice of the fit. If the fit has a peak, add the largest n up to the peak."""
+    """Return the advice of the fit. If it rises and falls, add the largest n up to its peak."""
     if not fit.rises_then_falls:
         return fit.advice()
     largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
@@ -200,8 +203,9 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
     """Return the change of `values` from the peak of gold to the end of training, for each seed.
 
-    The peak for a seed is computed from the other seeds. The peak of the seed's own curve would
-    partly be a maximum of noise, so that a constant curve would seem to fall after it.
+    If there are several seeds, the peak for a seed is computed from the others. The peak of the
+    seed's own curve would partly be a maximum of noise, so that a constant curve would seem to fall
+    after it.
 
     Args:
         values: [seeds, steps].
@@ -258,8 +262,8 @@ def verdict_sentences(results: dict[str, Any]) -> list[str]:
         name = f"{results['algorithm']} against {PROXY_NAMES[row['how']]}"
         observed = row["observed"]
         fell, rose = observed["gold_after"], observed["proxy_after"]
-        # The peak is the maximum of noisy gold, so even constant gold can seem to fall after it.
-        # The fit must therefore show a fall too.
+        # The peaks of the seeds are computed from overlapping sets of seeds, so the interval may be
+        # too narrow. The fit must therefore show a fall too.
         if _interval_has_sign(fell, -1) and row["falls"]:
             also = " while the proxy continued to rise" if _interval_has_sign(rose, 1) else ""
             nats = observed["distance"]["mean"] ** 2
@@ -269,7 +273,7 @@ def verdict_sentences(results: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(
-                f"{name}: the change of gold after its observed peak is not significant; "
+                f"{name}: the data do not show that gold falls after its observed peak; "
                 f"{row['advice']}."
             )
     rows = results["best_of_n"]

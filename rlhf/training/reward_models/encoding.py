@@ -39,6 +39,9 @@ class KindToEncode(Protocol):
 
     config: RewardConfig
 
+    @property
+    def range_columns(self) -> tuple[str, ...]: ...
+
     def check_columns(self, rows: Sequence[Row]) -> None: ...
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example: ...

@@ -79,8 +79,8 @@ def prepare_setup(
     ``engine`` is "native" or "trl". ``rows`` are the training rows.
 
     Raises:
-        UserError: The model or ``test_data`` cannot be used, or ``engine: native`` is set for an
-            encoder.
+        UserError: The model or ``test_data`` cannot be used, or ``engine: native`` is set for a
+            model that is not a decoder.
     """
     test = None
     if config.test_data:  # errors in these rows are reported before the training
