@@ -86,12 +86,12 @@ UNLIKE_SAMPLING = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replies_without_the_block_that_sampling_opens_are_counted(family):
+def test_replies_without_the_block_of_the_generation_prompt_are_counted(family):
     chat_format = ChatFormat(family_tokenizer(family))
     prompt, completion, _ = conversation("empty")
     notes: Counter[str] = Counter()
     encode_example(chat_format, prompt, completion, notes=notes)
-    counted = any("block that sampling opens" in note for note in notes)
+    counted = any("block of the generation prompt" in note for note in notes)
     assert counted == ((family, "empty") in UNLIKE_SAMPLING)
 
 
