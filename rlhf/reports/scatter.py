@@ -19,7 +19,7 @@ class Point:
     label: str
     """Text that is shown next to the pointer."""
     values: Mapping[str, float]
-    """Quantity -> value. The point is not drawn if the value of an axis is missing or infinite."""
+    """Quantity -> value. A point without a finite value of each axis is not drawn."""
     color: str = "c1"
     """CSS class: c1 ... c6 or ref."""
 

@@ -453,7 +453,7 @@ def test_a_dry_run_states_memory_and_time_by_part(sft_file, capsys, monkeypatch)
         "parallelism: 2 processes",
         "optimizer state",
         "activations",
-        "overhead of the process (libraries, cache of the allocator)",
+        "overhead of the process (Python and the libraries)",
         "memory, upper bound:",
         "for 8 steps",
         "forward and backward passes",

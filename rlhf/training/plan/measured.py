@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.policy import Policy
+from rlhf.runs.launch import trim_heap
 from rlhf.runs.profiling import resident_bytes
 from rlhf.training.plan.calibration import PassSpeed, measure_passes
 from rlhf.training.plan.memory import HeadSize, PassSize, TrainingState, onednn_kernel_bytes
@@ -21,13 +22,15 @@ from rlhf.training.reward_models.trainer import TrainableRewardModel
 def overhead_bytes(state: TrainingState, device: torch.device) -> float:
     """Return the bytes of this process without the tensors of the training state.
 
-    The trainer of the run exists, and no step has been taken.
+    The trainer of the run exists, and no step has been taken. Freed memory that the allocator keeps
+    is not included, because training uses it again.
     """
     if device.type == "cuda":  # the context, the libraries, and other programs
         free, total = torch.cuda.mem_get_info(device)
         return total - free - torch.cuda.memory_allocated(device)
     tensors = state.weights + state.master_weights + state.reference + state.critic + state.rewards
     tensors += state.policy_copy
+    trim_heap()
     return max(0.0, resident_bytes() - tensors)
 
 

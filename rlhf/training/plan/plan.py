@@ -38,6 +38,6 @@ class Plan:
     speed: PassSpeed
     """Measured speed of a forward and a backward pass."""
     overhead: float = 0.0
-    """Bytes of this process before training, without the tensors of the training state: Python, the
-    libraries, and freed memory that the allocator keeps."""
+    """Bytes of this process before training, without the tensors of the training state and without
+    freed memory: Python and the libraries."""
     assumptions: list[str] = field(default_factory=list)

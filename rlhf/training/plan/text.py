@@ -65,7 +65,7 @@ def plan_lines(plan: Plan, *, device_bytes: float, keys: Mapping[str, str]) -> l
         _parallelism_text(plan),
         f"memory: about {bytes_text(total)} per device, in the phase {name}: "
         f"{_parts_text(memory)}, "
-        f"overhead of the process (libraries, cache of the allocator) {bytes_text(plan.overhead)}",
+        f"overhead of the process (Python and the libraries) {bytes_text(plan.overhead)}",
         f"memory of other phases: {others}",
     ]
     largest = total
