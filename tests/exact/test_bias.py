@@ -1,4 +1,4 @@
-"""What each normalization, estimator and clip does to the gradient: the table's biases, shown."""
+"""The biases in the table of algorithms: effects of normalizations, estimators and clips."""
 
 import pytest
 import torch

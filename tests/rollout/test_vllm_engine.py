@@ -631,13 +631,19 @@ def test_requests_of_a_dead_server_go_to_another_one(fake, open_engine, tmp_path
     second.kill()
 
 
-def test_the_engine_continues_without_a_lost_server(fake, open_engine, tmp_path, caplog) -> None:
+def open_engine_and_lose_first_server(fake: FakeVLLM, open_engine: Any, tmp_path: Path) -> Any:
+    """The second server, the model, and an engine that continues without the first server."""
     second = FakeVLLM(tmp_path / "base")
     model, engine = open_engine(urls=[fake.url, second.url], retry_seconds=0.4)
     engine.update_policy(0)
     fake.kill()
     update(model, seed=1)
     engine.update_policy(1)
+    return second, model, engine
+
+
+def test_the_engine_continues_without_a_lost_server(fake, open_engine, tmp_path, caplog) -> None:
+    second, model, engine = open_engine_and_lose_first_server(fake, open_engine, tmp_path)
     assert f"{fake.url}: no answer within 0.4 s; the run continues" in caplog.text
     before = engine.pop_failed_attempt_count()
     assert before > 0
@@ -675,12 +681,7 @@ def test_a_lost_server_that_does_not_answer_costs_one_short_request(
     fake, open_engine, tmp_path, monkeypatch
 ) -> None:
     """Its machine can be switched off, so that every request would last until the time limit."""
-    second = FakeVLLM(tmp_path / "base")
-    model, engine = open_engine(urls=[fake.url, second.url], retry_seconds=0.4)
-    engine.update_policy(0)
-    fake.kill()
-    update(model, seed=1)
-    engine.update_policy(1)
+    second, model, engine = open_engine_and_lose_first_server(fake, open_engine, tmp_path)
     limits = []
     with socket.create_server(("127.0.0.1", fake.port)):  # connects, but does not answer
         monkeypatch.setattr(client_module, "PROBE_SECONDS", 0.2)
