@@ -40,6 +40,16 @@ def masked_difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def approx_kl(log_ratio: Tensor) -> Tensor:
+    """Return the k3 estimate r - 1 - log r of KL(old || new) for each token, in nats.
+
+    Args:
+        log_ratio: [B, T], log r = log pi_new - log pi_old.
+    """
+    return k3(-log_ratio)
+
+
+@torch.no_grad()
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Return the sum of k1 over the tokens of each episode, [B], in nats.
 

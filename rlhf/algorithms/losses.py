@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch, dense_index
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import kl_estimate_per_token, masked_difference
+from rlhf.algorithms.kl import approx_kl, kl_estimate_per_token, masked_difference
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.algorithms.settings import Settings
 
@@ -88,6 +88,8 @@ def compute_loss(
         reference = batch.require("ref_logprobs")
         kl = kl_estimate_per_token(logprobs, reference, mask, estimator=settings.kl_estimator)
         loss, terms["policy/kl_in_loss"] = loss + kl_coef * aggregated(kl), kl
+    if "policy/approx_kl" not in metrics.means and batch.old_logprobs is not None:
+        terms["policy/approx_kl"] = approx_kl(masked_difference(logprobs, batch.old_logprobs, mask))
     if entropy is not None:
         terms["policy/entropy"] = entropy
         if settings.entropy_coef:
@@ -98,8 +100,6 @@ def compute_loss(
         error, value_metrics = value_loss(values, batch, settings, denominator=count)
         error = settings.value_coef * error
         loss = error if critic_only else loss + error
-    if "policy/approx_kl" not in metrics.means and batch.old_logprobs is not None:
-        terms["policy/approx_kl"] = approx_kl(masked_difference(logprobs, batch.old_logprobs, mask))
     means = {name: masked_sum_and_count(term, mask) for name, term in terms.items()}
     return loss, metrics + MetricSums(means=means) + value_metrics
 
@@ -340,16 +340,6 @@ def value_loss(
         },
         sums={"value/loss": loss.detach()},
     )
-
-
-def approx_kl(log_ratio: Tensor) -> Tensor:
-    """Return the k3 estimate r - 1 - log r of KL(old || new) for each token, [B, T], detached.
-
-    Args:
-        log_ratio: [B, T], log r = log pi_new - log pi_old.
-    """
-    x = log_ratio.detach()
-    return torch.expm1(x) - x
 
 
 def _ratio_loss_metrics(

@@ -1,15 +1,23 @@
-"""Select the metrics of a run for the chart panels of a report."""
+"""Select the metrics of a run for the chart panels of a report.
+
+Metrics that belong together have a common panel in `_PANELS`. Every other metric, such as that of a
+plug-in, has a panel of its own under "Other metrics".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series
+from rlhf.reports.tables import logged_keys
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
-_PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
+_Panel = tuple[str, str, tuple[tuple[str, str], ...]]
+"""Title, unit of the vertical axis, and (metric, name of the line) of each line of a panel."""
+
+_PANELS: tuple[_Panel, ...] = (
     ("Loss", "nats", (("train/loss", "train"), ("eval/loss", "held out"))),
     ("Accuracy", "share", (("train/accuracy", "train"), ("eval/accuracy", "held out"))),
     (
@@ -65,7 +73,8 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Cost", "cost per episode", (("rollout/cost", "cost"), ("eval/cost", "held out"))),
     ("Learning rate", "", (("train/learning_rate", "rate"),)),
 )
-"""Title, unit of the vertical axis, and (metric, name of the line) of each panel."""
+_TABLE_METRICS = ("time/", "profile/")
+"""Beginnings of the metrics that the report shows in a table."""
 
 
 def is_online(run: RunRecord) -> bool:
@@ -117,12 +126,38 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
         The charts, and texts such as "Learning rate 0.0001" for panels in which every line is
         constant.
     """
-    panels = [(title, unit, _panel_series(run, keys)) for title, unit, keys in _PANELS]
+    panels = list(_PANELS)
     components = _component_keys_and_names(run)
     if len(components) > 1:
-        panels.append(("Reward components", "score per episode", _panel_series(run, components)))
+        panels.append(("Reward components", "score per episode", tuple(components)))
+    return _charts_and_constants(run, panels)
+
+
+def other_metric_keys(run: RunRecord) -> list[str]:
+    """Return the metrics of a run that no other chart or table of the report shows."""
+    shown = {key for _, _, lines in _PANELS for key, _ in lines}
+    shown |= {key for key, _ in _component_keys_and_names(run)}
+    if is_online(run):
+        shown |= {"reward/mean", "policy/kl", gold_metric_key(run)}
+    return [
+        key for key in logged_keys(run) if key not in shown and not key.startswith(_TABLE_METRICS)
+    ]
+
+
+def metric_charts_and_constants(
+    run: RunRecord, keys: Iterable[str]
+) -> tuple[list[Chart], list[str]]:
+    """Return a chart of each metric that changes, and texts such as "train/moved 1" for others."""
+    panels = [(key, "", ((key, key.rpartition("/")[2]),)) for key in keys]
+    return _charts_and_constants(run, panels)
+
+
+def _charts_and_constants(
+    run: RunRecord, panels: Iterable[_Panel]
+) -> tuple[list[Chart], list[str]]:
     charts, constant = [], []
-    for title, unit, lines in panels:
+    for title, unit, keys in panels:
+        lines = _panel_series(run, keys)
         if not lines:
             continue
         if len(lines[0].x) > 1 and all(min(line.y) == max(line.y) for line in lines):

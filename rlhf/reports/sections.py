@@ -10,8 +10,14 @@ import yaml
 from rlhf.common.numbers import is_number
 from rlhf.common.text import count_text
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import charts_html
-from rlhf.reports.curves import is_online, learning_charts_and_constants, reward_charts
+from rlhf.reports.charts import Chart, charts_html
+from rlhf.reports.curves import (
+    is_online,
+    learning_charts_and_constants,
+    metric_charts_and_constants,
+    other_metric_keys,
+    reward_charts,
+)
 from rlhf.reports.markup import (
     acronym_label_html,
     breakable_html,
@@ -22,6 +28,9 @@ from rlhf.reports.markup import (
 from rlhf.runs.alarms import false_alarm_text
 from rlhf.runs.changes import change_text
 from rlhf.runs.diagnostics import alarm_name, metric_warnings
+
+_MAX_OTHER_METRICS = 60
+"""Maximum number of metrics without a panel that are drawn; a plug-in may log any number."""
 
 
 def header_html(title: str, runs: Sequence[RunRecord]) -> str:
@@ -97,14 +106,33 @@ def reward_curves_html(runs: Sequence[RunRecord]) -> str:
 
 
 def learning_curves_html(runs: Sequence[RunRecord]) -> str:
-    """Return the other curves of every stage as HTML, see `learning_charts_and_constants`."""
+    """Return the other curves of every stage as HTML.
+
+    A folded part shows the metrics for which `rlhf.reports.curves` has no panel.
+    """
     parts = []
     for run in runs:
-        charts, constant = learning_charts_and_constants(run)
-        note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
-        if charts or constant:
-            parts.append(f"<h3>{acronym_label_html(run.name)}</h3>{charts_html(charts)}{note}")
+        body = _charts_and_constants_html(*learning_charts_and_constants(run))
+        body += _other_metrics_html(run)
+        if body:
+            parts.append(f"<h3>{acronym_label_html(run.name)}</h3>{body}")
     return "".join(parts)
+
+
+def _other_metrics_html(run: RunRecord) -> str:
+    keys = other_metric_keys(run)
+    shown = keys[:_MAX_OTHER_METRICS]
+    body = _charts_and_constants_html(*metric_charts_and_constants(run, shown))
+    if not body:
+        return ""
+    limit = f"the first {len(shown)} of " if len(keys) > len(shown) else ""
+    summary = f"Other metrics: {limit}{len(keys)}"
+    return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def _charts_and_constants_html(charts: Sequence[Chart], constant: Sequence[str]) -> str:
+    note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
+    return (charts_html(charts) if charts else "") + note
 
 
 def run_details_html(runs: Sequence[RunRecord]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import approx_kl
+from rlhf.algorithms.kl import approx_kl
 from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.common.files import atomic_path
 from rlhf.config.optimization import DPOOptions

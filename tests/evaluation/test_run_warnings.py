@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.curves import learning_charts_and_constants
-from rlhf.reports.sections import run_warnings
+from rlhf.reports.curves import learning_charts_and_constants, other_metric_keys
+from rlhf.reports.sections import learning_curves_html, run_warnings
 from rlhf.runs.alarms import false_alarm_text
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
@@ -166,6 +166,31 @@ def test_constants_become_words_and_repeated_lines_vanish():
     charts, constant = learning_charts_and_constants(run)
     assert constant == ["KL coefficient 0.05"]
     assert [[line.name for line in chart.series] for chart in charts] == [["length limited"]]
+
+
+def test_each_metric_without_a_panel_has_a_chart_of_its_own():
+    rises = [1.0, 2.0, 3.0]
+    columns = {"reward/mean": rises, "policy/kl": rises, "policy/entropy": rises}
+    columns |= {"time/update": rises, "profile/padding": rises, "reward/env": rises}
+    own = {"mine/<b>": rises, "policy/mine": rises, "train/moved": [1.0] * 3}
+    run = record(columns | own)
+    assert gold_metric_key(run) == "reward/env"
+    assert other_metric_keys(run) == list(own)
+    page = learning_curves_html([run])
+    assert "<b>Entropy per token</b>" in page.partition("<details>")[0]
+    others = page.partition("<details>")[2]
+    assert others.startswith("<summary>Other metrics: 3</summary>")
+    assert "<b>mine/&lt;b&gt;</b>" in others
+    assert "<b>policy/mine</b>" in others
+    assert "Constant: train/moved 1." in others
+    assert "<b>train/moved</b>" not in page
+
+
+def test_number_of_other_metrics_is_limited():
+    page = learning_curves_html([record({f"mine/{i}": [float(i), 0.5] for i in range(70)})])
+    assert "<summary>Other metrics: the first 60 of 70</summary>" in page
+    assert "<b>mine/59</b>" in page
+    assert "<b>mine/60</b>" not in page
 
 
 def test_series_is_in_order_of_step_and_skips_what_is_no_number():

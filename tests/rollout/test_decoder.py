@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    HeliumConfig,
+    HeliumForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -18,10 +20,13 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
+from rlhf.rollout.sampling import decoder
 from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import (
@@ -98,19 +103,22 @@ def logits_by(decoder: Any, model: Any, rows: list[list[int]], cuts: list[int]) 
     return found
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_fused_logits_are_those_of_a_whole_pass(name):
-    model = random_model(*KINDS[name])
+def assert_logits_are_those_of_a_whole_pass(model: Any) -> None:
     random = np.random.default_rng(0)
     rows = [random.integers(5, 300, size=size).tolist() for size in (30, 11, 9, 30)]
-    decoder = make_fastest_matching_decoder(model)
-    assert isinstance(decoder, FusedDecoder)
+    fused = make_fastest_matching_decoder(model)
+    assert isinstance(fused, FusedDecoder)
     cuts = [7, 8, 9, 20, 29]
-    for end, found in zip([*cuts, 99], logits_by(decoder, model, rows, cuts), strict=True):
+    for end, found in zip([*cuts, 99], logits_by(fused, model, rows, cuts), strict=True):
         assert found
         for row, logits in found.items():
             whole = model(input_ids=torch.tensor([rows[row][:end]])).logits[0, -1].double()
             assert (logits - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_fused_logits_are_those_of_a_whole_pass(name):
+    assert_logits_are_those_of_a_whole_pass(random_model(*KINDS[name]))
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2, tiny_qwen2])
@@ -127,6 +135,24 @@ def test_plain_logits_are_those_of_a_whole_pass(make):
 
 def test_other_families_decode_with_own_forward():
     assert isinstance(make_fastest_matching_decoder(tiny_gpt2()[0]), PlainDecoder)
+
+
+def test_a_family_is_added_by_its_name(monkeypatch):
+    config = SeedOssConfig(**SIZES, head_dim=8)
+    assert isinstance(
+        make_fastest_matching_decoder(random_model(SeedOssForCausalLM, config)), PlainDecoder
+    )
+    monkeypatch.setattr(decoder, "FUSED_FAMILIES", (*decoder.FUSED_FAMILIES, "seed_oss"))
+    model = random_model(SeedOssForCausalLM, config)
+    assert_logits_are_those_of_a_whole_pass(model)
+
+
+def test_an_added_family_with_other_layers_keeps_its_own_forward(monkeypatch, caplog):
+    monkeypatch.setattr(decoder, "FUSED_FAMILIES", (*decoder.FUSED_FAMILIES, "helium"))
+    model = random_model(HeliumForCausalLM, HeliumConfig(**SIZES, head_dim=4))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(make_fastest_matching_decoder(model), PlainDecoder)
+    assert "own forward pass" in caplog.text
 
 
 class Scaled(LlamaForCausalLM):

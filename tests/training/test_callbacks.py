@@ -14,6 +14,7 @@ import torch
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.plugins import Callback, TrainingEvent
+from rlhf.reports import write_report
 from rlhf.runs.callbacks import make_callback
 from tests.helpers.training import (
     label_rows,
@@ -298,6 +299,7 @@ def test_numbers_of_any_type_are_logged(tmp_path, echo_model):
     run_command("ppo", tree)
     (row,) = [row for row in metrics_of(tmp_path / "run") if "mine/a" in row]
     assert (row["mine/a"], row["mine/b"], row["mine/c"]) == (1.5, 2.5, 1.0)
+    assert "<b>mine/a</b>" in write_report(tmp_path / "run").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
