@@ -35,8 +35,9 @@ from rlhf.config.explain import AttributionMethod, AttributionSpec
 from rlhf.config.model import ScratchSpec
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
-from rlhf.explain import RewardExplainer, RewardExplanation
+from rlhf.explain import RewardExplainer
 from rlhf.explain.encoding import encode_with_parts
+from rlhf.explain.reward.explanation import RewardExplanation
 from rlhf.explain.words import word_attributions, words_of
 from rlhf.models.rewards import load_rewards
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer

@@ -7,18 +7,8 @@ use.
 import importlib
 from typing import TYPE_CHECKING
 
-from rlhf.reward_models.adapters import FunctionReward, as_reward, as_trl
-from rlhf.reward_models.core import (
-    Conversation,
-    PerConversationReward,
-    Reward,
-    Score,
-    Scores,
-    Unscorable,
-    fact,
-    last_reply,
-    with_facts,
-)
+from rlhf.reward_models.adapters import as_reward, as_trl
+from rlhf.reward_models.core import PerConversationReward, Reward, Scores
 from rlhf.reward_models.registry import KINDS, build
 
 if TYPE_CHECKING:
@@ -37,22 +27,15 @@ _LAZY = {
 
 __all__ = [
     "KINDS",
-    "Conversation",
-    "FunctionReward",
     "LearnedReward",
     "PerConversationReward",
     "Reward",
-    "Score",
     "Scores",
     "Sidecar",
-    "Unscorable",
     "as_reward",
     "as_trl",
     "build",
     "encode_conversation",
-    "fact",
-    "last_reply",
-    "with_facts",
 ]
 
 

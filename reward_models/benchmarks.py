@@ -25,7 +25,8 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Reward, as_messages
-from rlhf.stats import Interval, interval, jackknife, weighted_sum_interval
+from rlhf.stats import Interval, interval, jackknife
+from rlhf.stats.jackknife import weighted_sum_interval
 
 Row = Mapping[str, Any]
 Scores = Mapping[str, Any]

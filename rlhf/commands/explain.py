@@ -14,7 +14,9 @@ from rlhf.config.explain import ExplainConfig
 from rlhf.runs.directory import Run
 
 if TYPE_CHECKING:
-    from rlhf.explain import PolicyExplanation, RewardExplanation, StageDifference
+    from rlhf.explain.model_differences import StageDifference
+    from rlhf.explain.policy_view import PolicyExplanation
+    from rlhf.explain.reward.explanation import RewardExplanation
     from rlhf.reward_models.core import Conversation, Reward
     from rlhf.reward_models.pairs import Pair
 

@@ -5,18 +5,15 @@ a folder. The report on a dataset (`rlhf.data.data_report`) and the creation of 
 (`rlhf.data.preferences`) are not re-exported here.
 """
 
-from rlhf.common.files import read_jsonl, write_jsonl
-from rlhf.config.data import DataSpec, Kind
-from rlhf.data.load import LoadedRows, load
+from rlhf.common.files import write_jsonl
+from rlhf.config.data import DataSpec
+from rlhf.data.load import load
 from rlhf.data.splits import folds_by_prompt, split_by_prompt
 
 __all__ = [
     "DataSpec",
-    "Kind",
-    "LoadedRows",
     "folds_by_prompt",
     "load",
-    "read_jsonl",
     "split_by_prompt",
     "write_jsonl",
 ]

@@ -14,10 +14,11 @@ from scipy import special
 
 from rlhf.evaluation.metrics import COUNT_METRICS, UnitName, binary_values
 from rlhf.evaluation.shared_error import ReferenceUncertainty, fewest_seeds_to_see_failed_run
-from rlhf.stats import Interval, adjusted_wald_bounds, sign_flip_test
+from rlhf.stats import Interval, sign_flip_test
 from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval, paired_deltas
 from rlhf.stats.power import sample_size, simulated_coverage
+from rlhf.stats.shares import adjusted_wald_bounds
 
 Unit = Literal["training seeds"] | UnitName
 

@@ -11,21 +11,13 @@ A reward is explained by attributions of its scores, a policy by quantities of r
 """
 
 from rlhf.explain.explanation import Explanation
-from rlhf.explain.faithfulness import Faithfulness
-from rlhf.explain.model_differences import StageDifference, compare_stages
-from rlhf.explain.policy_view import PolicyExplanation, explain_policy, load_policy
+from rlhf.explain.model_differences import compare_stages
+from rlhf.explain.policy_view import explain_policy, load_policy
 from rlhf.explain.reward.explainer import RewardExplainer
-from rlhf.explain.reward.explanation import PairExplanation, RewardExplanation, TextExplanation
 
 __all__ = [
     "Explanation",
-    "Faithfulness",
-    "PairExplanation",
-    "PolicyExplanation",
     "RewardExplainer",
-    "RewardExplanation",
-    "StageDifference",
-    "TextExplanation",
     "compare_stages",
     "explain_policy",
     "load_policy",

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from rlhf.common.numbers import decimal_text
 from rlhf.common.text import escape_invisible, formula_safe_csv_cell
-from rlhf.stats import EQUAL_UNITS_REASON, Interval
+from rlhf.stats import Interval
+from rlhf.stats.units import EQUAL_UNITS_REASON
 
 _ACRONYMS = re.compile(
     r"\b(sft|rm|ppo|dpo|kto|grpo|rloo|dapo|gspo|ipo|orpo|kl|lora)(?=\b|[-_\d])", re.IGNORECASE

@@ -10,16 +10,14 @@ measured coverage, which `tests/stats` verifies.
 """
 
 from rlhf.stats.interval import interval, ratio_interval
-from rlhf.stats.jackknife import jackknife, weighted_sum_interval
+from rlhf.stats.jackknife import jackknife
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import adjusted_wald_bounds, share_interval
-from rlhf.stats.units import EQUAL_UNITS_REASON, unit_means
+from rlhf.stats.shares import share_interval
+from rlhf.stats.units import unit_means
 
 __all__ = [
-    "EQUAL_UNITS_REASON",
     "Interval",
-    "adjusted_wald_bounds",
     "difference",
     "interval",
     "jackknife",
@@ -27,5 +25,4 @@ __all__ = [
     "share_interval",
     "sign_flip_test",
     "unit_means",
-    "weighted_sum_interval",
 ]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from rlhf.common.files import write_jsonl
-from rlhf.data import DataSpec, LoadedRows
+from rlhf.data import DataSpec
 from rlhf.data.data_report import check_dataset, make_data_report
 from rlhf.data.leakage import indices_of_shared_prompts, indices_with_shared_prompt_ngrams
+from rlhf.data.load import LoadedRows
 from rlhf.data.preferences import inject_label_noise
 from rlhf.data.suspects import CrossFittedMargins, cross_fitted_margins
 from rlhf.errors import UserError

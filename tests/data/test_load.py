@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.common.files import read_jsonl, write_jsonl
-from rlhf.data import DataSpec, LoadedRows, load
+from rlhf.data import DataSpec, load
 from rlhf.data.files import read_file
-from rlhf.data.load import mixture_sizes
+from rlhf.data.load import LoadedRows, mixture_sizes
 from rlhf.errors import UserError
 
 ROWS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(20)]

@@ -334,7 +334,7 @@ def slow_module(tmp_path, monkeypatch):
 
 
 def test_worker_recovers_from_hangs_and_crashes(slow_module):
-    from rlhf.reward_models import Unscorable
+    from rlhf.reward_models.core import Unscorable
 
     worker = FunctionWorker(slow_module, timeout=3.0)
     assert worker("a") == "A"

@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf.stats import (
-    adjusted_wald_bounds,
-    difference,
-    interval,
-    ratio_interval,
-    share_interval,
-)
+from rlhf.stats import difference, interval, ratio_interval, share_interval
 from rlhf.stats.aggregates import widened_bootstrap_interval
 from rlhf.stats.means import run_and_task_mean_moments
 from rlhf.stats.paired import delta_interval
-from rlhf.stats.shares import mid_p_bounds
+from rlhf.stats.shares import adjusted_wald_bounds, mid_p_bounds
 
 
 @pytest.mark.parametrize(("x", "n"), [(0, 4), (4, 4), (7, 8), (1, 20), (10, 20)])

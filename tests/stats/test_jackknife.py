@@ -10,7 +10,8 @@ from scipy.stats import norm
 
 from rlhf.reward_models.report.intervals import pearson, spearman
 from rlhf.reward_models.report.labeled import auc, macro_f1, rmse
-from rlhf.stats import Interval, jackknife, share_interval, weighted_sum_interval
+from rlhf.stats import Interval, jackknife, share_interval
+from rlhf.stats.jackknife import weighted_sum_interval
 
 
 def covered(make, statistic, truth, scale, *, n, repetitions, seed):
