@@ -125,9 +125,12 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
             ``Ties`` also have ``id`` ("ref:n" or "tied:n").
 
     Raises:
-        UserError: There are no rows.
+        UserError: A subset is unknown, or there are no rows.
     """
     rows = list(rows)
+    names = {row["subset"] for row in rows if row["subset"].lower() != "ties"}
+    if unknown := sorted(names - set(SUBSETS_2)):
+        raise UserError(f"RewardBench 2 has no subset {unknown[0]!r}")
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
     values, unscored = _scores_and_unscored_count(reward, items)
     sizes = [len(row["chosen"]) + len(row["rejected"]) for row in rows]
@@ -199,8 +202,9 @@ def ties_score(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
         reference_good, reference_bad = scores_by_prompt[f"ref:{number}"]
         reference_gap = float(reference_good.min() - reference_bad.max())
         beyond.append(gap > spread)
-        hard.append(min(gap, reference_gap) > spread)
-        clear.append(_gap_to_spread_score(min(gap, reference_gap), spread))
+        smaller_gap = float(np.minimum(gap, reference_gap))  # nan if one of them is nan
+        hard.append(smaller_gap > spread)
+        clear.append(_gap_to_spread_score(smaller_gap, spread))
     parts = [accurate["tied"], accurate["ref"], beyond, hard, clear]
     means = [float(np.mean(part)) if part else 0.0 for part in parts]
     return sum(w * m for w, m in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))

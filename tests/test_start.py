@@ -120,10 +120,10 @@ def test_the_python_template_learns(tmp_path):
 
 def test_the_doctor_states_what_is_chosen_and_missing(capsys, echo_model, monkeypatch):
     monkeypatch.setenv("PATH", "")  # no sbatch
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["doctor", "--json", "--model.path", str(echo_model)]) == 0
     report = json.loads(capsys.readouterr().out)
-    chosen = report["chosen"]
+    chosen = report["automatic settings"]
     assert chosen["device"].startswith(str(default_device()))
     assert chosen["dtype"] == "torch.float32"
     assert chosen["threads"] == str(torch.get_num_threads())

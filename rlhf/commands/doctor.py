@@ -1,13 +1,12 @@
-"""Implements `rlhf doctor`: versions, hardware, what is chosen, and what is missing."""
+"""Implements `rlhf doctor`: versions, hardware, automatic settings and optional features."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +42,8 @@ class DoctorConfig(CommandConfig):
     """Configuration of `rlhf doctor`."""
 
     model: ModelSpec | None = None
-    """Model that is loaded to show the choices for it. By default, a small Llama with random
-    weights."""
+    """Model that is loaded to show the automatic settings for it. The default is a small Llama with
+    random weights."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -53,7 +52,7 @@ def doctor(config: DoctorConfig) -> Iterator[str]:
     """Yield the report as text or as JSON."""
     report = {
         "versions and hardware": _versions_and_hardware(),
-        "chosen": _chosen_settings(config.model),
+        "automatic settings": _chosen_settings(config.model),
         "features": _features(),
         "installed plug-ins": {name: str(file) for name, file in installed_plugin_files().items()},
     }
@@ -92,7 +91,7 @@ def _toolkit_version(machine: dict[str, Any]) -> str:
 
 
 def _chosen_settings(spec: ModelSpec | None) -> dict[str, str]:
-    """Return what is chosen on this machine for a model: device, dtype, threads and others."""
+    """Return the automatic settings for a model: device, dtype, threads and others."""
     import torch
 
     from rlhf.config.model import ScratchSpec
@@ -121,25 +120,20 @@ def _chosen_settings(spec: ModelSpec | None) -> dict[str, str]:
 
 
 def _features() -> dict[str, str]:
-    """Return feature -> "available", or what is missing."""
+    """Return feature -> "available" or what is missing, and how the Hub can be accessed."""
     rows = {}
     for feature, (package, extra) in OPTIONAL_PACKAGES.items():
         is_installed = importlib.util.find_spec(package) is not None
         rows[feature] = "available" if is_installed else f'missing: pip install "rlhf-kit[{extra}]"'
-    rows["--launcher slurm"] = _availability(
-        lambda: shutil.which("sbatch"), "sbatch is not on PATH"
-    )
+    has_slurm = shutil.which("sbatch") is not None
+    rows["--launcher slurm"] = "available" if has_slurm else "missing: sbatch is not on PATH"
     rows["rewards: code (sandbox)"] = _sandbox_availability()
     rows["models of the Hugging Face Hub"] = _hub_access_text()
     return rows
 
 
-def _availability(find: Callable[[], Any], missing: str) -> str:
-    return "available" if find() else f"missing: {missing}"
-
-
 def _sandbox_availability() -> str:
-    """Return whether programs can be confined on this machine."""
+    """Return "available" if programs can be confined on this machine, else what is missing."""
     from rlhf.reward_models import build
 
     try:
@@ -150,7 +144,9 @@ def _sandbox_availability() -> str:
 
 
 def _hub_access_text() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
         return "only models in the cache, because HF_HUB_OFFLINE is set"
-    token = "with" if os.environ.get("HF_TOKEN") else "without"
-    return f"not tried; {token} an access token (HF_TOKEN)"
+    token = "with" if get_token() else "without"
+    return f"connection not tested; {token} an access token"

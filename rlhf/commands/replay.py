@@ -35,7 +35,8 @@ def repeat_alarm_check(
         0 if the same alarm occurs, otherwise 1.
 
     Raises:
-        UserError: No alarm halted the run, or the run did not save the batch that the check needs.
+        UserError: No alarm halted the run, its files are damaged, or the run did not save the batch
+            that the check needs.
     """
     bundle = path_without_dot_dot(config.directory) / BUNDLE
     path = bundle / "alarm.json"
@@ -74,7 +75,8 @@ def _repeat_update_checks(
 ) -> None:
     """Repeat the checks that precede an update, with the batch and the checkpoint of the alarm.
 
-    Alarms about scores have no checkpoint.
+    Alarms about scores or about tensors of a batch have no checkpoint, because their checks do not
+    use the model.
     """
     import torch
 

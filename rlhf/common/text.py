@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from rlhf.common.numbers import is_number
+
 # The pattern matches:
 # - control characters, except newline, tab and the return of "\r\n";
 # - characters of the bidirectional algorithm, which reorder the text that follows;
@@ -40,27 +42,29 @@ _SECRET_VARIABLE = re.compile(
 """Pattern of the names of environment variables whose values are secret."""
 
 _SECRET_PATTERN = re.compile(
-    # The name and the password in a URL. A password with a slash is not escaped as it should be,
-    # and a path made of a URL has one slash after the scheme.
+    # The name and the password in a URL. A slash in the password is accepted, although it should be
+    # escaped. One slash after the scheme is accepted, because pathlib removes the other one.
     r"(?P<url>\b[a-z][a-z0-9+.-]*:(?://(?=[^\s/?#]+@|[^\s/?#@:\[]+:(?!\d*[/?#])[^\s@]+@)"
     r"|/(?=[^\s/?#@:]+:[^\s/?#@]+@)))(?:[^\s/?#]+|[^\s@]+)@"
     r"|(?P<query>[?&](?:api_?key|key|token|access_token|passw(?:or)?d|pass|secret|sig|signature"
     r"|x-(?:amz|goog)-(?:signature|security-token))=)[^\s&#]+"
     r"|(?P<header>\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|digest|token|apikey)\s+"
-    r"|api[-_]?key[\"']?\s*[:=]\s*[\"']?(?=[^\s\"']*\d))[\w.~+/=-]{8,}"  # with a digit, so no prose
+    r"|api[-_]?key[\"']?\s*[:=]\s*[\"']?(?=[^\s\"']*\d))[\w.~+/=-]{8,}"  # a digit excludes prose
     r"|(?P<bearer>\bbearer\s+)[\w.~+/=-]{8,}"
     r"|\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bglpat-[\w-]{20,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]{0,16384}?-----END [A-Z ]*PRIVATE KEY-----)?",
     re.IGNORECASE,
 )
 SECRET_MASK = "***"
 
 
 def escape_invisible(text: str) -> str:
-    r"""Replace control codes, reordering characters and lone surrogates by their JSON escapes.
+    r"""Replace control characters and similar characters by their JSON escapes.
 
-    JSON text is therefore parsed to the same value.
+    These are control characters except tabs and line ends, characters that reorder text, line
+    separators and lone surrogates. The value of JSON text does not change.
 
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
@@ -112,8 +116,9 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
 def mask_secrets(text: str) -> str:
     """Replace secrets by ``***``.
 
-    Secrets are credentials in URLs, keys in well-known formats, and values of at least 8 characters
-    of environment variables with secret names.
+    Secrets are credentials in URLs and authorization headers, keys in well-known formats, and
+    values of at least 8 characters of environment variables with secret names, except paths of
+    existing files.
 
     >>> mask_secrets("http://me:pw@host/v1?token=abc")
     'http://***@host/v1?token=***'
@@ -143,7 +148,8 @@ def mask_secret_options(words: Sequence[str]) -> list[str]:
 def first_secret_key(tree: Any) -> str | None:
     """Return the dotted key of the first secret value in plain data, or None without secrets.
 
-    A value is secret if `SECRET_KEY` matches its key or `mask_secrets` changes it.
+    A text is secret if `SECRET_KEY` matches its key or `mask_secrets` changes it, and a number if
+    `SECRET_KEY` matches its key.
     """
     return next(_secret_keys(tree, ""), None)
 
@@ -157,7 +163,10 @@ class SafeLogFormatter(logging.Formatter):
 
 
 def set_up_logging(level: int) -> None:
-    """Write log messages whose level is at least ``level`` to standard error."""
+    """Write log messages whose level is at least ``level`` to standard error.
+
+    If the root logger already has a handler, the function has no effect.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(SafeLogFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
@@ -169,9 +178,13 @@ def _replace_secret(match: re.Match[str]) -> str:
 
 
 def _secret_keys(node: Any, key: str) -> Iterator[str]:
+    name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
+    named_secret = SECRET_KEY.fullmatch(name) is not None  # also an entry of a list with the name
     if isinstance(node, str) and node:
-        if SECRET_KEY.fullmatch(key.rpartition(".")[2]) or mask_secrets(node) != node:
+        if named_secret or mask_secrets(node) != node:
             yield key
+    elif is_number(node) and named_secret:
+        yield key
     elif isinstance(node, Mapping | list | tuple):
         items = node.items() if isinstance(node, Mapping) else enumerate(node)
         for name, value in items:

@@ -1,6 +1,7 @@
 """Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
-In ``--config base.yaml --config overlay.yaml --a.b value``, later arguments take precedence.
+In ``--config base.yaml --config overlay.yaml --a.b value``, the later file takes precedence over
+the earlier one, and the option, at any position, over both.
 Mappings are merged key by key, and lists are replaced. ``--rewards.0.weight 2`` changes a key of
 the first entry of a list.
 """
@@ -240,7 +241,7 @@ def _check_utf8(value: Any) -> None:
     """Raise UserError if plain data contain text that cannot be encoded in UTF-8, at any depth."""
     if isinstance(value, str) and not is_utf8_encodable(value):
         raise UserError(
-            f"{shortened_repr(value)} cannot be encoded in UTF-8: an unpaired surrogate"
+            f"{shortened_repr(value)} has an unpaired surrogate, so it cannot be encoded in UTF-8"
         )
     items = [*value, *value.values()] if isinstance(value, Mapping) else value
     if isinstance(items, list):

@@ -12,7 +12,7 @@ from rlhf.reward_models.pairs import Pair
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Words whose deletion flips the verdict, or moves the margin toward 0."""
+    """Words whose deletion changes the sign of the margin, or moves the margin toward 0."""
 
     words: list[Word]
     """The deleted words, in the order in which they were found."""
@@ -37,7 +37,7 @@ def find_counterfactual(
 
     In each round, the deletion of each candidate is scored, and the best one is kept. After the
     sign has changed, each deleted word except the last is restored, one after another, if the sign
-    does not change back. Another set of words can be smaller.
+    does not change back. The result is not always the smallest set of words that changes the sign.
 
     Args:
         reward: The reward.
@@ -75,7 +75,7 @@ def find_counterfactual(
 def _restore_needless_deletions(
     reward: Reward, pair: Pair, deleted: list[Word], margin: float, sign: float
 ) -> tuple[list[Word], float, int]:
-    """Restore deleted words, the first one first, as long as the margin keeps its new sign.
+    """Restore each deleted word except the last one, if the margin then keeps its new sign.
 
     Returns:
         The words that remain deleted, the margin, and the number of scored pairs.

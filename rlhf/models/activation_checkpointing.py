@@ -49,9 +49,9 @@ def _checkpointed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _compute_block_and_trim_heap(forward: Any, *args: Any) -> Any:
     """Compute a block, in the forward pass or again in the backward pass.
 
-    Small objects that outlive a block, such as the nodes of the graph, split the memory that its
-    tensors free, so that the tensors of the next block, which have the same sizes, get new memory.
-    Without trimming, the process would grow to several times the memory that is in use at a time.
+    Small objects that outlive a block, such as nodes of the autograd graph, fragment the heap. The
+    freed memory is then not reused for the tensors of the next block. Without trimming, the process
+    would grow to several times the memory that is in use at a time.
     """
     if next(_computed_blocks) % BLOCKS_PER_TRIM == 0 and args[0].device.type == "cpu":
         trim_heap()

@@ -57,7 +57,7 @@ def write_report(directory: str | Path) -> Path:
     save_curves_csv(root / "report_tables", runs)
     target = root / REPORT_FILE
     title = root.resolve().name
-    # In a run directory, the page is a file of the toolkit.
+    # In a directory that the toolkit made, the page is replaced without a check of its content.
     write = write_text if written_by_toolkit(root) else write_page
     write(target, page_html(title, _body_html(title, runs, comparisons, tables)))
     return target
@@ -95,7 +95,7 @@ def _transcripts_html(runs: Sequence[RunRecord], comparisons: Sequence[Compariso
     """Return the transcripts as HTML: across methods, before and after training, and by token."""
     parts = []
     if comparisons and (cards := transcripts.methods_side_by_side_html(runs, comparisons[0])):
-        parts.append(f"<h3>One prompt, every stage</h3>{cards}")
+        parts.append(f"<h3>The same prompts, every trained method</h3>{cards}")
     for run in runs:
         if cards := transcripts.before_and_after_html(run):
             parts.append(

@@ -1,9 +1,9 @@
 """Encode demonstrations with the chat template's rendering of the whole conversation.
 
 The token ids of a demonstration decode to the rendered text up to the last reply that is trained
-on. If the template omits the closing token of a reply, it is inserted. Reasoning of the last reply
-that it omits is inserted if the prompt ends with an open <think> tag. A conversation in which no
-reply can be trained on is dropped with a reason.
+on. If the template omits the closing token of a reply, the token is inserted. If it omits the
+reasoning of the last reply, and the prompt ends with an open <think> tag, the reasoning is
+inserted. A conversation in which no reply can be trained on is dropped with a reason.
 
 A reply is located with two renderings. One is the prompt before the reply, as in sampling. The
 other is the conversation that ends with the reply. A reply is trained on only if the template
@@ -54,8 +54,8 @@ class ReplyPosition:
     unclosed: bool = False
     """Whether the closing token is appended, because the template writes none after this reply."""
     added: str = ""
-    """Token that ends a last reply with tool calls in place of the closing token: the one that the
-    template writes before a tool result."""
+    """Token that replaces the closing token after a last reply that calls tools, or an empty text.
+    The template writes it before a tool result."""
 
 
 Encoded = tuple[list[int], list[bool]]
@@ -85,7 +85,8 @@ def encode_example(
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: The template cannot render the conversation, or no reply can be trained on.
+        RowDropped: The template cannot render the conversation, a message has tool calls and there
+            is no template, or no reply can be trained on.
         UserError: ``completion`` does not start with a reply, or the template cannot render system
             messages.
     """
@@ -129,7 +130,7 @@ def encode_pieces(
 ) -> list[Encoded]:
     """Encode the pieces of conversations with one call of `ChatFormat.encode_many`.
 
-    A piece is encoded after the end of the previous piece, see `ChatFormat.encode_after`.
+    The end of the previous piece is the left context of a piece, see `ChatFormat.encode_after`.
     """
     numbers: dict[str, int] = {}  # text -> index in the list of texts
 
@@ -138,7 +139,7 @@ def encode_pieces(
 
     plans = []
     for pieces in conversations:
-        plan: list[tuple[int, int]] = []  # indices of the left context and of the whole text
+        plan: list[tuple[int, int]] = []  # indices of the left context, and of both texts
         left = ""
         for text, _, closing in pieces:
             if not plan:
@@ -187,9 +188,14 @@ def _join_encoded_pieces(
 def _encode_without_template(
     chat_format: ChatFormat, messages: Messages, first_trained_index: int, notes: Counter[str]
 ) -> Encoded:
-    """Encode a demonstration without a chat template. Replies end with the closing token.
+    """Encode a demonstration without a chat template, up to the last reply to train on.
 
-    ``first_trained_index`` is the index of the first message that may be trained on.
+    Replies from ``first_trained_index`` on, the index of the first message that may be trained on,
+    end with the closing token. The earlier messages are joined as in a prompt. Tools and reasoning
+    are omitted and counted in ``notes``.
+
+    Raises:
+        RowDropped: A message has tool calls, or no reply can be trained on.
     """
     if any(message.get("tool_calls") for message in messages):
         raise RowDropped(CALLS_WITHOUT_TEMPLATE)
@@ -229,7 +235,9 @@ class _RenderedConversation:
         self.whole = chat_format.render(self.messages)
 
     def split_into_pieces(self, first_trained_index: int, notes: Counter[str]) -> list[Piece]:
-        """Split the text at the replies to train on. The text after the last reply is omitted.
+        """Split the text at the replies to train on. The text after the last of them is omitted.
+
+        Reasoning that the template omits from the last reply is inserted into its piece.
 
         Args:
             first_trained_index: Index of the first message that may be trained on.
@@ -344,9 +352,10 @@ class _RenderedConversation:
         return text[end : end + self._special_length_at(text, end)] if follows else ""
 
     def _end_of_unclosed_last_reply(self, text: str, start: int) -> int:
-        """Return the end of the reply from ``start`` to the end of ``text``.
+        """Return the end of the reply that begins at ``start``, the last one in ``text``.
 
-        The template writes no closing token after the reply.
+        The template writes no closing token after the reply. Other text that it writes after
+        replies does not belong to the reply.
         """
         after = self.format.text_after_reply
         end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())

@@ -142,7 +142,8 @@ def first_and_last_means(values: Sequence[float]) -> tuple[float, float]:
 def reward_rose(log: MetricLog) -> bool:
     """Return whether the mean reward of the last logged steps is above that of the first ones.
 
-    Rounding errors are not a rise. A run with fewer than `RECENT` values has no rise.
+    A difference within the rounding error does not count. The result is False with fewer than
+    `RECENT` values.
     """
     rewards = log.series("reward/mean")[1]
     first, last = first_and_last_means(rewards)
@@ -152,8 +153,8 @@ def reward_rose(log: MetricLog) -> bool:
 def gold_metric_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of the metrics that can be the gold score, in order of preference.
 
-    The first is the sum of the rewards under ``gold``. Runs of earlier versions have only the
-    components of these rewards. The return of a prompt dataset is not among the keys, because it is
+    The first is the sum of the rewards under ``gold``. Runs of earlier versions logged
+    only the individual rewards. The return of a prompt dataset is not among the keys, because it is
     always 0.
 
     Args:

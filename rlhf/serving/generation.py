@@ -116,7 +116,8 @@ def prompt_piece(
     Args:
         text: Text of the prompt.
         ids: Its tokens.
-        scored: Log-probabilities of its tokens from the second one on, if they are requested.
+        scored: Log-probabilities of its tokens from the second one on. If None, the piece has only
+            the text.
         tokenizer: The tokenizer.
         with_alternatives: Whether the request asks for the most likely tokens at each position.
     """
@@ -159,6 +160,7 @@ class Generation:
 
         Raises:
             ApiError: The queue is full.
+            EngineFailed: The engine cannot be used.
         """
         try:
             self._scheduler.submit(jobs)

@@ -174,7 +174,12 @@ class OnlineTrainer(OnlineTrainerParts):
         optimizer_settings = OptimizerSettings(
             learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, eps=spec.eps
         )
-        optimizer = make_optimizer(spec.name, self.policy.parameters(), optimizer_settings)
+        optimizer = make_optimizer(
+            spec.name,
+            self.policy.parameters(),
+            optimizer_settings,
+            sharded=config.sharding != "none",
+        )
         updates = config.num_steps * settings.num_epochs * settings.num_minibatches
         # Transformers' schedule "constant" ignores warm-up steps.
         name = "constant_with_warmup" if spec.schedule == "constant" else spec.schedule

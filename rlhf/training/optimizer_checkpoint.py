@@ -66,7 +66,7 @@ def _save_or_load_states(
         trainer: The trainer.
     """
     sharded = {name: _as_sharded(*pair) for name, pair in states.items()}
-    if not any(sharded.values()):  # SGD has no state
+    if not any(sharded.values()):  # SGD with float32 weights has no state
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # with one process
@@ -75,7 +75,7 @@ def _save_or_load_states(
 
 
 def _states_by_name(trainer: Trainer) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-    """Return name -> (parameter, state in the rows of this process)."""
+    """Return name -> (parameter, state). The state contains only the rows of this process."""
     names = {
         id(parameter): f"{module_name}.{name}"
         for module_name, module in trainer.model.modules().items()

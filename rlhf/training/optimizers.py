@@ -48,13 +48,27 @@ def make_sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) ->
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    settings: OptimizerSettings,
+    *,
+    sharded: bool = False,
 ) -> MasterOptimizer:
-    """Return the optimizer ``name``. Its state and arithmetic are in float32.
+    """Return the optimizer ``name``.
+
+    State and arithmetic of the toolkit's optimizers are in float32. An optimizer of torch from a
+    plug-in determines its own.
+
+    Args:
+        name: Name in `OPTIMIZERS`.
+        parameters: The trained parameters.
+        settings: Settings of the optimizer.
+        sharded: Whether checkpoints contain the state in shards.
 
     Raises:
-        UserError: A plug-in returned something else than an optimizer, or an optimizer of torch for
-            weights that need float32 master weights.
+        UserError: The name is unknown, or a plug-in did not return an optimizer, or returned an
+            optimizer of torch for weights that need float32 master weights, or for sharded
+            checkpoints.
     """
     make = import_object(OPTIMIZERS.require(name))
     what, location = f"optimizer {name!r}", definition_location_text(make)
@@ -77,11 +91,16 @@ def make_optimizer(
             f"{what} has no float32 state: set model.dtype: float32, or return a "
             "rlhf.models.precision.MasterOptimizer"
         )
+    if sharded:
+        raise UserError(
+            f"{what} has no state that can be saved in shards: set sharding: none, or return a "
+            "rlhf.models.precision.MasterOptimizer"
+        )
     return TorchOptimizerAdapter(optimizer)
 
 
 class TorchOptimizerAdapter(MasterOptimizer):
-    """Adapter with gradient clipping of an optimizer of torch, for weights of at least float32.
+    """Adds `clip_at_next_step` to an optimizer of torch. The weights must be at least float32.
 
     Args:
         inner: The optimizer. Its parameter groups are those of the adapter.
@@ -96,7 +115,10 @@ class TorchOptimizerAdapter(MasterOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip the gradients to the norm given to `clip_at_next_step`, and update the weights."""
+        """Clip the gradients as `clip_at_next_step` requested, and update the weights.
+
+        ``closure`` is ignored.
+        """
         for weight in (p for group in self.master_weights for p in group):
             if self._divisor is not None and weight.grad is not None:
                 weight.grad.div_(self._divisor)
@@ -118,7 +140,8 @@ class TorchOptimizerAdapter(MasterOptimizer):
 def toolkit_optimizer_name(optim: str) -> str:
     """Convert transformers' name of an optimizer to its name in `OPTIMIZERS`.
 
-    The state of other optimizers has the dtype of the weights, so small updates would be lost.
+    Other optimizers have no float32 master weights, so small updates of bfloat16 weights would be
+    lost.
 
     Args:
         optim: Value of ``trainer.optim``.
@@ -129,9 +152,8 @@ def toolkit_optimizer_name(optim: str) -> str:
     known = native_optimizer_by_trainer_name()
     if optim not in known:
         raise UserError(
-            f"trainer.optim: the state of {optim} has the dtype of the weights, so small updates "
-            f"are lost; choose one of {', '.join(known)}, or set model.dtype: float32 and engine: "
-            "trl"
+            f"trainer.optim: {optim} has no float32 master weights, so small updates are lost; "
+            f"choose one of {', '.join(known)}, or set model.dtype: float32 and engine: trl"
         )
     return known[optim]
 
@@ -147,8 +169,8 @@ def optimizer_settings(options: Any) -> OptimizerSettings:
 
 
 _HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
-"""Keys of a parameter group that come from the configuration. ``initial_lr`` is the peak learning
-rate, which a schedule adds."""
+"""Keys of a parameter group that come from the configuration. ``initial_lr``, the peak learning
+rate, is added by a schedule."""
 
 
 def read_hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -164,8 +186,8 @@ def restore_hyperparameters(
     """Set the hyperparameters of an optimizer whose state was loaded from a checkpoint.
 
     The state of an optimizer contains its hyperparameters, and that of a schedule the peak and the
-    current learning rate. If a setting or the number of steps has changed, they would remain those
-    of the earlier configuration. If nothing has changed, this function changes no bit.
+    current learning rate. Without this function, a changed setting or number of steps would have no
+    effect in a resumed run. If nothing has changed, this function changes no bit.
 
     Args:
         optimizer: The optimizer.

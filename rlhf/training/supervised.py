@@ -157,7 +157,10 @@ class SupervisedTrainer(Trainer):
         if prepare_for_sharding(config):
             model.shard()
         optimizer = make_optimizer(
-            toolkit_optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
+            toolkit_optimizer_name(options.optim),
+            model.parameters(),
+            optimizer_settings(options),
+            sharded=config.sharding != "none",
         )
         warmup = (
             default_warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps

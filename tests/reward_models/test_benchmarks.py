@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.benchmarks import (
     SECTIONS,
@@ -88,6 +89,20 @@ def test_ties_by_hand():
         best_of("Ties", good.tolist(), bad.tolist(), id=key) for key, (good, bad) in prompts.items()
     ]
     assert reward_bench_2(REWARD, rows)["subsets"]["Ties"] == pytest.approx(expected)
+
+
+def test_an_unscored_reference_prompt_is_wrong():
+    nan = np.array([math.nan])
+    tied = (np.array([4.0, 5.0]), np.array([2.0]))  # gap 2, spread 1
+    assert ties_score({"ref:1": (nan, np.array([1.0])), "tied:1": tied}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("run", [reward_bench, reward_bench_2])
+def test_an_unknown_subset_is_refused(run):
+    row = best_of("Maths", [1], [0], id="ref:1")
+    row |= {"chosen": "1", "rejected": "0"} if run is reward_bench else {}
+    with pytest.raises(UserError, match="has no subset 'Maths'"):
+        run(REWARD, [row])
 
 
 def test_rm_bench_levels():

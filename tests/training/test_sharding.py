@@ -345,6 +345,23 @@ def test_one_process_with_sharding_equals_the_run_without_it(tmp_path: Path) -> 
     assert same(tensors_of(plain / "final"), tensors_of(fsdp / "final"))
 
 
+@pytest.mark.parametrize("command", ["sft", "ppo"])
+def test_an_optimizer_without_state_in_shards_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    tree = jobs_of(tmp_path)[command]
+    if command == "sft":
+        tree["trainer"] |= {"optim": "sign_sgd"}
+    else:
+        tree["optimizer"] = {"name": "sign_sgd"}
+    plugin = Path(__file__).parents[2] / "examples" / "plugins" / "optimizer.py"
+    words = words_of(tmp_path / "out", command, {**tree, "plugins": [str(plugin)]})
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf:")]
+    assert len(lines) == 1
+    assert "optimizer 'sign_sgd' has no state that can be saved in shards" in lines[0]
+
+
 @pytest.mark.parametrize("command", ["kto", "sft"])
 def test_sharding_with_trl_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

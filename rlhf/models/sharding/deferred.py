@@ -42,7 +42,7 @@ class DeferredWeights:
         """Return the rows of this process for a parameter on the meta device.
 
         Args:
-            name: Name of the parameter in the Transformers model, with or without PEFT's additions.
+            name: Name of the parameter in the Transformers model; PEFT's ``.base_layer`` is ignored.
             parameter: The parameter. If it is not sharded, all rows are returned.
             mesh: Mesh of the processes.
         """
@@ -101,7 +101,11 @@ class _RowsOfInitialValues(TorchFunctionMode):
         return result
 
     def _keep_rows_of_process(self, target: Tensor, whole: Tensor) -> None:
-        """Keep the rows of this process of a parameter or of one row of a parameter."""
+        """Keep the values of this process: its rows, or all rows of a parameter with few rows.
+
+        If ``target`` is a view of one row of a parameter, such as the padding row of an embedding,
+        ``whole`` replaces the kept values of this row.
+        """
         if target._base is not None:
             _, first, rows = self.kept[id(target._base)]
             row = int(target.storage_offset()) // target.numel() - first

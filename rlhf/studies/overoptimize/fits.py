@@ -2,7 +2,8 @@
 
 With d = sqrt(KL to the initial policy), the gain in gold score follows
 R_bon(d) = d (alpha - beta d) under best-of-n and R_RL(d) = d (alpha - beta log d) under RL
-(section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so least squares is exact.
+(section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so the least-squares fit
+has a closed form.
 
 Each cluster (a training seed or a prompt) is one independent unit. The intervals of alpha and beta
 are Student's t intervals of jackknife pseudo-values over clusters. The interval of the peak
@@ -74,7 +75,10 @@ class OveroptimizationFit:
         return self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
-        """Return a recommendation on when to stop, without a final period; KL is in nats."""
+        """Return a recommendation on when to stop, or why there is none, without a final period.
+
+        KL is in nats.
+        """
         kl, reached = self.peak.value**2, self.furthest**2
         low, high = self.peak.low**2, self.peak.high**2
         if self.rises_then_falls:
@@ -229,7 +233,7 @@ def _gold_fall_is_significant(
     if len(paired := near.keys() & beyond.keys()) >= 3:
         drops = [near[cluster] - beyond[cluster] for cluster in paired]
         test: Any = stats.ttest_1samp(drops, 0, alternative="greater")
-    elif min(len(near), len(beyond)) >= 3:  # Every point is a cluster.
+    elif min(len(near), len(beyond)) >= 3:  # for example, every point is a cluster
         test = stats.ttest_ind(
             [*near.values()], [*beyond.values()], equal_var=False, alternative="greater"
         )
