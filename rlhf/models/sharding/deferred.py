@@ -42,7 +42,7 @@ class DeferredWeights:
         """Return the rows of this process for a parameter on the meta device.
 
         Args:
-            name: Name of the parameter in the Transformers model; PEFT's ``.base_layer`` is ignored.
+            name: Name of the parameter in the Transformers model; ``.base_layer`` is ignored.
             parameter: The parameter. If it is not sharded, all rows are returned.
             mesh: Mesh of the processes.
         """
