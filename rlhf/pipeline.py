@@ -18,7 +18,12 @@ from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
-from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, set_key
+from rlhf.config.load import (
+    ConfigSource,
+    assemble_tree_and_load_plugins,
+    build_config,
+    set_dotted_key,
+)
 from rlhf.errors import UserError
 from rlhf.runs.changes import permits_content_change
 from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
@@ -54,7 +59,7 @@ class Pipeline(DirectoryConfig):
 
 
 def read_pipeline(
-    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+    sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Pipeline:
     """Read a pipeline and check every stage before any of them runs.
 
@@ -72,11 +77,11 @@ def read_pipeline(
     for key, value in overrides:
         head, _, rest = key.partition(".")
         if rest and head in names:
-            set_key(stages[names.index(head)], rest, value)
+            set_dotted_key(stages[names.index(head)], rest, value)
         elif rest and head != "stages":
             raise UserError(f"--{key}: no stage is called {head!r}{did_you_mean(head, names)}")
         else:
-            set_key(tree, key, value)
+            set_dotted_key(tree, key, value)
     pipeline = build_config(Pipeline, tree)
     for index, name in enumerate(names):
         _check_stage(pipeline, index, name, names, commands)

@@ -112,5 +112,5 @@ def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
     train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, "native")
     sets = setup.encode(train_rows, True), setup.encode(eval_rows, False)
-    options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+    options = native_options(command, config.trainer, default_learning_rate=method.learning_rate)
     return offline.NATIVE_TRAINERS[command](config, options, setup, *sets)

@@ -28,7 +28,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.text import count_text
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.launcher import LAUNCHER_KEYS, LauncherConfig
-from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees, set_key
+from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees, set_dotted_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
@@ -115,7 +115,7 @@ class TuningStudy:
         folder = self.root / "trials" / key
         run = bench.run_config_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
-            set_key(run, name, value)
+            set_dotted_key(run, name, value)
         # The evaluation in the training run uses the episodes of the benchmark, so a separate
         # evaluation is needed.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
@@ -299,7 +299,7 @@ def _nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings with dotted keys to the configuration of a run."""
     run: dict[str, Any] = {}
     for key, value in settings.items():
-        set_key(run, key, value)
+        set_dotted_key(run, key, value)
     return run
 
 
