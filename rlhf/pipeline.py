@@ -26,9 +26,9 @@ from rlhf.config.load import (
 )
 from rlhf.errors import UserError
 from rlhf.runs.changes import permits_content_change
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
+from rlhf.runs.checksums import CHECKSUMS_FILE, DamagedFolderError, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
-from rlhf.runs.directory import lock_directory
+from rlhf.runs.directory import lock_directory_and_write_config
 from rlhf.runs.inputs import leaf_items
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.runs.renamed import check_no_old_names
@@ -213,7 +213,7 @@ def _verify_reference_checksums(root: Path, stage: Mapping[str, Any]) -> None:
         DamagedFolderError: A file of a model is missing or damaged.
     """
     for folder in {_reference_path(root, name) for name in _stage_references(stage)}:
-        if (folder / CHECKSUMS).is_file():
+        if (folder / CHECKSUMS_FILE).is_file():
             try:
                 verify_checksums(folder)
             except DamagedFolderError as error:
@@ -270,7 +270,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         _check_changes_allow_resume(pipeline, commands)
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
-    with lock_directory(
+    with lock_directory_and_write_config(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
     ) as claim:
         for number, stage in enumerate(pipeline.stages, start=1):

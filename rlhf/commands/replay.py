@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import read_json
 from rlhf.errors import UserError, first_line
-from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
+from rlhf.runs.alarms import ALARMS, HALTED_FOLDER, Halt
 from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.diagnostics import repeat_metric_checks
 
@@ -37,7 +37,7 @@ def repeat_alarm_check(
     Raises:
         UserError: No alarm halted the run, or the run did not save the batch that the check needs.
     """
-    bundle = path_without_dot_dot(config.directory) / BUNDLE
+    bundle = path_without_dot_dot(config.directory) / HALTED_FOLDER
     path = bundle / "alarm.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: no alarm halted a run in {config.directory}")

@@ -208,7 +208,7 @@ class Trainer:
         """Call a method of the callbacks, and stop all processes if one of them ends training.
 
         Args:
-            point: One of `rlhf.runs.callbacks.POINTS`.
+            point: One of `rlhf.runs.callbacks.CALLBACK_METHODS`.
             run: The run directory.
             fields: ``metrics`` or ``folder`` of the event.
 

@@ -200,7 +200,10 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
     }
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
         check_only_permitted_changes(
-            study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials", _MANIFEST}
+            study.root,
+            tree,
+            config_file_name=STUDY_FILE,
+            ignored_keys=LAUNCHER_KEYS | {"trials", _MANIFEST},
         )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
