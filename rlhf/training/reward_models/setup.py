@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
-from rlhf.data.labels import check_one_answer_range
+from rlhf.data.labels import check_labels_have_one_scale
 from rlhf.data.load import LoadedRows, load
 from rlhf.errors import UserError
 from rlhf.models.adapters import load_merged_model
@@ -86,7 +86,7 @@ def prepare_setup(
     if config.test_data:  # errors in these rows are reported before the training
         test = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
         if kind.range_columns:
-            check_one_answer_range(
+            check_labels_have_one_scale(
                 itertools.chain(rows, test.rows), "test_data", kind.range_columns
             )
     model, tokenizer, pooling = load_model_tokenizer_and_pooling(kind)
