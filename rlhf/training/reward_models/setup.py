@@ -28,8 +28,8 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.models.saving import save_model
 from rlhf.models.sharding.processes import (
     has_sharded_parameters,
+    this_process_writes,
     value_of_first_process,
-    writes_files,
 )
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.trainable import remove_model_dropout
@@ -135,7 +135,7 @@ class _ModelAndReportWriter:
 
     def save(self, trained: Any, final: Path) -> None:
         """Write the model, with merged adapters, its tokenizer and its sidecar to a folder."""
-        tokenizer, writes = self.encoder.tokenizer, writes_files(trained)
+        tokenizer, writes = self.encoder.tokenizer, this_process_writes(trained)
         if unwrap_peft(trained) is not trained:
             trained = _merge_reward_model_adapters(trained, tokenizer, final)
         if trained is None:
@@ -172,7 +172,7 @@ def _merge_reward_model_adapters(trained: Any, tokenizer: Any, final: Path) -> A
     """
     if not has_sharded_parameters(trained):
         return trained.merge_and_unload()
-    writes = writes_files(trained)
+    writes = this_process_writes(trained)
     with contextlib.ExitStack() as stack:
         folder = None
         if writes:
