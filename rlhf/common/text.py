@@ -169,6 +169,7 @@ def _replace_secret(match: re.Match[str]) -> str:
 
 
 def _secret_keys(node: Any, key: str) -> Iterator[str]:
+    """Yield the dotted keys of the secret values in ``node``, whose own dotted key is ``key``."""
     if isinstance(node, str) and node:
         if SECRET_KEY.fullmatch(key.rpartition(".")[2]) or mask_secrets(node) != node:
             yield key

@@ -14,7 +14,7 @@ from rlhf.common.foreign import (
     describe_exception,
     location_text,
     set_default_location,
-    user_location,
+    user_code_location,
 )
 from rlhf.common.guards import is_mapping
 from rlhf.common.names import did_you_mean
@@ -357,10 +357,10 @@ def _describe_failure(error: Exception, location: CodeLocation) -> str:
         error: The exception.
         location: Its location if no line of it is in the plug-in, for example if a cell is missing.
     """
-    if user_location(error) is None:
+    if user_code_location(error) is None:
         set_default_location(error, location)
     if isinstance(error, ValueError):
-        return f"{type(error).__name__}{location_text(user_location(error))}"
+        return f"{type(error).__name__}{location_text(user_code_location(error))}"
     return describe_exception(error)
 
 

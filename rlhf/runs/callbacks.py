@@ -25,10 +25,10 @@ from rlhf.common.numbers import is_number
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
 from rlhf.common.user_code import (
-    check_accepts,
+    check_accepts_arguments,
     definition_location_text,
     guarded_call,
-    warn_if_changed,
+    warn_if_argument_changed,
 )
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -193,7 +193,9 @@ class Callbacks:
             with _callback_call(call, name, f"in {method} at step {event.step}"):
                 call(event)
             what, argument = f"callback {name}", "event.metrics"
-            warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
+            warn_if_argument_changed(
+                metrics, event.metrics, what=what, code=call, argument=argument
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return index -> state of the callbacks that have a state, and whether one ended training.
@@ -303,7 +305,7 @@ def make_callback(entry: Any) -> Callback:
         )
     function = functools.partial(callback, **arguments)
     what = f"callbacks: {_name_of(entry)}"
-    check_accepts(function, (None,), what=what, required_signature="callback(event)")
+    check_accepts_arguments(function, (None,), what=what, required_signature="callback(event)")
     return FunctionCallback(function)
 
 
@@ -313,7 +315,7 @@ def _check_methods(callback: Callback, reference: str) -> None:
     for name in dir(callback):
         if name in CALLBACK_METHODS or name in arguments:
             signature = arguments.get(name, "self, event")
-            check_accepts(
+            check_accepts_arguments(
                 getattr(callback, name),
                 (None,) * signature.count(","),
                 what=f"callbacks: {short_name(reference)}: {name}",

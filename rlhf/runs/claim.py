@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from rlhf.common.files import (
     describe_write_error,
     expand_user,
-    is_temporary,
+    is_partial_path,
     is_temporary_name,
     is_temporary_name_of_this_process,
     read_json,
@@ -583,7 +583,7 @@ def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
     elif pattern := WRITTEN_FILE_PATTERNS.get(path.name):
         files = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
         names = {
-            file: file.relative_to(path).as_posix() for file in files if not is_temporary(file)
+            file: file.relative_to(path).as_posix() for file in files if not is_partial_path(file)
         }
         yield from (file for file, name in names.items() if not re.fullmatch(pattern, name))
         for folder in sorted({file.parent for file in names if file.name == CHECKSUMS_FILE}):
@@ -632,7 +632,7 @@ def _first_missing_file_for_resume(directory: Path, required: Sequence[str]) -> 
     A directory without content can be resumed, because its run was killed before it wrote a file.
     The jobs of ``rlhf bench --array`` write only folders of run directories.
     """
-    entries = [e for e in _entries_except_locks(directory) if not is_temporary(e)]
+    entries = [e for e in _entries_except_locks(directory) if not is_partial_path(e)]
     if not any(_has_content(e) for e in entries) or any(_contains_only_runs(e) for e in entries):
         return None
     folders = (directory, directory / REPLACED)

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from rlhf.common.files import write_text
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.registry import OneOf, Registry
-from rlhf.common.user_code import add_location_to_errors, warn_if_changed
+from rlhf.common.user_code import add_location_to_errors, warn_if_argument_changed
 from rlhf.errors import UserError
 
 DEFAULT_PROJECT = "rlhf"
@@ -145,7 +145,7 @@ def log_to_trackers(
             metrics_copy = dict(metrics)
             tracker.log(step, metrics_copy)
             what = f"tracker {name}"
-            warn_if_changed(
+            warn_if_argument_changed(
                 metrics, metrics_copy, what=what, code=TRACKERS[name], argument="metrics"
             )
             working[name] = tracker
