@@ -24,7 +24,7 @@ from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
 from rlhf.config.load import assemble_tree_and_load_plugins
 from rlhf.data.load import load
-from rlhf.data.splits import fold_indices
+from rlhf.data.splits import fold_of_each_row
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair, to_pair
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     config = configure("reward", tree)
     rows = load(config.data, "preference", seed=config.seed).rows
     opening = [{"prompt": row["prompt"][:1]} for row in rows]
-    fold = np.array(fold_indices(opening, folds, seed=config.seed))
+    fold = np.array(fold_of_each_row(opening, folds, seed=config.seed))
     pairs = [to_pair(row) for row in rows]
     margins = {name: np.full(len(rows), np.nan) for name in ("this model", "bag of words")}
     for k in range(folds):

@@ -12,9 +12,9 @@ from rlhf.common.conversation import RESERVED_KEYS, Conversation, RewardFunction
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.user_code import (
     add_location_to_errors,
-    check_accepts,
+    check_accepts_arguments,
     definition_location_text,
-    warn_if_changed,
+    warn_if_argument_changed,
     warn_if_slow,
 )
 from rlhf.errors import UserError
@@ -58,7 +58,7 @@ class FunctionReward(Reward):
                 f"reward {self.name!r} is a class{definition_location_text(function)}: give an "
                 f"object of it, such as {function.__name__}(), or in a file the name of an object"
             )
-        check_accepts(
+        check_accepts_arguments(
             function,
             ([],),
             what=f"reward function {self.name!r}",
@@ -107,7 +107,9 @@ class FunctionReward(Reward):
                 values = [as_score(v) for v in _require_score_list(self.function(given))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
-        warn_if_changed(batch, given, what=what, code=self.function, argument="conversations")
+        warn_if_argument_changed(
+            batch, given, what=what, code=self.function, argument="conversations"
+        )
         if len(values) != len(batch):
             raise UserError(
                 f"{what}{location} returned {len(values)} scores for {len(batch)} conversations: "

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf.common.fences import first_reasoning_tag
+from rlhf.common.fences import first_think_tag_outside_code
 from rlhf.errors import UserError, first_line
 from rlhf.reward_models.core import Conversation, Unscorable
 
@@ -320,7 +320,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
         return str(reasoning), content
     before, closed, rest = content.partition("</think>")
     lead, _, reasoning = before.rpartition("<think>")
-    if not closed or lead.strip() or first_reasoning_tag(content) is None:
+    if not closed or lead.strip() or first_think_tag_outside_code(content) is None:
         return "", content
     return reasoning.strip("\n"), rest.lstrip("\n")
 

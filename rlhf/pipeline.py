@@ -18,12 +18,17 @@ from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
-from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, set_key
+from rlhf.config.load import (
+    ConfigSource,
+    assemble_tree_and_load_plugins,
+    build_config,
+    set_dotted_key,
+)
 from rlhf.errors import UserError
 from rlhf.runs.changes import permits_content_change
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums
+from rlhf.runs.checksums import CHECKSUMS_FILE, DamagedFolderError, verify_checksums
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS
-from rlhf.runs.directory import lock_directory
+from rlhf.runs.directory import lock_directory_and_write_config
 from rlhf.runs.inputs import leaf_items
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.runs.renamed import check_no_old_names
@@ -54,7 +59,7 @@ class Pipeline(DirectoryConfig):
 
 
 def read_pipeline(
-    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+    sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Pipeline:
     """Read a pipeline and check every stage before any of them runs.
 
@@ -72,11 +77,11 @@ def read_pipeline(
     for key, value in overrides:
         head, _, rest = key.partition(".")
         if rest and head in names:
-            set_key(stages[names.index(head)], rest, value)
+            set_dotted_key(stages[names.index(head)], rest, value)
         elif rest and head != "stages":
             raise UserError(f"--{key}: no stage is called {head!r}{did_you_mean(head, names)}")
         else:
-            set_key(tree, key, value)
+            set_dotted_key(tree, key, value)
     pipeline = build_config(Pipeline, tree)
     for index, name in enumerate(names):
         _check_stage(pipeline, index, name, names, commands)
@@ -208,7 +213,7 @@ def _verify_reference_checksums(root: Path, stage: Mapping[str, Any]) -> None:
         DamagedFolderError: A file of a model is missing or damaged.
     """
     for folder in {_reference_path(root, name) for name in _stage_references(stage)}:
-        if (folder / CHECKSUMS).is_file():
+        if (folder / CHECKSUMS_FILE).is_file():
             try:
                 verify_checksums(folder)
             except DamagedFolderError as error:
@@ -265,7 +270,7 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         _check_changes_allow_resume(pipeline, commands)
     if pipeline.overwrite and root.exists():  # find mistakes before the old run is replaced
         plan("run", pipeline, commands)
-    with lock_directory(
+    with lock_directory_and_write_config(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
     ) as claim:
         for number, stage in enumerate(pipeline.stages, start=1):

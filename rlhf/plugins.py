@@ -34,7 +34,7 @@ from rlhf.commands.command import Command
 from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import PLUGIN_API
 from rlhf.common.registry import Registry
-from rlhf.common.user_code import check_accepts, definition_location_text
+from rlhf.common.user_code import check_accepts_arguments, definition_location_text
 from rlhf.config.data import Kind
 from rlhf.config.engine import ENGINES
 from rlhf.config.optimization import OPTIMIZERS
@@ -354,7 +354,7 @@ def _config_class_of_command(function: Any, *, what: str, makes_run: bool) -> ty
     Raises:
         UserError: The signature is not that of a command, or the annotation is not a dataclass.
     """
-    check_accepts(
+    check_accepts_arguments(
         function,
         (None, None, None) if makes_run else (None,),
         what=what,
@@ -385,7 +385,7 @@ def _add_to(
         if arguments:
             required = f"{getattr(part, '__name__', 'function')}({', '.join(arguments)})"
             what = f"{registry.what} {name!r}"
-            check_accepts(part, arguments, what=what, required_signature=required)  # type: ignore[arg-type]
+            check_accepts_arguments(part, arguments, what=what, required_signature=required)  # type: ignore[arg-type]
         registry.add(name, part, part)
         return part
 
@@ -522,7 +522,7 @@ def register_data_format(
     def decorate(read: T) -> T:
         from rlhf.data.schemas import SCHEMAS, Schema
 
-        check_accepts(
+        check_accepts_arguments(
             read,  # type: ignore[arg-type]
             ({}, kinds[0]),
             what=f"data format {name!r}",

@@ -26,7 +26,7 @@ from rlhf.config.load import (
     build_config,
     merge_trees,
     read_yaml,
-    set_key,
+    set_dotted_key,
 )
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
@@ -118,8 +118,8 @@ def test_merge_leaves_its_arguments_alone():
 
 def test_overrides_reach_into_lists_and_make_missing_mappings():
     tree = {"items": [{"rate": 1}, {"rate": 2}]}
-    set_key(tree, "items.1.rate", 9)
-    set_key(tree, "inner.deep.x", 3)
+    set_dotted_key(tree, "items.1.rate", 9)
+    set_dotted_key(tree, "inner.deep.x", 3)
     assert tree == {"items": [{"rate": 1}, {"rate": 9}], "inner": {"deep": {"x": 3}}}
 
 
@@ -134,7 +134,7 @@ def test_overrides_reach_into_lists_and_make_missing_mappings():
 )
 def test_overrides_that_lead_nowhere_are_refused(key, part):
     with pytest.raises(UserError, match="--" + key.replace(".", r"\.")) as caught:
-        set_key({"name": "a", "items": [{}]}, key, 1)
+        set_dotted_key({"name": "a", "items": [{}]}, key, 1)
     assert part in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from rlhf.cli.main import main
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
 from rlhf.runs.claim import DirectoryClaim
-from rlhf.runs.directory import Run, lock_directory
+from rlhf.runs.directory import Run, lock_directory_and_write_config
 from tests.helpers.training import online_tree
 
 
@@ -46,13 +46,15 @@ def saved_checkpoints(directory):
 def pipeline(root):
     """A finished pipeline of one stage."""
     tree = {"stages": [{"name": "sft", "command": "ppo"}]}
-    with lock_directory(root, "pipeline.yaml", tree, resume=False, overwrite=False):
+    with lock_directory_and_write_config(
+        root, "pipeline.yaml", tree, resume=False, overwrite=False
+    ):
         finished_run(root / "sft")
 
 
 def bench(root):
     """A finished benchmark of one run."""
-    with lock_directory(root, "bench.yaml", {}, resume=False, overwrite=False):
+    with lock_directory_and_write_config(root, "bench.yaml", {}, resume=False, overwrite=False):
         finished_run(root / "runs/menu/seed0/ppo")
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf.errors import UserError
 from rlhf.runs.checksums import write_checksums
-from rlhf.runs.directory import Run, flatten_keys, lock_directory
+from rlhf.runs.directory import Run, flatten_keys, lock_directory_and_write_config
 from rlhf.runs.machine import describe_machine
 
 
@@ -272,7 +272,7 @@ def test_a_folder_of_the_user_is_not_resumed_as_a_study(tmp_path, name, content)
     path.write_text("written by hand")
     with (
         pytest.raises(UserError, match="so there is nothing to resume"),
-        lock_directory(tmp_path / "mine", name, {}, resume=True, overwrite=False),
+        lock_directory_and_write_config(tmp_path / "mine", name, {}, resume=True, overwrite=False),
     ):
         pass
     assert [p for p in (tmp_path / "mine").rglob("*") if p.is_file()] == [path]
@@ -285,7 +285,9 @@ def test_a_study_that_was_killed_before_its_description_is_resumed(tmp_path):
     run.log(1, {"a": 1.0})
     run.close()
     for name in ("empty", "array"):
-        with lock_directory(tmp_path / name, "bench.yaml", {}, resume=True, overwrite=False):
+        with lock_directory_and_write_config(
+            tmp_path / name, "bench.yaml", {}, resume=True, overwrite=False
+        ):
             assert (tmp_path / name / "bench.yaml").exists()
 
 

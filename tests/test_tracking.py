@@ -133,8 +133,8 @@ def test_a_hanging_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
         log, close = (hang if moment == name else print for name in ("log", "close"))
         return trackers.Tracker(log, close)
 
-    monkeypatch.setattr(trackers, "LOG_SECONDS", 0.05)
-    monkeypatch.setattr(trackers, "OPEN_OR_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(trackers, "LOG_LIMIT_SECONDS", 0.05)
+    monkeypatch.setattr(trackers, "OPEN_OR_CLOSE_LIMIT_SECONDS", 0.05)
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", opened)
     output, threads = sys.stdout, threading.active_count()
     run = tracked(tmp_path, "tensorboard")

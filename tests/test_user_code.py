@@ -18,8 +18,12 @@ import yaml
 
 from rlhf.cli.main import main
 from rlhf.common import user_code
-from rlhf.common.foreign import describe_exception, user_location
-from rlhf.common.user_code import add_location_to_errors, definition_location, thread_location
+from rlhf.common.foreign import describe_exception, user_code_location
+from rlhf.common.user_code import (
+    add_location_to_errors,
+    definition_location,
+    user_code_location_of_thread,
+)
 from rlhf.config.load import merge_trees
 from tests.helpers.part_mistakes import PARTS, RUNS
 from tests.helpers.training import offline_tree, online_tree, pair_rows, write_rows
@@ -152,7 +156,7 @@ def raised_by(call: Callable[[], Any], *codes: Any) -> Exception:
 
 def test_a_line_in_the_traceback_comes_before_the_definition() -> None:
     error = raised_by(lambda: function(1), len, function)  # type: ignore[call-arg]
-    place = user_location(error)
+    place = user_code_location(error)
     assert place is not None
     assert place[1] != function.__code__.co_firstlineno
 
@@ -160,7 +164,7 @@ def test_a_line_in_the_traceback_comes_before_the_definition() -> None:
 def test_the_line_of_a_thread() -> None:
     import threading
 
-    place = thread_location(threading.get_ident())
+    place = user_code_location_of_thread(threading.get_ident())
     assert place is not None
     assert place[0] == __file__
-    assert thread_location(None) is None
+    assert user_code_location_of_thread(None) is None

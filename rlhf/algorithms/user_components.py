@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, cast
 
 from rlhf.common.user_code import (
-    check_accepts,
+    check_accepts_arguments,
     definition_location,
     definition_location_text,
     guarded_call,
@@ -53,7 +53,7 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
         return function
     title = f"{_TITLES[kind]} {name!r}"
     form, count, keys = _FORMS[kind]
-    check_accepts(
+    check_accepts_arguments(
         function, (None,) * count, what=title, required_signature=form, **dict.fromkeys(keys)
     )
     what = f"{title}{definition_location_text(function)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf.api.options import Config
 from rlhf.common.guards import is_mapping, is_path, is_sequence
 from rlhf.common.plugins import load_installed_plugins
-from rlhf.config.load import Source
+from rlhf.config.load import ConfigSource
 from rlhf.errors import UserError
 from rlhf.runs.launch import prepare_process
 
@@ -25,7 +25,7 @@ def load_command_table() -> CommandTable:
     return COMMANDS
 
 
-def as_sources(config: Config | Sequence[Config] | None) -> list[Source]:
+def as_sources(config: Config | Sequence[Config] | None) -> list[ConfigSource]:
     """Return a configuration, or several of them, as a list of mappings and paths.
 
     Raises:

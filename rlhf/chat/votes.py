@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.chat.turn import Vote
 from rlhf.common.conversation import Conversation
-from rlhf.data.labels import in_canonical_order, item_id_of, new_row, undo_row
+from rlhf.data.labels import in_canonical_order, item_id_of, new_label_row, new_undo_row
 from rlhf.labeling.store import LabelFile
 
 
@@ -34,7 +34,7 @@ class VoteRecorder:
         """Append rows that undo the pairs of a vote, all or none."""
         ids = {row["undoes"] for row in self._file.rows if "undoes" in row}
         rows = [row for row in self._file.rows if row.get("vote_id") == vote_id]
-        self._file.append_together([undo_row(r) for r in rows if r["label_id"] not in ids])
+        self._file.append_together([new_undo_row(r) for r in rows if r["label_id"] not in ids])
 
 
 def pair_rows(vote: Vote, *, annotator: str) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def _pair_row(vote: Vote, first: int, second: int, annotator: str) -> dict[str, 
     first_is_a = ordered[0] == replies[first]
     model_of = dict(zip("ab", (first, second) if first_is_a else (second, first), strict=True))
     label_id = f"{vote.vote_id}-{first}{second}"
-    base = new_row(label_id, item_id_of(prompt, ordered), mode="pairs", annotator=annotator)
+    base = new_label_row(label_id, item_id_of(prompt, ordered), mode="pairs", annotator=annotator)
     is_tie = vote.preferred is None
     return base | {
         "prompt": prompt,

@@ -97,9 +97,9 @@ def command_help(command: Command, arguments: Arguments) -> str:
         command=f"rlhf {command.name}",
         arguments=_call_syntax(command).removeprefix(command.name).strip(),
         summary=command.summary,
-        options=options,
+        option_classes=options,
         defaults=defaults,
-        hidden=hidden,
+        hidden_keys=hidden,
         notes=notes,
     )
 

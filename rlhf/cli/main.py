@@ -23,7 +23,7 @@ from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
-from rlhf.common.foreign import describe_exception, end_process, user_location
+from rlhf.common.foreign import describe_exception, end_process, user_code_location
 from rlhf.common.imports import import_object
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.signals import StopSignal
@@ -234,7 +234,7 @@ def _discard_output_that_cannot_be_written() -> None:
 
 def _is_in_user_code(error: BaseException) -> bool:
     """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
-    files, location = loaded_user_files(), user_location(error)
+    files, location = loaded_user_files(), user_code_location(error)
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename in files for frame in frames) or (
         location is not None and location[0] in files

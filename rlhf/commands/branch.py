@@ -27,7 +27,7 @@ from rlhf.common.files import (
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.changes import CHANGES_FILE, read_changes
-from rlhf.runs.checksums import CHECKSUMS, update_checksum, verify_checksums, write_checksums
+from rlhf.runs.checksums import CHECKSUMS_FILE, update_checksum, verify_checksums, write_checksums
 from rlhf.runs.claim import (
     check_new_directory,
     convert_write_errors_to_user_errors,
@@ -43,7 +43,7 @@ log-probabilities of the reference in DPO."""
 
 
 _TRAINING_STATE = (
-    CHECKSUMS,
+    CHECKSUMS_FILE,
     "optimizer",
     "optimizer.pt",
     "replies.jsonl",
@@ -112,7 +112,7 @@ def _checked_checkpoint_step(source: Path) -> int:
         raise UserError(
             f"{source} does not belong to a run: {source.parent.parent} has no config.yaml"
         )
-    if not (source / CHECKSUMS).is_file():
+    if not (source / CHECKSUMS_FILE).is_file():
         raise UserError(
             f"{source} is incomplete: its run was killed or is still writing the checkpoint; {has}"
         )

@@ -21,9 +21,9 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.registry import check_and_record_new_name
 from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.base import TrainingConfig
-from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config, merge_trees
+from rlhf.config.load import ConfigSource, assemble_tree_and_load_plugins, build_config, merge_trees
 from rlhf.errors import UserError
-from rlhf.runs.alarms import Halt, log_bundle_write_errors, write_alarm_description
+from rlhf.runs.alarms import Halt, log_halt_data_write_errors, write_alarm_description
 from rlhf.runs.changes import Change, check_only_permitted_changes, find_and_check_changes
 from rlhf.runs.claim import check_writable, path_without_dot_dot
 from rlhf.runs.directory import Run
@@ -115,7 +115,7 @@ class CommandTable(dict[str, Command]):
         raise UserError(f"unknown command {name!r}{near}; see rlhf --help")
 
     def read_config(
-        self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
+        self, name: str, sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]]
     ) -> Any:
         """Build the configuration of a command.
 
@@ -269,7 +269,7 @@ class CommandTable(dict[str, Command]):
                 write_report(run.directory)
         except Halt as halt:
             if run.writes and halt.saved:
-                with log_bundle_write_errors(run.directory, halt):
+                with log_halt_data_write_errors(run.directory, halt):
                     write_alarm_description(run.directory, halt, run.config)
             if halt.repeatable:
                 halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)

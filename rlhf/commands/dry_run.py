@@ -49,7 +49,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         engine = engine_of(config, native_supported=method.native)
         check_streaming(command, config, engine)
         if engine == "native":
-            native_options(command, config.trainer, learning_rate=method.learning_rate)
+            native_options(command, config.trainer, default_learning_rate=method.learning_rate)
     else:
         return
     if with_model and isinstance(config, RewardConfig):
@@ -174,7 +174,9 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
     if setup.trainer and not isinstance(examples, ExampleStream):  # TRL cannot stream rows
         plan = estimate_trl(config, setup, examples, num_steps=steps, parallelism=parallelism)
     else:
-        options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+        options = native_options(
+            command, config.trainer, default_learning_rate=method.learning_rate
+        )
         trainer = NATIVE_TRAINERS[command](config, options, setup, examples, held_out)
         plan = estimate_offline(trainer, parallelism)
         trainer.close()

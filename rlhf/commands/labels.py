@@ -62,11 +62,13 @@ class ImportConfig(CommandConfig):
 
 def agreement(config: AgreementConfig) -> Iterator[str]:
     """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON."""
-    from rlhf.data.labels import check_one_answer_range
+    from rlhf.data.labels import check_labels_have_one_scale
     from rlhf.labeling.agreement import agreement_report
 
     rows = _labels_in(config.files)
-    check_one_answer_range(rows, "files", ["scale"])  # the strength of a preference has no effect
+    check_labels_have_one_scale(
+        rows, "files", ["scale"]
+    )  # the strength of a preference has no effect
     report = agreement_report(rows)
     if config.json:
         yield json.dumps(_json_value(report), indent=2, ensure_ascii=False)
@@ -91,7 +93,7 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
 
 def export(config: ExportConfig) -> Iterator[str]:
     """Write labels to a file or folder; yield a line with their number."""
-    from rlhf.data.labels import check_one_answer_range, live_labels
+    from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
     from rlhf.runs.checksums import check_folder_is_unchanged
@@ -107,17 +109,17 @@ def export(config: ExportConfig) -> Iterator[str]:
         check_folder_is_unchanged(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
     rows = _labels_in(config.files)
     if config.format != "datasets":  # it keeps the column with the range
-        check_one_answer_range(rows, "files")
+        check_labels_have_one_scale(rows, "files")
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)
     problems = export_labels(rows, path, config.format)
-    count = count_text(len(live_labels(rows)), "label")
+    count = count_text(len(labels_not_undone(rows)), "label")
     yield f"{count} written to {path}{_reasons_text(problems)}"
 
 
 def import_(config: ImportConfig) -> Iterator[str]:
     """Append the new labels of a file to the file ``output``; yield a line with their number."""
-    from rlhf.data.labels import check_one_answer_range, live_labels
+    from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import import_labels
     from rlhf.labeling.store import LabelFile
 
@@ -130,10 +132,10 @@ def import_(config: ImportConfig) -> Iterator[str]:
             raise UserError(
                 f"output: labels of the modes {', '.join(sorted(modes))} cannot be in one file"
             )
-        check_one_answer_range([*file.rows, *rows], "output")
+        check_labels_have_one_scale([*file.rows, *rows], "output")
         known = {row["label_id"] for row in file.rows}
         # The id of a label that replaced an undone one is not the same in every format.
-        labeled = {(row["annotator"], row["item_id"]) for row in live_labels(file.rows)}
+        labeled = {(row["annotator"], row["item_id"]) for row in labels_not_undone(file.rows)}
         new = {
             row["label_id"]: row
             for row in rows

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import read_json
 from rlhf.errors import UserError, first_line
-from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
+from rlhf.runs.alarms import ALARMS, HALTED_FOLDER, Halt
 from rlhf.runs.claim import path_without_dot_dot
 from rlhf.runs.diagnostics import repeat_metric_checks
 
@@ -38,7 +38,7 @@ def repeat_alarm_check(
         UserError: No alarm halted the run, its files are damaged, or the run did not save the batch
             that the check needs.
     """
-    bundle = path_without_dot_dot(config.directory) / BUNDLE
+    bundle = path_without_dot_dot(config.directory) / HALTED_FOLDER
     path = bundle / "alarm.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: no alarm halted a run in {config.directory}")
@@ -114,5 +114,5 @@ def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
     train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, "native")
     sets = setup.encode(train_rows, True), setup.encode(eval_rows, False)
-    options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+    options = native_options(command, config.trainer, default_learning_rate=method.learning_rate)
     return offline.NATIVE_TRAINERS[command](config, options, setup, *sets)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.common.http import json_headers
-from rlhf.config.load import Source, assemble_tree_and_load_plugins, build_config
+from rlhf.config.load import ConfigSource, assemble_tree_and_load_plugins, build_config
 from rlhf.config.serve import ServeConfig
 from rlhf.errors import UserError
 from rlhf.web import require_web_packages
@@ -21,7 +21,7 @@ MIN_KEY_LENGTH = 8
 
 
 def move_api_key_to_environment_and_read_config(
-    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+    sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> ServeConfig:
     """Build the configuration. A key on the command line is moved to the environment variable.
 

@@ -10,7 +10,7 @@ from rlhf.common.files import write_jsonl
 from rlhf.common.ranges import ProperFraction
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec, Kind
-from rlhf.data.labels import check_one_answer_range
+from rlhf.data.labels import check_labels_have_one_scale
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.runs.directory import Run
@@ -35,7 +35,7 @@ def write_split_into_run(command: str, config: SplitConfig, run: Run) -> Path:
     """Write train.jsonl and test.jsonl, split by prompt; return the run directory."""
     loaded = load(config.data, config.kind, seed=config.seed)
     log.info("data: %s", loaded.summary())
-    check_one_answer_range(loaded.rows, "data")  # rows of the new files have no range
+    check_labels_have_one_scale(loaded.rows, "data")  # rows of the new files have no range
     train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)
     for name, rows in (("train", train), ("test", test)):
         write_jsonl(run.directory / f"{name}.jsonl", rows)

@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 
 Result = TypeVar("Result")
 
-API_KEY = "OPENAI_API_KEY"
+API_KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the key of the server."""
 _MAX_BODY = 16 * 2**20
 """Size of the largest response that is read, in bytes."""
@@ -34,7 +34,7 @@ def check_url_has_no_credentials(url: str, *, what: str) -> None:
     if "@" in urllib.parse.urlsplit(url).netloc:
         raise UserError(
             f"{what}: url contains a user name or a password, which would be saved in the run "
-            f"directory; set the environment variable {API_KEY} instead"
+            f"directory; set the environment variable {API_KEY_VARIABLE} instead"
         )
 
 
@@ -44,7 +44,7 @@ def chat_completion_function(
     """Return a function from the JSON of a request to the JSON of the response.
 
     Every exception of the function, such as a timeout or a response that is not JSON, concerns only
-    its request. The API key is read from the environment variable `API_KEY`.
+    its request. The API key is read from the environment variable `API_KEY_VARIABLE`.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
@@ -57,7 +57,7 @@ def chat_completion_function(
     """
     check_url_has_no_credentials(url, what=what)
     address = url.rstrip("/") + "/chat/completions"
-    headers = json_headers(API_KEY)
+    headers = json_headers(API_KEY_VARIABLE)
     opener = deadline_opener_without_redirects()
 
     def complete(query: dict[str, Any]) -> dict[str, Any]:

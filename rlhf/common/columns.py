@@ -15,7 +15,7 @@ class Column:
     """A key of a row, and the values that it can have."""
 
     accepts: Callable[[Any], bool]
-    values: str
+    description: str
     """The values in words, such as "a number"."""
     required: bool = True
     """Whether every row has a value that is not null."""
@@ -46,7 +46,7 @@ def check_columns(row: Mapping[str, Any], columns: Columns, where: str) -> None:
             if column.required:
                 raise UserError(f"{where}: no {key}; the file is damaged, or of another kind")
         elif not column.accepts(value):
-            raise UserError(f"{where}: {key} is not {column.values}")
+            raise UserError(f"{where}: {key} is not {column.description}")
 
 
 def _is_integer(value: Any) -> bool:

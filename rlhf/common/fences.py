@@ -119,7 +119,7 @@ def without_reasoning(reply: str) -> str:
     """
     text = reply
     for _ in range(_MAX_REASONING_BLOCKS):
-        tag = first_reasoning_tag(text)
+        tag = first_think_tag_outside_code(text)
         if tag is None:
             return text
         end = tag.end() if tag.group() == "</think>" else text.find("</think>", tag.end())
@@ -129,7 +129,7 @@ def without_reasoning(reply: str) -> str:
     return after_thinking(text)
 
 
-def first_reasoning_tag(text: str) -> re.Match[str] | None:
+def first_think_tag_outside_code(text: str) -> re.Match[str] | None:
     """Return the first tag of reasoning in a reply; None if all tags are parts of programs.
 
     A tag in a fenced block or between quotation marks is part of a program. The exception is the

@@ -57,12 +57,16 @@ def find_write_error(error: BaseException | None) -> OSError | None:
 
 def describe_write_error(error: OSError) -> str:
     """Return a one-line message, without the path, that says what is wrong and what to do."""
-    if error.errno == errno.ENOSPC and error.filename and _has_no_inodes(Path(str(error.filename))):
+    if (
+        error.errno == errno.ENOSPC
+        and error.filename
+        and _has_no_free_inodes(Path(str(error.filename)))
+    ):
         return "the file system has no free inodes; remove files"
     return _WRITE_ERRORS.get(error.errno or 0, str(error.strerror or error))
 
 
-def _has_no_inodes(path: Path) -> bool:
+def _has_no_free_inodes(path: Path) -> bool:
     """Return whether the file system of a path, which need not exist, has no inode left."""
     if not hasattr(os, "statvfs"):  # Windows
         return False
@@ -197,7 +201,7 @@ def _is_running(pid: int) -> bool:
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a name is one that `atomic_path` uses."""
+    """Return whether a name is one that `atomic_path` gives to new or to old content."""
     return name.startswith(".") and name.endswith((".rlhf-part", ".rlhf-old"))
 
 
@@ -206,8 +210,8 @@ def is_temporary_name_of_this_process(name: str) -> bool:
     return name.startswith(".") and name.endswith(_partial_suffix())
 
 
-def is_temporary(path: Path) -> bool:
-    """Return whether a path is a temporary file or folder of `atomic_path`."""
+def is_partial_path(path: Path) -> bool:
+    """Return whether a path is one to which `atomic_path` writes before it replaces the target."""
     return path.name.startswith(".") and path.name.endswith(".rlhf-part")
 
 
@@ -386,12 +390,12 @@ def _object_with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         RepeatedKeyError: A key occurs twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         key = next(key for key, count in counts.items() if count > 1)
         raise RepeatedKeyError(f"the key {key!r} occurs twice in an object; remove one of them")
-    return found
+    return unique
 
 
 class RepeatedKeyError(ValueError):

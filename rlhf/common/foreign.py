@@ -27,7 +27,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 end_process = os._exit
 """Ends the process at once, also while third-party code runs; see `exit_as_exception`."""
 _ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()  # not on Windows
-_MAX_MESSAGE = 160
+_MAX_MESSAGE_LENGTH = 160
 """Number of characters to which the message of a reported exception is truncated."""
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _TOOLKIT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,17 +40,17 @@ _DEFAULT_LOCATION = "_rlhf_location"
 def describe_exception(error: BaseException) -> str:
     """Describe an exception in one line: type, message, and a location (file and line).
 
-    The location is that of `user_location`. If all lines are in installed packages or in this
+    The location is that of `user_code_location`. If all lines are in installed packages or in this
     toolkit, it is the deepest line of the traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    location = user_location(error)
+    location = user_code_location(error)
     if location is None and frames:
         location = frames[-1].filename, frames[-1].lineno or 0
     # Masking a long text, such as a whole reply, takes seconds.
     text = error.msg if isinstance(error, SyntaxError) else message_of(error)
-    message = mask_secrets(" ".join(text[: 10 * _MAX_MESSAGE].split()))
-    message = f": {message[:_MAX_MESSAGE]}" if message else ""
+    message = mask_secrets(" ".join(text[: 10 * _MAX_MESSAGE_LENGTH].split()))
+    message = f": {message[:_MAX_MESSAGE_LENGTH]}" if message else ""
     return f"{type(error).__name__}{message}{location_text(location)}"
 
 
@@ -60,11 +60,11 @@ def location_text(location: CodeLocation | None) -> str:
 
 
 def set_default_location(error: BaseException, location: CodeLocation) -> None:
-    """Set the result of `user_location` for an exception without a line in the user's code."""
+    """Set the result of `user_code_location` for an exception without a line in the user's code."""
     setattr(error, _DEFAULT_LOCATION, location)
 
 
-def user_location(error: BaseException) -> CodeLocation | None:
+def user_code_location(error: BaseException) -> CodeLocation | None:
     """Return file and line of an exception in the user's code; None if it has no line there.
 
     It is the deepest line of the traceback that is outside installed packages and outside this
@@ -77,7 +77,7 @@ def user_location(error: BaseException) -> CodeLocation | None:
     lines = [(f.filename, f.lineno or 0) for f in frames if not is_library_file(f.filename)]
     if not lines and error.__cause__ is not None:
         # An example is the SystemExit that `ensure_ordinary_exceptions` sets as the cause.
-        return user_location(error.__cause__)
+        return user_code_location(error.__cause__)
     return lines[-1] if lines else getattr(error, _DEFAULT_LOCATION, None)
 
 

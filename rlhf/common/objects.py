@@ -20,9 +20,9 @@ from typing import Any
 from rlhf.common.foreign import is_library_file
 from rlhf.errors import UserError
 
-PREFIX = "object:"
+OBJECT_PREFIX = "object:"
 
-_objects: dict[str, Any] = {}
+_objects_by_reference: dict[str, Any] = {}
 
 
 class Representative:
@@ -47,14 +47,14 @@ def reference_to(value: Any, key: str) -> str:
     if name := _importable_name(value):
         return name
     label = getattr(value, "__name__", None) or type(value).__name__
-    reference = f"{PREFIX}{key}.{label.strip('<>')}"
-    _objects[reference] = value
+    reference = f"{OBJECT_PREFIX}{key}.{label.strip('<>')}"
+    _objects_by_reference[reference] = value
     return reference
 
 
 def is_object_reference(reference: str) -> bool:
     """Return whether a name is that of an object of a Python program."""
-    return reference.startswith(PREFIX)
+    return reference.startswith(OBJECT_PREFIX)
 
 
 def object_of(reference: str, *, what: str) -> Any:
@@ -63,13 +63,13 @@ def object_of(reference: str, *, what: str) -> Any:
     Raises:
         UserError: This process does not have the object.
     """
-    if reference not in _objects:
+    if reference not in _objects_by_reference:
         raise UserError(
             f"{what}: {reference} is an object of a Python program, which this process does not "
             "have: start or resume the run from that program; or define the object in a file and "
             "write file.py:name, which other processes can import"
         )
-    return _objects[reference]
+    return _objects_by_reference[reference]
 
 
 def object_fingerprint(reference: str) -> str | None:
@@ -79,7 +79,7 @@ def object_fingerprint(reference: str) -> str | None:
     closures, default values and `functools.partial`. Other values, such as models and lists, can
     change while a run uses them. The result is None if the object has no source code.
     """
-    value = _objects.get(reference)
+    value = _objects_by_reference.get(reference)
     parts = [] if value is None else _source_and_values(value, ())
     if not parts:
         return None
@@ -97,8 +97,8 @@ def _source_and_values(value: Any, outer: tuple[Any, ...]) -> list[str]:
         return []
     outer = (*outer, value)
     if isinstance(value, functools.partial):
-        given = {**dict(enumerate(value.args)), **value.keywords}
-        return _source_and_values(value.func, outer) + _value_texts(given, outer)
+        arguments = {**dict(enumerate(value.args)), **value.keywords}
+        return _source_and_values(value.func, outer) + _value_texts(arguments, outer)
     if inspect.ismethod(value):
         return _source_and_values(value.__func__, outer)
     if isinstance(value, Representative):
@@ -168,7 +168,7 @@ def _importable_name(value: Any) -> str | None:
         return None
     if module in ("__main__", "builtins") or module.startswith("rlhf_plugin_"):
         return None
-    found: Any = sys.modules.get(module)
+    named_object: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return f"{module}:{name}" if found is value else None
+        named_object = getattr(named_object, part, None)
+    return f"{module}:{name}" if named_object is value else None

@@ -57,18 +57,18 @@ class _LoadedFile:
     """SHA-256 of the content that was executed."""
 
 
-_files: dict[Path, _LoadedFile] = {}
-_loading: list[str] = []
+_loaded_files: dict[Path, _LoadedFile] = {}
+_loading_references: list[str] = []
 """References of the plug-ins whose code runs now; the last one registers."""
 _user_files: set[str] = set()
 """Paths of the imported files and modules that are outside installed packages."""
-_installed: dict[str, ModuleType] = {}
+_installed_plugins: dict[str, ModuleType] = {}
 """Name of the entry point -> module, for the installed plug-ins that were loaded."""
 
 
 def current_plugin() -> str | None:
     """Return the reference of the plug-in whose code runs now; None if there is none."""
-    return _loading[-1] if _loading else None
+    return _loading_references[-1] if _loading_references else None
 
 
 def load_plugins(references: Iterable[str]) -> None:
@@ -105,10 +105,11 @@ def load_installed_plugins() -> None:
     prevent runs that do not use it.
     """
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        if entry.name in _installed:
+        if entry.name in _installed_plugins:
             continue
         try:
-            _installed[entry.name] = _import_module(entry.module, what=f"plug-in {entry.name}")
+            module = _import_module(entry.module, what=f"plug-in {entry.name}")
+            _installed_plugins[entry.name] = module
         except UserError as error:
             log.warning("%s; the plug-in is skipped", error)
 
@@ -182,13 +183,13 @@ def code_file(reference: str) -> Path | None:
 
 def installed_plugin_files() -> dict[str, Path]:
     """Return name -> file of the installed plug-ins that were imported."""
-    files = {name: getattr(module, "__file__", None) for name, module in _installed.items()}
+    files = {name: getattr(m, "__file__", None) for name, m in _installed_plugins.items()}
     return {name: Path(file) for name, file in files.items() if file}
 
 
 def loaded_user_files() -> set[str]:
-    """Return the paths of the user's files and modules that were imported in this process."""
-    return _user_files | {str(module.__file__) for module in _installed.values()}
+    """Return the paths of the imported files and modules of the user and of installed plug-ins."""
+    return _user_files | {str(module.__file__) for module in _installed_plugins.values()}
 
 
 def resolve_code_references(tree: Any, folder: Path, key: str = "") -> Any:
@@ -214,6 +215,7 @@ def resolve_code_references(tree: Any, folder: Path, key: str = "") -> Any:
 
 
 def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> str:
+    """Return a reference with an absolute path if it names a Python file relative to a folder."""
     module, name = split_reference(reference)
     if is_object_reference(reference) or (not name and not whole_module):
         return reference
@@ -233,7 +235,7 @@ def _import_module(name: str, *, what: str) -> ModuleType:
     ours = name.partition(".")[0] == "rlhf"
     if not ours and (origin := _find_module_file(name)):
         _check_plugin_api_version(Path(origin), what=f"{what}: {name}")
-    _loading.append(name)
+    _loading_references.append(name)
     try:
         slow = warn_if_slow(f"{what}: the import of {name}", _SLOW_IMPORT)
         with contextlib.nullcontext() if ours else slow, limit_side_effects():
@@ -249,7 +251,7 @@ def _import_module(name: str, *, what: str) -> ModuleType:
             f"{what}: cannot import {name!r} ({_import_failure_text(error)}{hint})"
         ) from error
     finally:
-        _loading.pop()
+        _loading_references.pop()
     file = getattr(module, "__file__", None)
     if file and not is_library_file(file):
         _user_files.add(file)
@@ -267,14 +269,14 @@ def _import_file(path: Path, *, what: str) -> ModuleType:
             "configuration file)"
         )
     digest = sha256_of(file)
-    loaded = _files.get(file)
+    loaded = _loaded_files.get(file)
     if loaded and loaded.digest == digest:
         return loaded.module
     _check_plugin_api_version(file, what=f"{what}: {file.name}")
     if str(file.parent) not in sys.path:  # at the end, so that it hides no installed package
         sys.path.append(str(file.parent))
     module = _execute_as_module(file, _module_name(file), again=loaded is not None, what=what)
-    _files[file] = _LoadedFile(module, digest)
+    _loaded_files[file] = _LoadedFile(module, digest)
     _user_files.add(str(module.__file__))
     return module
 
@@ -289,7 +291,7 @@ def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> Modu
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    _loading.append(str(file))
+    _loading_references.append(str(file))
     try:
         with warn_if_slow(f"{what}: the import of {file.name}", _SLOW_IMPORT), limit_side_effects():
             spec.loader.exec_module(module)
@@ -300,7 +302,7 @@ def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> Modu
             f"{_import_hint(error)}"
         ) from error
     finally:
-        _loading.pop()
+        _loading_references.pop()
     return module
 
 

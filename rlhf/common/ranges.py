@@ -82,8 +82,8 @@ def range_text(hint: Any) -> str:
 
     A limit of infinity, and an upper limit of `MAX_INT32` or more, are omitted.
     """
-    found = getattr(hint, "__metadata__", ())
-    for interval in (typing.cast(Any, item) for item in found if isinstance(item, Interval)):
+    annotations = getattr(hint, "__metadata__", ())
+    for interval in (typing.cast(Any, item) for item in annotations if isinstance(item, Interval)):
         low = interval.gt if interval.ge is None else interval.ge
         high = interval.lt if interval.le is None else interval.le
         has_low = low is not None and low > -math.inf

@@ -60,14 +60,14 @@ class Registry(dict[str, T]):
 
 
 def check_and_record_new_name(
-    what: str, name: str, known: Container[str], sources: dict[str, str], definition: Any
+    what: str, name: str, known_names: Container[str], sources: dict[str, str], definition: Any
 ) -> None:
     """Check the name of a new entry of a table, and record its source in ``sources``.
 
     Args:
         what: What an entry is, for the message.
         name: Name of the new entry.
-        known: Names of the existing entries.
+        known_names: Names of the existing entries.
         sources: Name -> source, for the entries of plug-ins.
         definition: Function or class of the new entry.
 
@@ -77,7 +77,7 @@ def check_and_record_new_name(
     if not isinstance(name, str) or not name:
         raise UserError(f"the name of a new {what} must be a text, got {name!r}")
     source = _source_of(definition)
-    if name in known and sources.get(name) != source:
+    if name in known_names and sources.get(name) != source:
         owner = sources.get(name, "the toolkit")
         raise UserError(f"{what} {name!r} exists already in {owner}: choose another name")
     if source is not None:

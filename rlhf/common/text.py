@@ -178,6 +178,7 @@ def _replace_secret(match: re.Match[str]) -> str:
 
 
 def _secret_keys(node: Any, key: str) -> Iterator[str]:
+    """Yield the dotted keys of the secret values in ``node``, whose own dotted key is ``key``."""
     name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
     named_secret = SECRET_KEY.fullmatch(name) is not None  # also an entry of a list with the name
     if isinstance(node, str) and node:

@@ -25,7 +25,7 @@ from rlhf.common.foreign import (
     is_library_file,
     location_text,
     set_default_location,
-    user_location,
+    user_code_location,
 )
 from rlhf.errors import UserError
 
@@ -36,7 +36,7 @@ SLOW_SECONDS = 60.0
 
 T = TypeVar("T")
 
-_reported: set[str] = set()
+_logged_warnings: set[str] = set()
 """Warnings that were given in this process."""
 
 
@@ -81,7 +81,7 @@ def add_location_to_errors(*codes: Any, location: CodeLocation | None = None) ->
         yield
     except Exception as error:
         location = location or next(filter(None, map(definition_location, codes)), None)
-        if location is not None and user_location(error) is None:
+        if location is not None and user_code_location(error) is None:
             set_default_location(error, location)
         raise
 
@@ -112,7 +112,7 @@ def guarded_call(code: Any, *, what: str, advice: str = "") -> Iterator[None]:
         yield
 
 
-def thread_location(identifier: int | None) -> CodeLocation | None:
+def user_code_location_of_thread(identifier: int | None) -> CodeLocation | None:
     """Return file and line in the user's code that a thread executes now; None if there is none."""
     frame = sys._current_frames().get(identifier or 0)
     while frame is not None:
@@ -122,7 +122,7 @@ def thread_location(identifier: int | None) -> CodeLocation | None:
     return None
 
 
-def check_accepts(
+def check_accepts_arguments(
     code: Callable[..., Any],
     arguments: tuple[Any, ...] = (),
     *,
@@ -176,7 +176,7 @@ def warn_if_slow(what: str, advice: str) -> Iterator[None]:
     """
     thread = threading.get_ident()
     timer = threading.Timer(
-        SLOW_SECONDS, lambda: warn_of_slow_call(what, thread_location(thread), advice)
+        SLOW_SECONDS, lambda: warn_of_slow_call(what, user_code_location_of_thread(thread), advice)
     )
     timer.daemon = True
     timer.start()
@@ -193,8 +193,8 @@ def warn_of_slow_call(what: str, location: CodeLocation | None, advice: str) -> 
 
 def warn_once(message: str) -> None:
     """Log a warning, unless this process has given it before."""
-    if message not in _reported:
-        _reported.add(message)
+    if message not in _logged_warnings:
+        _logged_warnings.add(message)
         log.warning("%s", message)
 
 
@@ -206,7 +206,9 @@ def copy_of_argument(value: T) -> T:
         return value
 
 
-def warn_if_changed(before: Any, after: Any, *, what: str, code: Any, argument: str) -> None:
+def warn_if_argument_changed(
+    before: Any, after: Any, *, what: str, code: Any, argument: str
+) -> None:
     """Warn, once, that code of the user has changed the copy of an argument that it was given.
 
     Args:

@@ -28,7 +28,11 @@ _PROGRAM = (
     "import sys; from rlhf.common.worker_pool import run_worker_tasks; "
     "run_worker_tasks(int(sys.argv[1]))"
 )
-_THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+_THREAD_LIMITS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+}
 """Environment variables of workers: every worker computes in one thread."""
 _GARBAGE_THRESHOLD = 100_000
 """Number of new objects after which a worker looks for garbage."""
@@ -119,7 +123,7 @@ class _Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | _THREADS | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+                env=os.environ | _THREAD_LIMITS | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
                 start_new_session=True,

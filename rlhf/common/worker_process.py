@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf.common.foreign import end_process
 
-_starting = threading.Lock()
+_start_lock = threading.Lock()
 
 
 class _ProcessWithoutUserScript(SpawnProcess):
@@ -38,7 +38,7 @@ class SpawnContextWithoutUserScript(SpawnContext):
 @contextlib.contextmanager
 def _hide_main_script() -> Iterator[None]:
     """Return a context manager in which multiprocessing does not know the file of the script."""
-    with _starting:
+    with _start_lock:
         main = sys.modules["__main__"]
         stand_in = types.ModuleType("__main__")
         vars(stand_in).update(vars(main))

@@ -83,8 +83,8 @@ class ExplainedPolicySpec:
 
 
 @dataclass(frozen=True)
-class NamedModel:
-    """A stage of training."""
+class StageModel:
+    """The model of a stage of training."""
 
     name: str
     """Name of the stage on the page."""
@@ -115,7 +115,7 @@ class ExplainConfig(RunConfig):
     """The deletion test of the attributions."""
     policy: ExplainedPolicySpec | None = None
     """A policy whose quantities are shown for each token."""
-    stage_models: list[NamedModel] = field(default_factory=list)
+    stage_models: list[StageModel] = field(default_factory=list)
     """Stages of training in order, such as base, SFT and RL; neighboring stages are compared."""
     compared: AtLeastTwo = 50
     """Maximum number of replies on which stages are compared."""

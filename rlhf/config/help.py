@@ -39,7 +39,7 @@ class ConfigKey:
     choices: tuple[str, ...] = ()
     """The values that the key can have; empty if it can have others."""
 
-    def help_lines(self) -> str:
+    def help_entry(self) -> str:
         """Return a line with name, type and default, followed by the wrapped description."""
         has_default = self.default is not dataclasses.MISSING
         value = f" = {_default_text(self.default)}" if has_default else ""
@@ -64,9 +64,9 @@ def help_text(
     command: str,
     summary: str,
     arguments: str = "",
-    options: Mapping[str, type] | None = None,
+    option_classes: Mapping[str, type] | None = None,
     defaults: Mapping[str, Any] | None = None,
-    hidden: Collection[str] = (),
+    hidden_keys: Collection[str] = (),
     notes: Collection[str] = (),
 ) -> str:
     """Return the help of a command: first the required keys, then the other keys by section.
@@ -76,26 +76,28 @@ def help_text(
         command: The command, for example ``rlhf grpo``.
         summary: What the command does.
         arguments: Names of the positional arguments.
-        options: Name of a field with a mapping -> class that defines the keys of the mapping (see
-            `build_config`).
+        option_classes: Name of a field with a mapping -> class that defines the keys of the
+            mapping (see `build_config`).
         defaults: Dotted key -> effective default, for keys whose effective default differs from the
             default of the class.
-        hidden: Dotted keys to omit, because they have no effect on the command.
+        hidden_keys: Dotted keys to omit, because they have no effect on the command.
         notes: Text below the keys.
     """
     sections = [
         ConfigSection(
             section.title, [_with_effective_default(key, defaults or {}) for key in section.keys]
         )
-        for section in sections_of(cls, options or {})
+        for section in sections_of(cls, option_classes or {})
     ]
-    keys = [key for section in sections for key in section.keys if key.name not in hidden]
+    keys = [key for section in sections for key in section.keys if key.name not in hidden_keys]
     call = " ".join(["usage:", command, *([arguments] if arguments else [])])
     blocks = [f"{command}: {summary}", f"{call} [--config FILE ...] [--key value ...]"]
-    if required := [key.help_lines() for key in keys if key.required]:
+    if required := [key.help_entry() for key in keys if key.required]:
         blocks.append("\n".join(["Required:", *required]))
     for section in sections:
-        rest = [k.help_lines() for k in section.keys if not k.required and k.name not in hidden]
+        rest = [
+            k.help_entry() for k in section.keys if not k.required and k.name not in hidden_keys
+        ]
         if rest:
             blocks.append("\n".join([section.title, *rest]))
     return "\n\n".join([*blocks, *notes])
@@ -107,12 +109,15 @@ def _with_effective_default(key: ConfigKey, defaults: Mapping[str, Any]) -> Conf
     return dataclasses.replace(key, default=defaults[key.name], required=False)
 
 
-def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[ConfigSection]:
+def sections_of(
+    cls: type, option_classes: Mapping[str, type], prefix: str = ""
+) -> list[ConfigSection]:
     """Return the keys of a dataclass in sections.
 
     Args:
         cls: The configuration class.
-        options: Name of a field with a mapping -> class that defines the keys of the mapping.
+        option_classes: Name of a field with a mapping -> class that defines the keys of the
+            mapping.
         prefix: Dotted path of ``cls`` in the whole configuration, with a final dot. The name of
             every key begins with this prefix.
 
@@ -120,24 +125,26 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
         The section of the keys of ``cls`` itself, followed by a section for each nested
         configuration.
     """
-    own: list[ConfigKey] = []
+    class_keys: list[ConfigKey] = []
     nested: list[ConfigSection] = []
     for field, hint, description in _fields_with_docs(cls):
         name = f"{prefix}{field.name}"
-        foreign = cls in options.values()
-        inner = options.get(field.name) or dataclass_in(hint)
+        foreign = cls in option_classes.values()
+        inner = option_classes.get(field.name) or dataclass_in(hint)
         if inner is None or foreign:
-            own.append(_make_key(field, hint, description, name))
+            class_keys.append(_make_key(field, hint, description, name))
             continue
         is_list = typing.get_origin(hint) is list
         if is_list:
-            own.append(dataclasses.replace(_make_key(field, hint, description, name), type="LIST"))
-        first, *rest = sections_of(inner, options, f"{name}.{'N.' if is_list else ''}")
+            class_keys.append(
+                dataclasses.replace(_make_key(field, hint, description, name), type="LIST")
+            )
+        first, *rest = sections_of(inner, option_classes, f"{name}.{'N.' if is_list else ''}")
         # Keys of list items are shown as optional because the list may be empty.
         optional = is_list or not _is_required(field)
         keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
         nested += [ConfigSection(f"{name}: {description}", keys), *rest]
-    return [ConfigSection(prefix or "Options:", own), *nested]
+    return [ConfigSection(prefix or "Options:", class_keys), *nested]
 
 
 def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:

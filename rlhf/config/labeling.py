@@ -17,7 +17,7 @@ LabelFormat = Literal["argilla", "label-studio", "datasets"]
 """Format of labels for other tools: JSON of Argilla 2 or of Label Studio, or a dataset of the
 library datasets."""
 
-MAX_ANNOTATOR = 100
+MAX_ANNOTATOR_LENGTH = 100
 """Maximum number of characters of an annotator's id."""
 
 
@@ -28,8 +28,8 @@ def check_annotator(name: str) -> None:
         ValueError: The id is empty, too long, or has invisible characters or spaces at its ends.
     """
     is_plain = name == name.strip() == escape_invisible(name)
-    if not name or len(name) > MAX_ANNOTATOR or not is_plain:
+    if not name or len(name) > MAX_ANNOTATOR_LENGTH or not is_plain:
         raise ValueError(
-            f"annotator must be a visible text of 1 to {MAX_ANNOTATOR} characters, without spaces "
-            f"at its ends, got {name[:MAX_ANNOTATOR]!r}"
+            f"annotator must be a visible text of 1 to {MAX_ANNOTATOR_LENGTH} characters, without "
+            f"spaces at its ends, got {name[:MAX_ANNOTATOR_LENGTH]!r}"
         )

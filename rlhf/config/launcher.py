@@ -32,7 +32,7 @@ class LauncherConfig:
     the cluster at RAY_ADDRESS, or starts one on this machine."""
 
     def __post_init__(self) -> None:
-        for name, launchers in _USED_BY.items():
+        for name, launchers in _LAUNCHERS_BY_KEY.items():
             if getattr(self, name) and self.launcher not in launchers:
                 raise ValueError(
                     f"{name} has no effect with the launcher {self.launcher}; it is used by "
@@ -42,16 +42,16 @@ class LauncherConfig:
             if not option.startswith("-") or "\n" in option:
                 raise ValueError(f"sbatch_options: {option!r} is not an option; write --name=value")
             name = option.split("=")[0]
-            if name in _SET_BY_LAUNCHER:
+            if name in _OPTIONS_SET_BY_LAUNCHER:
                 raise ValueError(f"sbatch_options: {name} is set by the launcher")
 
 
-_USED_BY = {
+_LAUNCHERS_BY_KEY = {
     "gpus_per_job": ("slurm", "ray"),
     "sbatch_options": ("slurm",),
     "ray_address": ("ray",),
 }
-_SET_BY_LAUNCHER = frozenset(
+_OPTIONS_SET_BY_LAUNCHER = frozenset(
     [
         *("-a", "--array", "-c", "--cpus-per-task", "-D", "--chdir", "-e", "--error"),
         *("-J", "--job-name", "-o", "--output", "--parsable", "-W", "--wait", "--wrap"),

@@ -31,7 +31,7 @@ from rlhf.runs.renamed import check_no_old_names
 
 T = TypeVar("T")
 
-Source = str | Path | Mapping[str, Any]
+ConfigSource = str | Path | Mapping[str, Any]
 """A configuration: the path of a YAML file, or its content."""
 
 
@@ -105,7 +105,7 @@ def parse_option_value(key: str, text: str) -> Any:
 
 
 def assemble_tree_and_load_plugins(
-    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
+    sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]]
 ) -> dict[str, Any]:
     """Merge configurations into one tree of plain data, apply the overrides, and load plug-ins.
 
@@ -125,7 +125,7 @@ def assemble_tree_and_load_plugins(
             part, folder = read_yaml(source), Path(source).parent
         tree = merge_trees(tree, resolve_code_references(part, folder))
     for key, value in overrides:  # a later key may change a part of an earlier value
-        set_key(tree, key, copy.deepcopy(value))
+        set_dotted_key(tree, key, copy.deepcopy(value))
     tree = resolve_code_references(tree, Path())
     if key := first_secret_key(tree):
         raise UserError(
@@ -137,7 +137,7 @@ def assemble_tree_and_load_plugins(
     return tree
 
 
-def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set the value at a dotted key such as ``a.b.0.c``, in place.
 
     Raises:
@@ -249,7 +249,7 @@ def _check_utf8(value: Any) -> None:
             _check_utf8(item)
 
 
-def _suggest_keys(key: Any, known: Iterable[str], sections: list[ConfigSection]) -> str:
+def _suggest_keys(key: Any, known_keys: Iterable[str], sections: list[ConfigSection]) -> str:
     """Return a suggestion for an unknown key, as the end of an error message.
 
     The suggestion contains the dotted keys whose last part is ``key``. If there are none, it is the
@@ -259,10 +259,10 @@ def _suggest_keys(key: Any, known: Iterable[str], sections: list[ConfigSection])
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
-    if close := did_you_mean(str(key), known):
+    if close := did_you_mean(str(key), known_keys):
         return close
     leaves = {path.rpartition(".")[2]: path for path in paths}
     match = closest_name(str(key), leaves, cutoff=0.75)
     if match:
         return f"; did you mean {leaves[match]!r}?"
-    return f"; the keys are {shorten(', '.join(known), 100, placeholder='...')}"
+    return f"; the keys are {shorten(', '.join(known_keys), 100, placeholder='...')}"

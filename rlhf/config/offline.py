@@ -117,13 +117,13 @@ def trainer_defaults(command: str) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def trl_specific_defaults(options: type) -> dict[str, Any]:
+def trl_specific_defaults(trl_config_class: type) -> dict[str, Any]:
     """Return the defaults of the options that a configuration class of TRL adds to transformers'.
 
     Options without a value, and those that other keys of the configuration set, are omitted.
 
     Args:
-        options: The class, such as ``trl.KTOConfig``.
+        trl_config_class: The class, such as ``trl.KTOConfig``.
     """
     from transformers import TrainingArguments
 
@@ -132,6 +132,6 @@ def trl_specific_defaults(options: type) -> dict[str, Any]:
     )
     return {
         field.name: field.default
-        for field in dataclasses.fields(options)
+        for field in dataclasses.fields(trl_config_class)
         if field.name not in omitted and isinstance(field.default, str | int | float)
     }

@@ -197,7 +197,7 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
 
     Raises:
         UserError: The episodes of a step are not a multiple of the group size, a setting is out of
-        range, or a setting that differs from its default has no effect.
+            range, or a setting that differs from its default has no effect.
     """
     algorithm = algorithm_with_settings(name, dataclasses.asdict(config.algorithm))
     size = algorithm.settings.group_size

@@ -113,22 +113,27 @@ OPTIONS_BY_COMMAND: dict[str, type[NativeOptions]] = {
 
 
 def native_options(
-    command: str, given: Mapping[str, Any], *, learning_rate: float
+    command: str, trainer_options: Mapping[str, Any], *, default_learning_rate: float
 ) -> NativeOptions:
     """Return the options of a command for the native engine.
+
+    Args:
+        command: Key of `OPTIONS_BY_COMMAND`.
+        trainer_options: Name -> value, as under ``trainer`` in the configuration.
+        default_learning_rate: Learning rate if ``trainer_options`` has none.
 
     Raises:
         UserError: An option is unknown to the native engine, or a value is invalid.
     """
     cls = OPTIONS_BY_COMMAND[command]
     known = [field.name for field in dataclasses.fields(cls)]
-    unknown = [key for key in given if key not in known]
+    unknown = [key for key in trainer_options if key not in known]
     if unknown:
         raise UserError(
             f"trainer.{unknown[0]} is not an option of the native engine: set engine: trl, or "
             f"remove the option (the native engine has {', '.join(known)})"
         )
-    options = cls(**{"learning_rate": learning_rate, **given})
+    options = cls(**{"learning_rate": default_learning_rate, **trainer_options})
     _check_optimizer(options)
     if isinstance(options, DPOOptions):
         _check_losses(options)

@@ -16,7 +16,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
 
-Combine = Literal["single", "mean", "worst", "uncertainty"]
+ScoreCombination = Literal["single", "mean", "worst", "uncertainty"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class PolicyTrainingSpec:
 
     algorithm: str = "rloo"
     """Name of an online algorithm (`rlhf algorithms`)."""
-    against: list[Combine] = field(default_factory=lambda: ["single"])
+    against: list[ScoreCombination] = field(default_factory=lambda: ["single"])
     """Rewards to train against, computed from the scores of the ensemble's members. single: seed s
     uses the score of member s; mean: the mean; worst: the minimum; uncertainty: the mean minus
     ``penalty`` times the variance (Coste et al. 2023, arXiv:2310.02743)."""

@@ -30,10 +30,10 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 
-def cache_folder(configured: str | None = None) -> Path:
+def cache_folder(configured_folder: str | None = None) -> Path:
     """Return the folder of the entries: the configured one, or one in the cache of `datasets`."""
-    if configured:
-        return expand_user(configured)
+    if configured_folder:
+        return expand_user(configured_folder)
     if folder := os.environ.get("HF_DATASETS_CACHE"):
         return Path(folder) / "rlhf"
     from huggingface_hub.constants import HF_HOME

@@ -26,14 +26,14 @@ Row = Mapping[str, Any]
 Level = Literal["ok", "note", "fault"]
 CountTokens = Callable[[str], int]
 
-NUM_QUOTED_ROWS = 3
+MAX_QUOTED_ROWS = 3
 """Maximum number of quoted rows per finding."""
 TOLERATED_SHARE = 0.01
 """Maximum fraction of unusable, repeated or over-long rows that is a note; a larger fraction is a
 fault."""
-NUM_SUSPECTS = 100
+MAX_SUSPECTS = 100
 """Maximum number of pairs that are listed as suspects."""
-MIN_FOR_SUSPECTS = 100
+MIN_PROMPTS_FOR_SUSPECTS = 100
 """Minimum number of distinct prompts for which `suspicious_pair_labels` fits a model."""
 
 
@@ -55,32 +55,34 @@ class Finding:
     """Indices of the affected rows in `LoadedRows.rows`; in the findings of `unusable_rows`,
     `unused_columns`, `length_bias` and `label_balance`, the tuple is empty."""
     examples: tuple[str, ...] = ()
-    """Beginnings of the prompts of the first `NUM_QUOTED_ROWS` of `rows`. For unusable rows, each
+    """Beginnings of the prompts of the first `MAX_QUOTED_ROWS` of `rows`. For unusable rows, each
     reason with the path and the number of its first row."""
 
 
 def _finding(
-    name: str, rows: Sequence[Row], affected: Sequence[int], level: Level, what: str
+    name: str, rows: Sequence[Row], affected_indices: Sequence[int], level: Level, verdict_end: str
 ) -> Finding:
-    """Return the finding for the rows with the indices `affected`.
+    """Return the finding for the rows with the indices `affected_indices`.
 
     Args:
         name: Name of the check.
         rows: The checked rows.
-        affected: Indices of the affected rows.
+        affected_indices: Indices of the affected rows.
         level: Level of the finding if a row is affected; otherwise it is "ok".
-        what: Text that follows the number of affected rows in the verdict.
+        verdict_end: Text that follows the number of affected rows in the verdict.
     """
-    count = len(affected)
+    count = len(affected_indices)
     share = f" ({count / len(rows):.1%})" if count else ""
     return Finding(
         name=name,
         level=level if count else "ok",
-        verdict=f"{count:,} of {len(rows):,} rows{share} {what}",
+        verdict=f"{count:,} of {len(rows):,} rows{share} {verdict_end}",
         count=count,
         total=len(rows),
-        rows=tuple(affected),
-        examples=tuple(_prompt_beginning(rows[index]) for index in affected[:NUM_QUOTED_ROWS]),
+        rows=tuple(affected_indices),
+        examples=tuple(
+            _prompt_beginning(rows[index]) for index in affected_indices[:MAX_QUOTED_ROWS]
+        ),
     )
 
 
@@ -173,6 +175,7 @@ def _rows_with_several_values(keys: Sequence[Hashable], values: Sequence[Hashabl
 
 
 def _reference_answer(row: Row) -> str | None:
+    """Return the answer of the last message of the prompt that has one, as text."""
     answers = [str(turn["answer"]) for turn in row["prompt"] if "answer" in turn]
     return answers[-1] if answers else None
 
@@ -220,12 +223,12 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 def suspicious_pair_labels(rows: Sequence[Row], *, seed: int) -> Finding:
     """Find the pairs whose label a bag-of-words model, fitted on other prompts, contradicts most.
 
-    No pair is listed if there are fewer than `MIN_FOR_SUSPECTS` distinct prompts, or if the model
-    does not predict labels better than chance.
+    No pair is listed if there are fewer than `MIN_PROMPTS_FOR_SUSPECTS` distinct prompts, or if the
+    model does not predict labels better than chance.
     """
     prompts = len({prompt_key(row) for row in rows})
-    if prompts < MIN_FOR_SUSPECTS:
-        verdict = f"not checked: fewer than {MIN_FOR_SUSPECTS} different prompts"
+    if prompts < MIN_PROMPTS_FOR_SUSPECTS:
+        verdict = f"not checked: fewer than {MIN_PROMPTS_FOR_SUSPECTS} different prompts"
         return Finding("suspects", "ok", verdict, 0, len(rows))
     margins = cross_fitted_margins(rows, seed=seed)
     accuracy = share_interval(margins.accuracy * prompts, prompts)
@@ -235,7 +238,7 @@ def suspicious_pair_labels(rows: Sequence[Row], *, seed: int) -> Finding:
         return Finding(
             "suspects", "ok", f"{fit}: not better than chance, so no pair is listed", 0, len(rows)
         )
-    indices = margins.suspects(min(NUM_SUSPECTS, len(rows) // 20))
+    indices = margins.suspects(min(MAX_SUSPECTS, len(rows) // 20))
     verdict = f"{fit}; review the {len(indices):,} pairs that it contradicts most strongly"
     return replace(_finding("suspects", rows, indices, "note", ""), verdict=verdict)
 

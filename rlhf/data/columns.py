@@ -136,13 +136,12 @@ _OLD_NAMES = {"input": "context"}
 class ColumnAssignment:
     """Assignment of columns to the fields of a row."""
 
-    fields: tuple[str, ...]
-    """Required fields."""
+    required_fields: tuple[str, ...]
     columns: dict[str, str]
     """Required or optional field -> column, or path to a value inside a column."""
 
 
-def find_layouts(
+def find_column_assignments(
     kind: Kind,
     table: Sequence[Row],
     column_names: Collection[str],
@@ -194,8 +193,8 @@ def find_layouts(
     if not complete:
         raise UserError(_missing_columns_message(kind, table, column_names, source=spec.path))
     # Plain text and conversations are not mixed, because training treats them differently.
-    is_text = "text" in complete[0].fields
-    return [layout for layout in complete if ("text" in layout.fields) == is_text]
+    is_text = "text" in complete[0].required_fields
+    return [layout for layout in complete if ("text" in layout.required_fields) == is_text]
 
 
 def _with_optional_columns(
@@ -211,12 +210,16 @@ def _with_optional_columns(
     for field in optional_fields:
         if field not in columns:
             taken = {column for column in columns.values() if column}
-            columns[field] = column_of(field, column_names, mapping, taken=taken)
+            columns[field] = column_of(field, column_names, mapping, taken_columns=taken)
     return {field: column for field, column in columns.items() if column}
 
 
 def column_of(
-    field: str, column_names: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
+    field: str,
+    column_names: Collection[str],
+    mapping: Columns,
+    *,
+    taken_columns: Collection[str] = (),
 ) -> str | None:
     """Return the mapped column of a field, else the first free column with one of its names.
 
@@ -224,14 +227,16 @@ def column_of(
         field: Name of the field.
         column_names: Names of all columns.
         mapping: The user's mapping; its columns are not free for other fields.
-        taken: Columns that are not free because other fields use them.
+        taken_columns: Columns that are not free because other fields use them.
 
     Returns:
         The column or path; None if there is no such column.
     """
     if field in mapping:
         return mapping[field]
-    free = [name for name in column_names if name not in mapping.values() and name not in taken]
+    free = [
+        name for name in column_names if name not in mapping.values() and name not in taken_columns
+    ]
     for alias in ALIASES.get(field, (field,)):
         if alias in free or (alias.partition(".")[0] in free and "." in alias):
             return alias

@@ -381,7 +381,7 @@ def _read_prompt_and_reply_cell(
     return prompt, reply
 
 
-def _begins_with_prompt(value: Any) -> bool:
+def _begins_with_user_turn(value: Any) -> bool:
     """Return whether a cell is a list of messages that begins with a user turn.
 
     A system turn may precede the user turn.
@@ -458,7 +458,7 @@ def read_prompt_and_pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]
             valid.
     """
     sides = [cells["chosen"], cells["rejected"]]
-    have_prompt = all(_begins_with_prompt(value) for value in sides)
+    have_prompt = all(_begins_with_user_turn(value) for value in sides)
     if cells.get("prompt") is None and cells.get("messages") is not None and not have_prompt:
         cells["prompt"] = _without_final_replies(cells.pop("messages"))
     if cells.get("prompt") is None:

@@ -295,10 +295,10 @@ def _is_save_to_disk_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def one_line(error: BaseException | str, length: int = 200) -> str:
-    """Return the message of an error in one line of at most `length` characters."""
+def one_line(error: BaseException | str, max_length: int = 200) -> str:
+    """Return the message of an error in one line of at most `max_length` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= length else text[: length - 3] + "..."
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 def _missing_file_message(path: Path) -> str:

@@ -36,7 +36,7 @@ from rlhf.data.messages import (
     parse_tools,
 )
 
-_MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
+_MESSAGE_FIELDS = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
 """Fields whose cells are text or messages; in CSV files the messages are JSON."""
 
 ROW_OF_WEIGHT_0 = "row of weight 0"
@@ -78,7 +78,7 @@ def canonical_row(
     Raises:
         RowDropped: The row cannot be used.
     """
-    rest = {f: decode_if_json_messages(c) if f in _MESSAGES else c for f, c in cells.items()}
+    rest = {f: decode_if_json_messages(c) if f in _MESSAGE_FIELDS else c for f, c in cells.items()}
     if "messages" in rest:
         rest["messages"] = messages_of_alternating_texts(rest["messages"])
     result = CONVERTERS[kind](rest, notes)

@@ -30,7 +30,7 @@ from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
 from rlhf.data.formats import parse_number
 from rlhf.data.messages import RowDropped
-from rlhf.data.ranked_replies import Item, items_from_scored_replies
+from rlhf.data.ranked_replies import CellsOrDropped, items_from_scored_replies
 from rlhf.errors import UserError
 
 LABEL_COLUMNS = frozenset({"label_id", "item_id", "mode", "annotator", "prompt"})
@@ -49,7 +49,7 @@ def is_rating(value: Any) -> bool:
     return is_whole and 0 <= value <= MAX_RATING
 
 
-def check_one_answer_range(
+def check_labels_have_one_scale(
     rows: Iterable[Row], option: str, columns: Iterable[str] = RANGE_COLUMNS.values()
 ) -> None:
     """Check that the strengths and the ratings of labels have one range.
@@ -104,7 +104,9 @@ def in_canonical_order(replies: Iterable[Conversation]) -> list[Conversation]:
     return sorted(replies, key=_json_of)
 
 
-def new_row(label_id: str, item_id: str, *, mode: LabelMode, annotator: str) -> dict[str, Any]:
+def new_label_row(
+    label_id: str, item_id: str, *, mode: LabelMode, annotator: str
+) -> dict[str, Any]:
     """Return a new row with the columns that every row has, and the current time."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
@@ -116,10 +118,10 @@ def new_row(label_id: str, item_id: str, *, mode: LabelMode, annotator: str) -> 
     }
 
 
-def undo_row(label: Row) -> dict[str, Any]:
+def new_undo_row(label: Row) -> dict[str, Any]:
     """Return a new row that undoes a label."""
     label_id = label["label_id"]
-    row = new_row(
+    row = new_label_row(
         f"{label_id}-undo", label["item_id"], mode=label["mode"], annotator=label["annotator"]
     )
     return row | {"undoes": label_id}
@@ -130,15 +132,15 @@ def undone_ids(rows: Iterable[Row]) -> set[str]:
     return {row["undoes"] for row in rows if isinstance(row.get("undoes"), str)}
 
 
-def live_labels(rows: Iterable[Row]) -> list[Row]:
+def labels_not_undone(rows: Iterable[Row]) -> list[Row]:
     """Return the labels that were not undone, including skipped items."""
     rows = list(rows)
     undone = undone_ids(rows)
     return [row for row in rows if not row.get("undoes") and row["label_id"] not in undone]
 
 
-def mark_undone(rows: Sequence[Row]) -> list[Row]:
-    """Return the labels, with the column `undone` in those that were undone."""
+def labels_with_undone_marks(rows: Sequence[Row]) -> list[Row]:
+    """Remove the rows that undo a label, and add the column `undone` to the labels they undo."""
     rows = list(rows)
     undone = undone_ids(rows)
     return [
@@ -148,7 +150,7 @@ def mark_undone(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def read_pair(row: Row, kind: Kind) -> Iterator[Item]:
+def read_pair_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the pair of a label of mode pairs; the margin is the strength of the preference."""
     _check_usable(row, "pairs")
     if kind == "prompt":
@@ -167,22 +169,22 @@ def read_pair(row: Row, kind: Kind) -> Iterator[Item]:
         } | _answer_range(row, "pairs")
 
 
-def read_rated_reply(row: Row, kind: Kind) -> Iterator[Item]:
+def read_rating_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the reply of a label of mode ratings; its rating is in the column `rating`."""
     _check_usable(row, "ratings")
     cells = {"prompt": row["prompt"], "completion": row["completion"]}
     yield cells | _answer_range(row, "ratings")
 
 
-def read_ranking(row: Row, kind: Kind) -> Iterator[Item]:
+def read_ranking_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the ranking of a label of mode rankings, or its pairs."""
     _check_usable(row, "rankings")
     yield from items_from_scored_replies(
-        row["prompt"], row["replies"], row["ranks"], kind, ranks=True
+        row["prompt"], row["replies"], row["ranks"], kind, values_are_ranks=True
     )
 
 
-def read_demonstration(row: Row, kind: Kind) -> Iterator[Item]:
+def read_demonstration_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the reply that an annotator wrote."""
     _check_usable(row, "demonstrations")
     cells = {"prompt": row["prompt"]}
@@ -190,12 +192,12 @@ def read_demonstration(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 LABEL_READERS: Mapping[
-    LabelMode, tuple[tuple[Kind, ...], Callable[[Row, Kind], Iterator[Item]]]
+    LabelMode, tuple[tuple[Kind, ...], Callable[[Row, Kind], Iterator[CellsOrDropped]]]
 ] = {
-    "pairs": (("preference", "prompt"), read_pair),
-    "ratings": (("rated", "sft"), read_rated_reply),
-    "rankings": (("ranking", "preference"), read_ranking),
-    "demonstrations": (("sft", "prompt"), read_demonstration),
+    "pairs": (("preference", "prompt"), read_pair_label),
+    "ratings": (("rated", "sft"), read_rating_label),
+    "rankings": (("ranking", "preference"), read_ranking_label),
+    "demonstrations": (("sft", "prompt"), read_demonstration_label),
 }
 """Mode -> kinds of canonical rows, and the function that reads a label."""
 
@@ -214,6 +216,7 @@ MODE_COLUMNS: Mapping[LabelMode, tuple[str, ...]] = {
 
 
 def _check_usable(row: Row, mode: LabelMode) -> None:
+    """Raise RowDropped if a label has another mode, or cannot be used for training."""
     if row["mode"] != mode:
         raise RowDropped(f"label of mode {row['mode']}")
     for column, reason in (

@@ -266,7 +266,7 @@ def load_and_log(
     return list(loaded.rows)
 
 
-def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+def mixture_sizes(row_counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Return the number of rows of each source in the largest mixture with these weights.
 
     The mixture contains all rows of the source that has the fewest rows relative to its weight. It
@@ -277,13 +277,13 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
     """
     shares = [weight for weight in weights if weight is not None]
     if not shares:
-        return list(available)
+        return list(row_counts)
     if len(shares) != len(weights):
         raise UserError("data.weight is set for some sources only: set it for all or for none")
-    scale = min(count / share for count, share in zip(available, shares, strict=True))
+    scale = min(count / share for count, share in zip(row_counts, shares, strict=True))
     return [
         min(count, max(1, round(scale * share)))
-        for count, share in zip(available, shares, strict=True)
+        for count, share in zip(row_counts, shares, strict=True)
     ]
 
 

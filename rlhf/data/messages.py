@@ -52,7 +52,8 @@ ROLES = {
 
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 """Names of the arguments of a tool call, in order of preference."""
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
+TEXT_PART_TYPES = frozenset({"text", "input_text", "output_text"})
+"""Types of the parts of a content whose key `text` is a part of the text."""
 _CALL_KEYS = {"id", "type", "index", "function", "name", *ARGUMENT_KEYS}
 
 
@@ -114,13 +115,13 @@ def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
         if not isinstance(item, Mapping):
             raise RowDropped("message is not an object with a role and a content")
         if {"input", "output"} <= item.keys():
-            messages += _parse_pair(item, notes)
+            messages += _parse_input_output_pair(item, notes)
         else:
             messages.append(parse_message(item, notes))
     return messages
 
 
-def _parse_pair(item: Mapping[str, Any], notes: Notes) -> Conversation:
+def _parse_input_output_pair(item: Mapping[str, Any], notes: Notes) -> Conversation:
     """Convert {input, output} to two messages, after a system message if `item` has one."""
     roles = {"system": "system", "input": "user", "output": "assistant"}
     notes.update(
@@ -232,7 +233,7 @@ def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str
             texts.append(part)
             continue
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if isinstance(kind, str) and kind in TEXT_PARTS and isinstance(part.get("text"), str):
+        if isinstance(kind, str) and kind in TEXT_PART_TYPES and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])

@@ -24,7 +24,7 @@ from rlhf.reward_models.core import sigmoid
 Reply = Conversation | RowDropped
 """A reply, or the reason why it cannot be used."""
 
-Gold = Callable[[list[Conversation]], Sequence[float | None]]
+GoldFunction = Callable[[list[Conversation]], Sequence[float | None]]
 """Function that returns a score, or None, for each conversation (prompt and reply)."""
 
 
@@ -67,7 +67,7 @@ class SimulatedAnnotator:
 
 def pairs_from_gold(
     rows: Sequence[Mapping[str, Any]],
-    gold: Gold | None,
+    gold: GoldFunction | None,
     *,
     annotator: SimulatedAnnotator,
     pairs_per_prompt: int,
@@ -117,7 +117,7 @@ def pairs_from_gold(
 def _scores_by_reply(
     rows: Sequence[Mapping[str, Any]],
     sampled: Sequence[tuple[Conversation, list[Reply]]],
-    gold: Gold | None,
+    gold: GoldFunction | None,
 ) -> list[list[float | None]]:
     """Return the gold score of each reply of each row.
 
@@ -201,6 +201,11 @@ def _label_pair(
     annotator: SimulatedAnnotator,
     rng: random.Random,
 ) -> dict[str, Any]:
+    """Return the cells of a pair that an annotator labels, given as two (reply, gold score).
+
+    Raises:
+        RowDropped: The replies are equal, or a reply is not valid or has no score.
+    """
     a, b = _require_usable_different_replies(first[0], second[0])
     gold_a, gold_b = first[1], second[1]
     if gold_a is None or gold_b is None:
@@ -216,6 +221,7 @@ def _label_pair(
 def _pairs_by_score(
     rows: Sequence[Mapping[str, Any]], field: str, *, min_gap: float, with_margin: bool
 ) -> LoadedRows:
+    """Return the pairs of replies whose scores in `field` differ by more than `min_gap`."""
     preferences, dropped = [], Counter()
     for index, row in enumerate(rows):
         prompt, replies = _prompt_and_replies(row, index)
@@ -262,6 +268,7 @@ def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversatio
 
 
 def _require_usable_different_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
+    """Return both replies. Raise RowDropped if one cannot be used, or if they are equal."""
     if isinstance(a, RowDropped):
         raise a
     if isinstance(b, RowDropped):

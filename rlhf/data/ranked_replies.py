@@ -11,13 +11,18 @@ from rlhf.data.formats import parse_number
 from rlhf.data.messages import RowDropped
 
 Node = Mapping[str, Any]
-Item = dict[str, Any] | RowDropped
+CellsOrDropped = dict[str, Any] | RowDropped
 """The cells of a canonical row, or the reason why the row is dropped."""
 
 
 def items_from_scored_replies(
-    prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
-) -> Iterator[Item]:
+    prompt: Any,
+    replies: Sequence[Any],
+    values: Sequence[Any],
+    kind: Kind,
+    *,
+    values_are_ranks: bool,
+) -> Iterator[CellsOrDropped]:
     """Yield the rows of `kind` for one list of scored replies.
 
     Depending on `kind`, the rows are the prompt, one ranking, or all pairs of replies with
@@ -28,8 +33,8 @@ def items_from_scored_replies(
         replies: Reply cells.
         values: Score or rank of each reply.
         kind: "preference", "ranking" or "prompt".
-        ranks: Whether `values` are ranks, of which the lowest is the best. Otherwise they are
-            scores, and the margin of a pair is the difference of its scores.
+        values_are_ranks: Whether `values` are ranks, of which the lowest is the best. Otherwise
+            they are scores, and the margin of a pair is the difference of its scores.
     """
     if kind == "prompt":
         yield {"prompt": prompt}
@@ -37,7 +42,9 @@ def items_from_scored_replies(
     scored = []
     for reply, value in zip(replies, values, strict=True):
         try:
-            scored.append((float(parse_number(value, "score")) * (-1 if ranks else 1), reply))
+            scored.append(
+                (float(parse_number(value, "score")) * (-1 if values_are_ranks else 1), reply)
+            )
         except RowDropped:
             yield RowDropped("reply without a score")
     scored.sort(key=lambda pair: -pair[0])
@@ -49,7 +56,7 @@ def items_from_scored_replies(
     if len(scored) < 2:
         yield RowDropped("fewer than two replies")
     for (high, better), (low, worse) in itertools.combinations(scored, 2):
-        margin = {} if ranks else {"margin": high - low}
+        margin = {} if values_are_ranks else {"margin": high - low}
         pair = {"prompt": prompt, "chosen": better, "rejected": worse, **margin}
         yield RowDropped("tie") if high == low else pair
 
@@ -98,7 +105,7 @@ def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any
     return len(nodes) - reached
 
 
-def items_of_message_tree(tree: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
+def items_of_message_tree(tree: Mapping[str, Any], kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the cells of the canonical rows of a message tree.
 
     The tree is an item of `build_message_trees` or a row of Open Assistant's tree files.
@@ -132,7 +139,7 @@ def items_of_message_tree(tree: Mapping[str, Any], kind: Kind) -> Iterator[Item]
 
 def _items_of_user_message(
     messages: list[dict[str, Any]], replies: list[Node], kind: Kind
-) -> Iterator[Item]:
+) -> Iterator[CellsOrDropped]:
     """Yield the cells of the canonical rows of a user message and its replies."""
     if kind == "prompt":
         yield {"prompt": messages}
@@ -147,4 +154,4 @@ def _items_of_user_message(
         yield RowDropped("fewer than two ranked replies")
         return
     texts, ranks = ([reply[key] for reply in ranked] for key in ("text", "rank"))
-    yield from items_from_scored_replies(messages, texts, ranks, kind, ranks=True)
+    yield from items_from_scored_replies(messages, texts, ranks, kind, values_are_ranks=True)

@@ -14,7 +14,7 @@ from rlhf.common.foreign import (
     describe_exception,
     location_text,
     set_default_location,
-    user_location,
+    user_code_location,
 )
 from rlhf.common.guards import is_mapping
 from rlhf.common.names import did_you_mean
@@ -26,7 +26,7 @@ from rlhf.data.columns import (
     Row,
     cell_of,
     column_of,
-    find_layouts,
+    find_column_assignments,
     root_column,
 )
 from rlhf.data.formats import canonical_row, check_row_has_weight
@@ -35,7 +35,7 @@ from rlhf.data.messages import Notes, RowDropped, is_filled
 from rlhf.data.schemas import SAFETY_SCHEMA, Schema, find_schema, schemas_by_precedence
 from rlhf.errors import UserError
 
-Outcome = dict[str, Any] | RowDropped
+RowOrDropped = dict[str, Any] | RowDropped
 """A canonical row, or the reason why the row is dropped."""
 _WEIGHT_COLUMN = "weight"
 _WEIGHTED_KINDS: tuple[Kind, ...] = ("sft", "preference", "label", "ranking", "steps")
@@ -58,7 +58,8 @@ class TableReader:
         keep: Names of additional columns to include in the rows.
         with_answer_and_tests: Whether to add the answer and the tests of a row to its last user
             message. They are always added in rows of kind "prompt".
-        present: Names of the columns of the whole source, if `table` contains only its first rows.
+        column_names: Names of the columns of the whole source, if `table` contains only its first
+            rows.
 
     Raises:
         UserError: The columns cannot be assigned to fields, or a column of `keep` or a reward
@@ -73,26 +74,30 @@ class TableReader:
         *,
         keep: tuple[str, ...] = (),
         with_answer_and_tests: bool = False,
-        present: Collection[str] | None = None,
+        column_names: Collection[str] | None = None,
     ) -> None:
         self.kind: Kind = kind
         self.spec, self.keep = spec, keep
-        self.present = columns_of(table) if present is None else set(present)
+        self.column_names = columns_of(table) if column_names is None else set(column_names)
         self.schema = self._recognized_schema(table)
         self.plugin_location = definition_location(self.schema.read) if self.schema else None
         self.with_answer_and_tests = with_answer_and_tests or kind == "prompt"
         self.layouts: list[ColumnAssignment] = []
         if self.schema is None:
-            self.layouts = find_layouts(
-                kind, table, self.present, spec, with_answer_and_tests=self.with_answer_and_tests
+            self.layouts = find_column_assignments(
+                kind,
+                table,
+                self.column_names,
+                spec,
+                with_answer_and_tests=self.with_answer_and_tests,
             )
-            if present is None and self.winner_column is not None:
+            if column_names is None and self.winner_column is not None:
                 self.check_winners_count_from_zero(winner_values(table, self.winner_column))
         self._check_kept_columns()
         self.reward_columns = tuple(spec.reward_columns or ())
         self._check_reward_columns()
         self.table = table
-        if present is None and self.schema is not None and self.schema.gather is not None:
+        if column_names is None and self.schema is not None and self.schema.gather is not None:
             self.table = self.schema.gather(table)
         self.total = len(self.table)
         self.rows: list[dict[str, Any]] = []
@@ -100,7 +105,7 @@ class TableReader:
         self.ignored: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         """Column -> number of rows with a value in it, but read with a layout without it."""
-        self.used = {name for name in keep if name in self.present}
+        self.used_columns = {name for name in keep if name in self.column_names}
 
     @property
     def num_dropped(self) -> Counter[str]:
@@ -110,10 +115,13 @@ class TableReader:
     @property
     def unused_columns(self) -> tuple[str, ...]:
         """The columns that were not used for any row."""
-        return tuple(sorted(self.present - self.used))
+        return tuple(sorted(self.column_names - self.used_columns))
 
     def read(self, indices: Iterable[int]) -> None:
-        """Read the rows of `table` with these indices in this order, up to the source's limit."""
+        """Read the rows of `table` with these indices in this order, up to the source's limit.
+
+        The results are in the attributes.
+        """
         for index in indices:
             if len(self.rows) == self.spec.limit:
                 break
@@ -124,17 +132,17 @@ class TableReader:
                     self.dropped[str(outcome)].append(index)
                 elif len(self.rows) != self.spec.limit:
                     self.rows.append(outcome)
-        self.ignored.update(notes_on_skipped_cells(self.skipped, self.used))
+        self.ignored.update(notes_on_skipped_cells(self.skipped, self.used_columns))
 
-    def convert_table_row(self, row: Row) -> Iterator[Outcome]:
+    def convert_table_row(self, row: Row) -> Iterator[RowOrDropped]:
         """Yield canonical rows for a row of `table`, and reasons why rows are dropped.
 
-        `ignored`, `skipped` and `used` are updated.
+        `ignored`, `skipped` and `used_columns` are updated.
         """
         if self.schema is None:
             yield self._convert(self._read_layout_cells(row), row)
             return
-        self.used |= self.schema.columns & self.present
+        self.used_columns |= self.schema.columns & self.column_names
         self.ignored.update(self.schema.unread_keys(row))
         facts = self._answer_and_tests_cells(self.schema, row)
         try:
@@ -168,11 +176,11 @@ class TableReader:
                     )
         return items
 
-    def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
+    def _convert(self, cells: dict[str, Any], row: Row) -> RowOrDropped:
         notes: Notes = set()
         try:
             if self.has_row_weights:
-                self.used.add(_WEIGHT_COLUMN)
+                self.used_columns.add(_WEIGHT_COLUMN)
                 check_row_has_weight(row.get(_WEIGHT_COLUMN), notes)
             canonical = canonical_row(
                 cells,
@@ -190,7 +198,7 @@ class TableReader:
 
     def _reward_cells(self, row: Row) -> dict[str, Any]:
         """Return the cells of the reward columns as JSON values, null if a row has no value."""
-        self.used |= set(self.reward_columns)
+        self.used_columns |= set(self.reward_columns)
         return {name: self._json_value(row.get(name), name) for name in self.reward_columns}
 
     def _json_value(self, value: Any, column: str) -> Any:
@@ -218,7 +226,7 @@ class TableReader:
         taken = {*self.keep, *(self.spec.columns or {}).values()}
         if self.schema is not None and self.schema.gather is not None:
             return False
-        is_weighted = self.kind in _WEIGHTED_KINDS and _WEIGHT_COLUMN in self.present
+        is_weighted = self.kind in _WEIGHTED_KINDS and _WEIGHT_COLUMN in self.column_names
         return is_weighted and _WEIGHT_COLUMN not in taken
 
     def _read_layout_cells(self, row: Row) -> dict[str, Any]:
@@ -230,12 +238,14 @@ class TableReader:
         for number in (*range(len(self.layouts)), 0):
             layout = self.layouts[number]
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
-            if all(cells[field] is not None for field in layout.fields):
+            if all(cells[field] is not None for field in layout.required_fields):
                 break
         roots, others = self._read_and_skipped_columns[number]
         self.skipped.update(name for name in others if is_filled(row.get(name)))
-        self.used |= roots
-        cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
+        self.used_columns |= roots
+        cells = {
+            f: cell for f, cell in cells.items() if f in layout.required_fields or cell is not None
+        }
         if layout.columns.get("answer") == "solution":
             cells["answer_is_solution"] = True
         return cells
@@ -244,19 +254,24 @@ class TableReader:
     def _read_and_skipped_columns(self) -> list[tuple[frozenset[str], list[str]]]:
         """For each layout, the columns that it reads, and the columns that only others read."""
         roots = [
-            frozenset(root_column(path, self.present) for path in layout.columns.values())
+            frozenset(root_column(path, self.column_names) for path in layout.columns.values())
             for layout in self.layouts
         ]
         every = frozenset().union(*roots)
-        return [(own, sorted(every - own)) for own in roots]
+        return [(names, sorted(every - names)) for names in roots]
 
     def _answer_and_tests_cells(self, schema: Schema, row: Row) -> dict[str, Any]:
         """Return the cells of the answer and tests columns, unless the schema uses the columns."""
         if not self.with_answer_and_tests:
             return {}
-        columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
+        columns = {
+            f: column_of(f, self.column_names, {}, taken_columns=schema.columns)
+            for f in FACT_FIELDS
+        }
         facts = {f: cell_of(row, column) for f, column in columns.items() if column}
-        self.used |= {root_column(column, self.present) for column in columns.values() if column}
+        self.used_columns |= {
+            root_column(column, self.column_names) for column in columns.values() if column
+        }
         return {f: cell for f, cell in facts.items() if cell is not None}
 
     def _recognized_schema(self, table: Sequence[Row]) -> Schema | None:
@@ -264,9 +279,9 @@ class TableReader:
         if self.spec.columns:
             return None
         flags = set(SAFETY_SCHEMA.gives) & set(self.keep)
-        if flags and not flags <= self.present and self.present >= SAFETY_SCHEMA.needs:
+        if flags and not flags <= self.column_names and self.column_names >= SAFETY_SCHEMA.needs:
             return SAFETY_SCHEMA
-        return find_schema(self.kind, table, self.present)
+        return find_schema(self.kind, table, self.column_names)
 
     def _check_kept_columns(self) -> None:
         reserved = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
@@ -277,10 +292,10 @@ class TableReader:
                     f"{self.spec.path}: column {name!r} cannot be kept, because {self.kind} rows "
                     "use that name"
                 )
-            if name not in self.present and name not in computed:
+            if name not in self.column_names and name not in computed:
                 raise UserError(
                     f"{self.spec.path}: no column {name!r} to keep; columns found: "
-                    f"{', '.join(sorted(self.present))}"
+                    f"{', '.join(sorted(self.column_names))}"
                 )
 
     def _check_reward_columns(self) -> None:
@@ -298,16 +313,16 @@ class TableReader:
                 "has no columns; remove it"
             )
         for name in self.reward_columns:
-            if name not in self.present:
+            if name not in self.column_names:
                 root = name.partition(".")[0]
                 advice = (
                     f"; name the whole column {root!r}, whose value can be an object"
-                    if root in self.present
-                    else did_you_mean(name, self.present)
+                    if root in self.column_names
+                    else did_you_mean(name, self.column_names)
                 )
                 raise UserError(
                     f"{what} names column {name!r}, which does not exist; columns found: "
-                    f"{', '.join(sorted(self.present))}{advice}"
+                    f"{', '.join(sorted(self.column_names))}{advice}"
                 )
 
     @property
@@ -342,10 +357,10 @@ def _describe_failure(error: Exception, location: CodeLocation) -> str:
         error: The exception.
         location: Its location if no line of it is in the plug-in, for example if a cell is missing.
     """
-    if user_location(error) is None:
+    if user_code_location(error) is None:
         set_default_location(error, location)
     if isinstance(error, ValueError):
-        return f"{type(error).__name__}{location_text(user_location(error))}"
+        return f"{type(error).__name__}{location_text(user_code_location(error))}"
     return describe_exception(error)
 
 
@@ -354,14 +369,17 @@ def winner_values(rows: Iterable[Row], column: str) -> set[str]:
     return {str(cell_of(row, column)).removesuffix(".0") for row in rows}
 
 
-def notes_on_skipped_cells(skipped: Mapping[str, int], used: Collection[str]) -> dict[str, int]:
+def notes_on_skipped_cells(
+    skipped_counts: Mapping[str, int], used_columns: Collection[str]
+) -> dict[str, int]:
     """Return notes on values that were skipped, because the layout of their row lacks the column.
 
     Args:
-        skipped: Column -> number of rows with a value in it, but read with a layout without it.
-        used: Columns that were used for any row.
+        skipped_counts: Column -> number of rows with a value in it, but read with a layout without
+            it.
+        used_columns: Columns that were used for any row.
     """
-    return {f"{column} column": n for column, n in skipped.items() if column in used}
+    return {f"{column} column": n for column, n in skipped_counts.items() if column in used_columns}
 
 
 def columns_of(table: Sequence[Row]) -> set[str]:
@@ -377,20 +395,20 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     Raises:
         UserError: The columns match no kind.
     """
-    present = columns_of(table)
+    column_names = columns_of(table)
     if not spec.columns:
         for schema in schemas_by_precedence():
-            if find_schema(schema.kinds[0], table, present) is schema:
+            if find_schema(schema.kinds[0], table, column_names) is schema:
                 return schema.kinds[0]
     for kind in KINDS_BY_SPECIFICITY:
         try:
-            find_layouts(kind, table, present, spec, with_answer_and_tests=False)
+            find_column_assignments(kind, table, column_names, spec, with_answer_and_tests=False)
         except UserError:
             continue
         return kind
     raise UserError(
         f"{spec.path}: the columns do not match any kind of data; give --kind, and --columns if "
-        f"the names differ; columns found: {', '.join(sorted(present))}"
+        f"the names differ; columns found: {', '.join(sorted(column_names))}"
     )
 
 

@@ -37,9 +37,9 @@ class RowConversionSettings:
 class TableHeader:
     """Properties of a whole table, which every process needs to convert a block."""
 
-    first: np.ndarray
+    first_row_indices: np.ndarray
     """Indices of the first rows of the table, by which its schema is recognized."""
-    present: frozenset[str]
+    column_names: frozenset[str]
     layouts: list[ColumnAssignment]
 
 
@@ -53,18 +53,18 @@ class RowConversionRecord(NamedTuple):
     """The reason why a row is dropped, or None for a canonical row; in order."""
     ignored: tuple[tuple[str, int], ...]
     skipped: tuple[tuple[str, int], ...]
-    used: tuple[str, ...]
+    used_columns: tuple[str, ...]
 
 
 class ConvertedBlock(NamedTuple):
     """Result of the conversion of a block of rows of a table."""
 
-    effects: list[RowConversionRecord]
-    numbers: np.ndarray
-    """[B], index in `effects` for each row of the block."""
+    records: list[RowConversionRecord]
+    record_indices: np.ndarray
+    """[B], index in `records` for each row of the block."""
     rows: list[bytes]
     """JSON of the canonical rows."""
-    keys: bytes
+    prompt_keys: bytes
     """Prompt keys of the canonical rows, 32 bytes each."""
 
 
@@ -99,14 +99,14 @@ class BlockReader:
         """Convert rows. The result is None if a row cannot be stored as JSON without a change."""
         reader = self._reader or self._make_reader(header)
         self._reader = reader
-        numbers_by_effect: dict[RowConversionRecord, int] = {}
-        numbers: list[int] = []
+        index_by_record: dict[RowConversionRecord, int] = {}
+        record_indices: list[int] = []
         texts: list[bytes] = []
         keys: list[bytes] = []
         check = self.table.columns is not None  # JSON files contain only JSON
         for row in self.table.read(indices):
             assert row is not None
-            reader.ignored, reader.skipped, reader.used = Counter(), Counter(), set()
+            reader.ignored, reader.skipped, reader.used_columns = Counter(), Counter(), set()
             outcomes: list[str | None] = []
             for outcome in reader.convert_table_row(row):
                 if isinstance(outcome, RowDropped):
@@ -122,15 +122,15 @@ class BlockReader:
                 outcomes.append(None)
                 texts.append(text)
                 keys.append(bytes.fromhex(prompt_key(outcome)))
-            effect = RowConversionRecord(
+            record = RowConversionRecord(
                 tuple(outcomes),
                 tuple(reader.ignored.items()),
                 tuple(reader.skipped.items()),
-                tuple(sorted(reader.used)),
+                tuple(sorted(reader.used_columns)),
             )
-            numbers.append(numbers_by_effect.setdefault(effect, len(numbers_by_effect)))
+            record_indices.append(index_by_record.setdefault(record, len(index_by_record)))
         return ConvertedBlock(
-            list(numbers_by_effect), np.array(numbers, np.int32), texts, b"".join(keys)
+            list(index_by_record), np.array(record_indices, np.int32), texts, b"".join(keys)
         )
 
     def replace_table(self, table: Table, reader: TableReader) -> None:
@@ -138,14 +138,14 @@ class BlockReader:
         self.table, self._reader = table, reader
 
     def _make_reader(self, header: TableHeader) -> TableReader:
-        first_rows = [row for row in self.table.read(header.first) if row is not None]
-        reader = make_table_reader(first_rows, self.settings, header.present)
+        first_rows = [row for row in self.table.read(header.first_row_indices) if row is not None]
+        reader = make_table_reader(first_rows, self.settings, header.column_names)
         reader.layouts = header.layouts
         return reader
 
 
 def make_table_reader(
-    rows: Sequence[Row], settings: RowConversionSettings, present: frozenset[str]
+    rows: Sequence[Row], settings: RowConversionSettings, column_names: frozenset[str]
 ) -> TableReader:
     """Return a reader for the table with these first rows and these columns.
 
@@ -158,7 +158,7 @@ def make_table_reader(
         settings.spec,
         keep=settings.keep,
         with_answer_and_tests=settings.with_answer_and_tests,
-        present=present,
+        column_names=column_names,
     )
 
 

@@ -40,7 +40,7 @@ BLOCK_ROWS = 1000
 ROWS_PER_PROCESS = 10_000
 """One worker process is started per this many rows, up to the configured number of processes."""
 _FIRST_ROWS = 100
-_ROWS, _KEYS, _EFFECT_INDICES = "rows.arrow", "keys.bin", "effects.npy"
+_ROWS, _KEYS, _RECORD_INDICES = "rows.arrow", "keys.bin", "effects.npy"
 _COUNTS, _INDICES, _TABLE = "counts.npy", "indices.npy", "table.json"
 
 
@@ -57,7 +57,10 @@ class SeededRowSubset:
 
 
 def row_order(length: int, seed: str | None) -> np.ndarray:
-    """Return the order in which the rows of a table are used; see `rlhf.data.load.load`."""
+    """Return the indices of the rows of a table in the order in which `load` uses them.
+
+    They are shuffled with `seed`, or ascending if it is None.
+    """
     order = list(range(length))
     if seed is not None:
         random.Random(seed).shuffle(order)
@@ -85,20 +88,22 @@ def build_row_store(
             raise UserError(f"{settings.spec.path}: the dataset is empty")
         count = 0 if isinstance(table, ListTable) else _pool_size(len(table), processes)
         with WorkerPool(count, "rlhf.data.row_blocks:BlockReader", (table, settings)) as pool:
-            indices, present = _non_blank_rows_and_columns(table, pool)
+            indices, column_names = _non_blank_rows_and_columns(table, pool)
             if not len(indices):
                 raise UserError(f"{settings.spec.path}: the dataset is empty")
-            first_rows = _existing(table.read(indices[:_FIRST_ROWS]))
-            reader = make_table_reader(first_rows, settings, present)
+            first_rows = _without_blank_lines(table.read(indices[:_FIRST_ROWS]))
+            reader = make_table_reader(first_rows, settings, column_names)
             if (column := reader.winner_column) is not None:
-                tasks = (("winner_column_values", (column, block)) for block in _blocks(indices))
+                tasks = (
+                    ("winner_column_values", (column, block)) for block in _index_blocks(indices)
+                )
                 reader.check_winners_count_from_zero(set().union(*pool.map(tasks)))
             if reader.schema is not None and reader.schema.gather is not None:
                 _write_merged_rows(folder, table, indices, reader, settings, subset)
                 return
-            header = TableHeader(indices[:_FIRST_ROWS], present, reader.layouts)
+            header = TableHeader(indices[:_FIRST_ROWS], column_names, reader.layouts)
             converted_rows = _rows_to_convert(len(indices), subset)
-            blocks = (indices[block] for block in _blocks(converted_rows))
+            blocks = (indices[block] for block in _index_blocks(converted_rows))
             converted = pool.map(("convert", (header, block)) for block in blocks)
             _write_store(
                 folder, converted, reader, length=len(indices), converted_rows=converted_rows
@@ -113,15 +118,17 @@ def _write_merged_rows(
     settings: RowConversionSettings,
     subset: SeededRowSubset | None,
 ) -> None:
-    """Convert a table whose schema merges rows, for which all rows must be in memory."""
+    """Convert and write a table whose schema merges rows, so that all rows must be in memory."""
     assert reader.schema is not None
     assert reader.schema.gather is not None
-    gathered = ListTable(reader.schema.gather(_existing(table.read(indices))), table.columns)
+    gathered = ListTable(
+        reader.schema.gather(_without_blank_lines(table.read(indices))), table.columns
+    )
     blocks = BlockReader(table, settings)
     blocks.replace_table(gathered, reader)
-    header = TableHeader(indices[:0], frozenset(reader.present), reader.layouts)
+    header = TableHeader(indices[:0], frozenset(reader.column_names), reader.layouts)
     converted_rows = _rows_to_convert(len(gathered), subset)
-    converted = (blocks.convert(header, block) for block in _blocks(converted_rows))
+    converted = (blocks.convert(header, block) for block in _index_blocks(converted_rows))
     _write_store(folder, converted, reader, length=len(gathered), converted_rows=converted_rows)
 
 
@@ -134,10 +141,10 @@ def _non_blank_rows_and_columns(
         return every, table.columns
     names: set[str] = set()
     blank = []
-    for found, is_blank in pool.map(
-        ("columns_and_blank_rows", (block,)) for block in _blocks(every)
+    for block_names, is_blank in pool.map(
+        ("columns_and_blank_rows", (block,)) for block in _index_blocks(every)
     ):
-        names |= found
+        names |= block_names
         blank.append(is_blank)
     return every[~np.concatenate(blank)], frozenset(names)
 
@@ -150,7 +157,7 @@ def _write_store(
     length: int,
     converted_rows: np.ndarray,
 ) -> None:
-    """Write converted blocks.
+    """Write converted blocks and the description of their table.
 
     Args:
         folder: Folder to write to.
@@ -158,11 +165,14 @@ def _write_store(
         reader: Reader of the table, for its columns and schema.
         length: Number of rows of the table.
         converted_rows: Sorted indices of the rows that are converted.
+
+    Raises:
+        Unstorable: A result is None.
     """
     import pyarrow as pa
 
-    index_by_effect: dict[RowConversionRecord, int] = {}
-    effect_indices = []
+    index_by_record: dict[RowConversionRecord, int] = {}
+    record_indices = []
     schema = pa.schema({"row": pa.large_binary()})
     with (
         pa.ipc.new_stream(str(folder / _ROWS), schema) as rows,
@@ -171,29 +181,29 @@ def _write_store(
         for block in converted:
             if block is None:
                 raise Unstorable
-            index_of_effect = [
-                index_by_effect.setdefault(e, len(index_by_effect)) for e in block.effects
+            index_of_record = [
+                index_by_record.setdefault(r, len(index_by_record)) for r in block.records
             ]
-            effect_indices.append(np.array(index_of_effect, np.int32)[block.numbers])
+            record_indices.append(np.array(index_of_record, np.int32)[block.record_indices])
             rows.write_batch(pa.record_batch({"row": pa.array(block.rows, pa.large_binary())}))
-            keys.write(block.keys)
-    effects = list(index_by_effect)
-    all_effect_indices = np.concatenate(effect_indices)
-    counts = np.array([effect.outcomes.count(None) for effect in effects], np.int32)[
-        all_effect_indices
+            keys.write(block.prompt_keys)
+    records = list(index_by_record)
+    all_record_indices = np.concatenate(record_indices)
+    counts = np.array([record.outcomes.count(None) for record in records], np.int32)[
+        all_record_indices
     ]
-    np.save(folder / _EFFECT_INDICES, all_effect_indices)
+    np.save(folder / _RECORD_INDICES, all_record_indices)
     np.save(folder / _COUNTS, counts)
     if len(converted_rows) < length:
         np.save(folder / _INDICES, converted_rows)
     description = {
         "length": length,
-        "present": sorted(reader.present),
+        "present": sorted(reader.column_names),
         "schema": reader.schema.name if reader.schema else None,
         "columns": reader.layouts[0].columns if reader.layouts else {},
         "for_rewards": reader.with_answer_and_tests,
-        "used": [name for name in reader.keep if name in reader.present],
-        "effects": effects,
+        "used": [name for name in reader.keep if name in reader.column_names],
+        "effects": records,
     }
     (folder / _TABLE).write_text(json.dumps(description), encoding="utf-8")
 
@@ -209,12 +219,12 @@ class RowStore:
         self.folder = folder
         table = read_json(folder / _TABLE)
         self._length: int = table["length"]
-        self._present: list[str] = table["present"]
+        self._column_names: list[str] = table["present"]
         self._schema: str | None = table["schema"]
         self._columns: dict[str, str] = table["columns"]
         self._used: list[str] = table["used"]
         self._for_rewards: bool = table["for_rewards"]
-        self._effects = [
+        self._records = [
             RowConversionRecord(
                 tuple(outcomes),
                 tuple((what, count) for what, count in ignored),
@@ -223,19 +233,19 @@ class RowStore:
             )
             for outcomes, ignored, skipped, used in table["effects"]
         ]
-        self._effect_indices: np.ndarray = np.load(folder / _EFFECT_INDICES)
+        self._record_indices: np.ndarray = np.load(folder / _RECORD_INDICES)
         self._counts: np.ndarray = np.load(folder / _COUNTS)
         path = folder / _INDICES
         self._indices: np.ndarray | None = np.load(path) if path.exists() else None
         size = int(self._counts.sum())
-        self.keys = (
+        self.prompt_keys = (
             np.memmap(folder / _KEYS, "S32", "r", shape=(size,)) if size else np.zeros(0, "S32")
         )
         """[N], prompt key of every canonical row."""
         self._rows = ArrowBlobs(folder / _ROWS)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.prompt_keys)
 
     def row(self, position: int) -> dict[str, Any]:
         """Return the canonical row at a position of the store."""
@@ -274,7 +284,7 @@ class RowStore:
             order, tables = order[:used], tables[:used]
         elif not complete:
             return None
-        counts = self._count_effects(path, order, tables)
+        counts = self._source_counts(path, order, tables)
         positions = self._positions(order)[:limit]
         if self._schema is not None and seed is not None:
             shuffled = positions.tolist()
@@ -292,7 +302,7 @@ class RowStore:
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         return np.repeat(starts[order], counts) + within
 
-    def _count_effects(
+    def _source_counts(
         self, path: str, order: np.ndarray, table_indices: np.ndarray
     ) -> SourceCounts:
         """Return the counts that reading the rows in this order gives.
@@ -302,29 +312,29 @@ class RowStore:
             order: Indices in the store of the rows that are read.
             table_indices: Indices of these rows in the table.
         """
-        effect_indices = self._effect_indices[order]
-        found, first, counts = np.unique(effect_indices, return_index=True, return_counts=True)
-        lowest = np.full(len(self._effects), self._length, np.int64)
-        np.minimum.at(lowest, effect_indices, table_indices)
+        record_indices = self._record_indices[order]
+        numbers, first, counts = np.unique(record_indices, return_index=True, return_counts=True)
+        lowest = np.full(len(self._records), self._length, np.int64)
+        np.minimum.at(lowest, record_indices, table_indices)
         dropped, ignored, skipped = Counter(), Counter(), Counter()
         first_dropped: dict[str, int] = {}
         used, total = set(self._used), self._length
         for at in np.argsort(first):
-            number, count = int(found[at]), int(counts[at])
-            effect = self._effects[number]
-            total += (len(effect.outcomes) - 1) * count
-            used.update(effect.used)
-            for reason in effect.outcomes:
+            number, count = int(numbers[at]), int(counts[at])
+            record = self._records[number]
+            total += (len(record.outcomes) - 1) * count
+            used.update(record.used_columns)
+            for reason in record.outcomes:
                 if reason is not None:
                     dropped[reason] += count
                     index = int(lowest[number])
                     first_dropped[reason] = min(index, first_dropped.get(reason, index))
-            for what, times in effect.ignored:
+            for what, times in record.ignored:
                 ignored[what] += times * count
-            for column, times in effect.skipped:
+            for column, times in record.skipped:
                 skipped[column] += times * count
         ignored.update(notes_on_skipped_cells(skipped, used))
-        unused = tuple(sorted(set(self._present) - used))
+        unused = tuple(sorted(set(self._column_names) - used))
         return SourceCounts(
             path, total, dropped, first_dropped, ignored, unused, self._schema, self._for_rewards
         )
@@ -357,10 +367,10 @@ def _rows_to_convert(length: int, subset: SeededRowSubset | None) -> np.ndarray:
     return np.sort(row_order(length, subset.seed)[: subset.count])
 
 
-def _blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
+def _index_blocks(indices: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(indices), BLOCK_ROWS):
         yield indices[start : start + BLOCK_ROWS]
 
 
-def _existing(rows: Sequence[Row | None]) -> list[Row]:
+def _without_blank_lines(rows: Sequence[Row | None]) -> list[Row]:
     return [row for row in rows if row is not None]

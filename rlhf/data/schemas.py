@@ -23,17 +23,17 @@ from rlhf.data.labels import (
     LABEL_READERS,
     MODE_COLUMNS,
     RANGE_COLUMNS,
-    mark_undone,
+    labels_with_undone_marks,
 )
 from rlhf.data.messages import RowDropped, decode_if_json, is_filled, parse_messages
 from rlhf.data.ranked_replies import (
-    Item,
+    CellsOrDropped,
     build_message_trees,
     items_from_scored_replies,
     items_of_message_tree,
 )
 
-Reader = Callable[[Row, Kind], Iterator[Item]]
+Reader = Callable[[Row, Kind], Iterator[CellsOrDropped]]
 """Function of a row of the table and a kind that yields the cells of canonical rows.
 
 It raises RowDropped if the row cannot be used.
@@ -80,25 +80,25 @@ class Schema:
         }
 
 
-def _unread_keys(cell: Any, known: Collection[str]) -> Iterator[str]:
-    """Yield the keys with values in an object, or in a list of objects, that are not `known`."""
+def _unread_keys(cell: Any, read_keys: Collection[str]) -> Iterator[str]:
+    """Yield the keys with values in an object or in a list of objects, except `read_keys`."""
     stack = [cell]
     while stack:
         value = stack.pop()
         if isinstance(value, Mapping):
-            yield from (key for key in value if key not in known and is_filled(value[key]))
-            stack += [value[key] for key in known if key in value]
+            yield from (key for key in value if key not in read_keys and is_filled(value[key]))
+            stack += [value[key] for key in read_keys if key in value]
         elif isinstance(value, list):
             stack += value
 
 
-def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
+def find_schema(kind: Kind, table: Sequence[Row], column_names: Collection[str]) -> Schema | None:
     """Return the first schema that matches a table and can produce rows of `kind`, or None.
 
-    `present` are the names of all columns of the table.
+    `column_names` are the names of all columns of the table.
     """
     for schema in schemas_by_precedence():
-        if kind in schema.kinds and schema.needs <= set(present) and schema.matches(table[0]):
+        if kind in schema.kinds and schema.needs <= set(column_names) and schema.matches(table[0]):
             return schema
     return None
 
@@ -111,7 +111,7 @@ def _pair_reader(prompt_of: Callable[[Row], Any], replies_of: CellReader) -> Rea
         replies_of: Function that returns the other cells.
     """
 
-    def cells_of_pair_row(row: Row, kind: Kind) -> Iterator[Item]:
+    def cells_of_pair_row(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
         cells = {"prompt": prompt_of(row)}
         yield cells if kind == "prompt" else cells | replies_of(row)
 
@@ -172,7 +172,12 @@ def _pair_cell_reader_by_strength(
 
 
 def _ranking_reader(
-    prompt_column: str, list_column: str, reply_key: str, value_key: str, *, ranks: bool = False
+    prompt_column: str,
+    list_column: str,
+    reply_key: str,
+    value_key: str,
+    *,
+    values_are_ranks: bool = False,
 ) -> Reader:
     """Return a reader of rows that contain a list of replies with their scores or ranks.
 
@@ -181,25 +186,27 @@ def _ranking_reader(
         list_column: Column of the list.
         reply_key: Key of the reply in an item of the list.
         value_key: Key of the score or rank in an item of the list.
-        ranks: Whether the values are ranks, as in `items_from_scored_replies`.
+        values_are_ranks: Whether the values are ranks, as in `items_from_scored_replies`.
     """
 
-    def ranking_items(row: Row, kind: Kind) -> Iterator[Item]:
+    def ranking_items(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
         entries = decode_if_json(row[list_column])
         replies, values = ([entry.get(key) for entry in entries] for key in (reply_key, value_key))
-        yield from items_from_scored_replies(row[prompt_column], replies, values, kind, ranks=ranks)
+        yield from items_from_scored_replies(
+            row[prompt_column], replies, values, kind, values_are_ranks=values_are_ranks
+        )
 
     return ranking_items
 
 
-_safer_reply = _pair_cell_reader_by_code(
+_pair_cells_by_safer_response = _pair_cell_reader_by_code(
     "response_0", "response_1", code_column="safer_response_id"
 )
 
 
 def _pair_by_safety(row: Row) -> dict[str, Any]:
     """Return a pair whose chosen reply is the safer one, and whether each reply is unsafe."""
-    cells = _safer_reply(row)
+    cells = _pair_cells_by_safer_response(row)
     safer = int(row["safer_response_id"])
     for side, index in (("chosen", safer), ("rejected", 1 - safer)):
         safe = row.get(f"is_response_{index}_safe")
@@ -217,7 +224,7 @@ def _webgpt_replies_and_scores(row: Row) -> dict[str, Any]:
     return replies | {"score_a": row["score_0"], "score_b": row["score_1"]}
 
 
-def _arena_rows(row: Row, kind: Kind) -> Iterator[Item]:
+def _arena_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     first, second = (_judged_turns(row, f"conversation_{side}") for side in "ab")
     if kind == "prompt":
         messages = parse_messages(first, set())
@@ -237,7 +244,7 @@ def _judged_turns(row: Row, column: str) -> list[Any]:
     return conversation[: len(messages) - len(without_system(messages)) + 2 * turns]
 
 
-def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
+def _arena_text_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the pair of a row with one column per verdict and with JSON lists of turns."""
     cells = [decode_if_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
@@ -259,13 +266,13 @@ def _interleave_turns(questions: Sequence[Any], replies: Sequence[Any]) -> list[
     return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
 
 
-_alpaca_replies = _pair_cell_reader_by_code(
+_alpaca_pair_cells = _pair_cell_reader_by_code(
     "output_1", "output_2", code_column="preference", codes=(1, 2), ties=(0, 1.5)
 )
 
 
 def _alpaca_farm_pair(row: Row) -> dict[str, Any]:
-    return _alpaca_replies(row) | {"context": row.get("input")}
+    return _alpaca_pair_cells(row) | {"context": row.get("input")}
 
 
 def _summary_pair(row: Row) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def _summary_prompt(row: Row) -> Any:
     return info.get("post") or info.get("article")
 
 
-def _openai_rows(row: Row, kind: Kind) -> Iterator[Item]:
+def _openai_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     request = decode_if_json(row["input"])
     cells = {"prompt": request.get("messages"), "tools": request.get("tools")}
     if kind == "preference":
@@ -305,7 +312,7 @@ In the label column, + or - replaces it.
 """
 
 
-def _shepherd_rows(row: Row, kind: Kind) -> Iterator[Item]:
+def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the row of a solution with its steps and their labels.
 
     Input and label columns are equal except for the marks at the ends of the steps.
@@ -332,7 +339,7 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[Item]:
     }
 
 
-def _prm800k_rows(row: Row, kind: Kind) -> Iterator[Item]:
+def _prm800k_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the labeled steps of a solution.
 
     The result has a row for the path of chosen steps, and a row for each alternative of a step, in
@@ -365,7 +372,9 @@ def _prm800k_rows(row: Row, kind: Kind) -> Iterator[Item]:
         yield _steps_cells(question, path, labels)
 
 
-def _steps_cells(question: Row, steps: Sequence[str], labels: Sequence[int | None]) -> Item:
+def _steps_cells(
+    question: Row, steps: Sequence[str], labels: Sequence[int | None]
+) -> CellsOrDropped:
     return {"prompt": question["problem"], "steps": list(steps), "labels": list(labels)}
 
 
@@ -382,6 +391,11 @@ def _cells_are_objects(*names: str) -> Callable[[Row], bool]:
 
 
 def _cell_is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
+    """Return a function that returns whether a cell is a list of objects with these keys.
+
+    Only the first object is examined.
+    """
+
     def matches(row: Row) -> bool:
         cell = decode_if_json(row.get(name))
         return (
@@ -498,7 +512,7 @@ _BUILT_IN_SCHEMAS = (
         "Nectar",
         frozenset({"prompt", "answers"}),
         RANKING_KINDS,
-        _ranking_reader("prompt", "answers", "answer", "rank", ranks=True),
+        _ranking_reader("prompt", "answers", "answer", "rank", values_are_ranks=True),
         matches=_cell_is_list_of("answers", "answer", "rank"),
         keys={"answers": ("answer", "rank")},
     ),
@@ -573,7 +587,7 @@ _LABEL_SCHEMAS = tuple(
         kinds,
         read,
         uses=("undoes", "skipped", "gold", *MODE_COLUMNS[mode], *RANGE_COLUMNS.values()),
-        gather=mark_undone,
+        gather=labels_with_undone_marks,
         matches=_cell_equals("mode", mode),
     )
     for mode, (kinds, read) in LABEL_READERS.items()

@@ -29,7 +29,10 @@ def prompt_text(row: Mapping[str, Any], *, with_role_names: bool = True) -> str:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """Return a hash of the prompt that ignores case, white space and Unicode forms (NFKC)."""
+    """Return a hash of the prompt without its system message.
+
+    Case, white space and Unicode forms (NFKC) are ignored.
+    """
     return _sha256_hex(comparable_text(prompt_text(row)))
 
 
@@ -70,12 +73,12 @@ def folds_by_prompt(
 ) -> list[tuple[list[RowT], list[RowT]]]:
     """Return `num_folds` pairs (train, held out), each without common prompts.
 
-    Every row is held out in one fold, see `fold_indices`.
+    Every row is held out in one fold, see `fold_of_each_row`.
 
     Raises:
-        UserError: As in `fold_indices`.
+        UserError: As in `fold_of_each_row`.
     """
-    fold = fold_indices(rows, num_folds, seed=seed)
+    fold = fold_of_each_row(rows, num_folds, seed=seed)
     return [
         (
             [row for row, f in zip(rows, fold, strict=True) if f != k],
@@ -85,7 +88,7 @@ def folds_by_prompt(
     ]
 
 
-def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int) -> list[int]:
+def fold_of_each_row(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int) -> list[int]:
     """Return the fold (0 to num_folds - 1) in which each of the N rows is held out.
 
     Each prompt is assigned to the fold with the fewest rows so far, so folds have similar sizes.

@@ -37,7 +37,7 @@ _COMPRESSION = 4
 """Assumed ratio of the sizes of a file before and after compression."""
 _LIMIT_FACTOR, _LIMIT_EXTRA = 2, 1000
 """For a source with a limit, `_LIMIT_FACTOR * limit + _LIMIT_EXTRA` rows are converted first."""
-_CODE = (
+_CODE_FILES = (
     "common/conversation.py",
     "common/files.py",
     "common/guards.py",
@@ -109,7 +109,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         keys = np.empty(len(self), "S32")
         for number, store in enumerate(self.stores):
             of_store = self.source == number
-            keys[of_store] = store.keys[self.position[of_store]]
+            keys[of_store] = store.prompt_keys[self.position[of_store]]
         return keys
 
 
@@ -228,7 +228,7 @@ def _open_store_and_select_rows(
 def canonical_row_code_hash() -> str:
     """Return a hash of the code that determines canonical rows."""
     root = Path(__file__).parents[1]
-    sources = [*Path(__file__).parent.glob("*.py"), *(root / name for name in _CODE)]
+    sources = [*Path(__file__).parent.glob("*.py"), *(root / name for name in _CODE_FILES)]
     # Files of different folders can have the same name.
     names = {source.relative_to(root).as_posix(): source for source in sources}
     return hash_of(sources={name: sha256_of(source) for name, source in names.items()})

@@ -74,15 +74,15 @@ class RowStream:
         """
         path = expand_user(self.spec.path)
         if path.is_file() and data_suffix(path) == ".jsonl" and path.suffix != ".gz":
-            yield from self._line_blocks(path, start)
+            yield from self._json_lines_blocks(path, start)
             return
-        rows = itertools.islice(self._rows(path), start.rows, None)
+        rows = itertools.islice(self._rows_from_start(path), start.rows, None)
         position = start
         while block := list(itertools.islice(rows, self.block_rows)):
             position = StreamPosition(position.rows + len(block))
             yield block, position
 
-    def _line_blocks(
+    def _json_lines_blocks(
         self, path: Path, start: StreamPosition
     ) -> Iterator[tuple[list[Row], StreamPosition]]:
         rows, lines, byte = start
@@ -108,7 +108,7 @@ class RowStream:
         if block:
             yield block, StreamPosition(rows + len(block), lines, byte)
 
-    def _rows(self, path: Path) -> Iterator[Row]:
+    def _rows_from_start(self, path: Path) -> Iterator[Row]:
         if not path.is_file():
             rows: Any = open_with_datasets(self.spec, path, streaming=True)
             return map(columnar_row_to_json_form, rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.data.splits import fold_indices
+from rlhf.data.splits import fold_of_each_row
 from rlhf.reward_models.words import fit_tfidf
 
 
@@ -53,7 +53,7 @@ def cross_fitted_margins(
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
-    fold = np.asarray(fold_indices(rows, num_folds, seed=seed))
+    fold = np.asarray(fold_of_each_row(rows, num_folds, seed=seed))
     chosen, rejected = ([_reply_text(row[side]) for row in rows] for side in ("chosen", "rejected"))
     margin = np.zeros(len(rows))
     for k in range(num_folds):

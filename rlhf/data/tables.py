@@ -67,17 +67,17 @@ class JsonLinesTable:
 
     @classmethod
     def open(cls, path: Path, name: str) -> JsonLinesTable:
-        """Find the lines of a file. A line ends only at a newline."""
-        found, position, last = [np.zeros(1, np.int64)], 0, b"\n"
+        """Return the table of a file, whose lines are searched. A line ends only at a newline."""
+        positions, position, last = [np.zeros(1, np.int64)], 0, b"\n"
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 breaks = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
-                found.append(breaks + (position + 1))
+                positions.append(breaks + (position + 1))
                 position += len(chunk)
                 last = chunk[-1:]
         if last != b"\n":
-            found.append(np.array([position]))
-        return cls(path, name, np.concatenate(found))
+            positions.append(np.array([position]))
+        return cls(path, name, np.concatenate(positions))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -149,8 +149,8 @@ class ArrowTable:
                 if len(run):
                     number = int(batch_of[run[0]])
                     start = int(wanted[run[0]] - self._starts[number])
-                    found = self._batches[number].slice(start, len(run)).to_pylist()
-                    rows += map(columnar_row_to_json_form, found)
+                    batch_rows = self._batches[number].slice(start, len(run)).to_pylist()
+                    rows += map(columnar_row_to_json_form, batch_rows)
         return rows
 
 

@@ -24,7 +24,7 @@ from rlhf.common.imports import import_object
 from rlhf.common.text import mask_secrets
 from rlhf.common.user_code import (
     add_location_to_errors,
-    check_accepts,
+    check_accepts_arguments,
     definition_location_text,
     warn_if_slow,
 )
@@ -112,7 +112,7 @@ class FunctionPolicy:
         self.takes_rng = _has_parameter(function, "rng")
         keys = {"rng": None} if self.takes_rng else {}
         form = "policy(messages) or policy(messages, rng)"
-        check_accepts(function, (None,), what=self.what, required_signature=form, **keys)
+        check_accepts_arguments(function, (None,), what=self.what, required_signature=form, **keys)
 
     def reply(
         self, conversations: Sequence[Messages], generators: Sequence[np.random.Generator]

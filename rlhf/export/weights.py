@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter
 from rlhf.models.hub import check_model_files
 from rlhf.models.loading import save_merged_model
-from rlhf.runs.checksums import CHECKSUMS, verify_checksums
+from rlhf.runs.checksums import CHECKSUMS_FILE, verify_checksums
 
 COPIED_FILES = (
     "config.json",
@@ -54,7 +54,7 @@ def write_model_folder(source: Path, target: Path) -> None:
         UserError: A file is missing or damaged, or the adapters cannot be merged.
     """
     check_model_files(str(source))
-    if (source / CHECKSUMS).is_file():
+    if (source / CHECKSUMS_FILE).is_file():
         verify_checksums(source)
     if is_adapter(source):
         save_merged_model(str(source), target)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf.data.columns import Row
-from rlhf.data.labels import live_labels
+from rlhf.data.labels import labels_not_undone
 from rlhf.data.splits import prompt_key
 from rlhf.stats import Interval, interval, jackknife
 
@@ -71,7 +71,7 @@ def agreement_report(rows: Iterable[Row]) -> AgreementReport:
     each pair of its replies. Demonstrations have no categories. Intervals are over prompts.
     """
     rows = list(rows)
-    live = [row for row in live_labels(rows) if not row.get("skipped")]
+    live = [row for row in labels_not_undone(rows) if not row.get("skipped")]
     table = LabelTable.from_rows(live)
     weights: Weights = "quadratic" if live and live[0]["mode"] == "ratings" else None
     names = list(dict.fromkeys(row["annotator"] for row in rows))
@@ -216,7 +216,7 @@ def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
 
 
 def _summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
-    live = live_labels(rows)
+    live = labels_not_undone(rows)
     given = [row for row in live if not row.get("skipped")]
     seconds = [row["seconds"] for row in given if row.get("seconds") is not None]
     return AnnotatorSummary(

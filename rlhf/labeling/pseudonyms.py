@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import add_path_to_write_errors
-from rlhf.data.labels import label_id_of, live_labels
+from rlhf.data.labels import label_id_of, labels_not_undone
 from rlhf.errors import UserError
 
 _MIN_KEY_CHARACTERS = 16
@@ -85,7 +85,7 @@ def with_numbered_annotators(rows: Iterable[Mapping[str, Any]]) -> list[dict[str
             ).items()
             if key not in ("shown_first", "shown_order")
         }
-        for row in live_labels(rows)
+        for row in labels_not_undone(rows)
     ]
 
 

@@ -19,9 +19,9 @@ from rlhf.config.labeling import LabelMode
 from rlhf.data.labels import (
     RANGE_COLUMNS,
     label_id_of,
-    live_labels,
-    new_row,
-    undo_row,
+    labels_not_undone,
+    new_label_row,
+    new_undo_row,
     undone_ids,
 )
 from rlhf.errors import UserError
@@ -246,7 +246,7 @@ class LabelingSession:
             if row is None or row["item_id"] not in self._items or row.get("undoes"):
                 raise InvalidLabel("there is no such label to undo")
             if label_id not in undone_ids(self._own_rows()):
-                self._file.append(undo_row(row))
+                self._file.append(new_undo_row(row))
         return label_id
 
     def _own_rows(self) -> list[dict[str, Any]]:
@@ -254,7 +254,7 @@ class LabelingSession:
 
     def _labels_not_undone_by_item(self) -> dict[str, Mapping[str, Any]]:
         """Return item id -> label, for the annotator's labels of this queue, in order of time."""
-        rows = live_labels(self._own_rows())
+        rows = labels_not_undone(self._own_rows())
         return {row["item_id"]: row for row in rows if row["item_id"] in self._items}
 
     def _row_with_id(self, label_id: str) -> Mapping[str, Any] | None:
@@ -276,7 +276,7 @@ class LabelingSession:
         return Task(label_id, item, tuple(order))
 
     def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
-        return new_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
+        return new_label_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
 
     def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
         """Return the columns with the replies of an item, which do not depend on the answer."""

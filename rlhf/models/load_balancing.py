@@ -25,7 +25,7 @@ from rlhf.models.sharding.deferred import device_of
 LOSS_WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
-def balancing_weight(model: Any) -> float:
+def balancing_loss_weight(model: Any) -> float:
     """Return the weight of the load-balancing loss, or 0 if the configuration does not enable it.
 
     Raises:

@@ -207,8 +207,8 @@ def ensure_pad_token_and_embedding(tokenizer: Any, model: PreTrainedModel) -> bo
 
     If the pad token were EOS, a mask from the token ids would hide the EOS at the end of a text,
     and a reward model could not distinguish finished from truncated replies. The pad token is
-    chosen or added by ``ensure_pad_token``. If an added token has no embedding, the embedding is
-    enlarged.
+    chosen or added by ``ensure_pad_token``, and its id is set in the configuration of the model. If
+    an added token has no embedding, the embedding is enlarged.
     """
     ensure_pad_token(tokenizer)
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings

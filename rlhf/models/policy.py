@@ -17,7 +17,7 @@ from rlhf.models.fast.chunked_logprobs import target_logprobs_and_entropies
 from rlhf.models.fast.packing import count_computed_tokens, flat_states_and_token_index, packs_rows
 from rlhf.models.fast.tied_embedding import make_tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
-from rlhf.models.load_balancing import balancing_weight, states_index_and_balancing_loss
+from rlhf.models.load_balancing import balancing_loss_weight, states_index_and_balancing_loss
 from rlhf.models.output_head import (
     copy_head_check_result,
     head_is_weight_product,
@@ -26,7 +26,7 @@ from rlhf.models.output_head import (
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.sharding.deferred import deferred_weights_of, device_of
 from rlhf.models.sharding.modules import ShardedModules
-from rlhf.models.sharding.processes import writes_files
+from rlhf.models.sharding.processes import this_process_writes
 from rlhf.models.sharding.saving import write_safetensors
 from rlhf.models.sharding.tensors import StoredWeights, WholeTensors, copy_rows
 from rlhf.models.trainable import copy_model, make_frozen, make_trainable
@@ -44,11 +44,14 @@ class TokenLogprobsAndValues(NamedTuple):
     entropy: torch.Tensor  # [B, T] entropy of the distribution of token t, in nats
     values: torch.Tensor | None  # [B, T] value of the state before token t
     last_value: torch.Tensor | None  # [B] value of the state after the last token
-    balance: torch.Tensor | None = None  # scalar: weighted load-balancing loss, or None
+    balancing_loss: torch.Tensor | None = None  # weighted load-balancing loss, a scalar
 
 
 class ValueHead(nn.Module):
-    """A linear layer that is initialized to 0, so values are 0 before the first update."""
+    """A linear layer from hidden states to values.
+
+    Its weights are initialized to 0, so values are 0 before the first update.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class Policy:
         self.device = device_of(model)
         self.sharding: ShardedModules | None = None
         self.supports_packing = enable_fast_paths(model)
-        self.balancing_weight = balancing_weight(model)
+        self.balancing_loss_weight = balancing_loss_weight(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":
@@ -195,11 +198,11 @@ class Policy:
         in `ShardedModules.run`.
         """
         tied, balance = make_tied_embedding(self.model), None
-        if with_balancing_loss and self.balancing_weight:
+        if with_balancing_loss and self.balancing_loss_weight:
             hidden, index, balance = states_index_and_balancing_loss(
                 self.model, tokens, attention_mask, tied=tied
             )
-            balance = self.balancing_weight * balance
+            balance = self.balancing_loss_weight * balance
         else:
             hidden, index = flat_states_and_token_index(
                 self.model, tokens, attention_mask, tied=tied
@@ -228,11 +231,12 @@ class Policy:
 
     def count_computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Return the number of tokens in a forward pass over a batch (see ``packing``)."""
-        return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
+        packed = self.packs_rows(attention_mask.sum(1))
+        return count_computed_tokens(tokens, attention_mask, packed=packed)
 
-    def packs_rows(self, attention_mask: torch.Tensor) -> bool:
-        """Return whether a forward pass packs rows with this attention mask [B, T]."""
-        return packs_rows(trunk_of(self.model), attention_mask)
+    def packs_rows(self, row_lengths: torch.Tensor) -> bool:
+        """Return whether a forward pass packs rows with these lengths [B]."""
+        return packs_rows(trunk_of(self.model), row_lengths)
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
         """Write a folder that ``from_pretrained`` can load. The critic is in a separate file.
@@ -256,7 +260,7 @@ class Policy:
                 tensors = {name: weight.detach().contiguous() for name, weight in state.items()}
                 save_file(tensors, directory / VALUE_FILE)
             else:
-                writes = writes_files(self.model)
+                writes = this_process_writes(self.model)
                 write_safetensors(directory / VALUE_FILE, WholeTensors(state), writes=writes)
 
     def restore(self, directory: Path) -> None:

@@ -219,11 +219,11 @@ class MasterOptimizer(torch.optim.Optimizer):
             if "master" in state:
                 local_part(parameter).copy_(state["master"])
             for chunk, piece in pieces[id(parameter)]:
-                own = self._state_of(chunk, piece)
+                piece_state = self._state_of(chunk, piece)
                 for name in self.moments:
-                    own[name].copy_(state[name][piece.rows])
+                    piece_state[name].copy_(state[name][piece.rows])
                 if self.moments:
-                    own["step"].copy_(state["step"])
+                    piece_state["step"].copy_(state["step"])
 
     def _pieces_by_parameter(self) -> dict[int, list[tuple[_OptimizerChunk, _WeightPiece]]]:
         """Return id of a parameter -> its pieces with their chunks, in the order of the rows."""

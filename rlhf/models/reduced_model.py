@@ -45,7 +45,7 @@ def small_random_model_like(model: Any, *, device: torch.device | None = None) -
     device = inner.device if device is None else device
     try:
         for layers in (6, 4, 2):
-            config = reduced_config(text_config(inner), layers=layers)
+            config = reduced_config(text_config(inner), max_layers=layers)
             with torch.device("meta"):
                 size = sum(p.numel() for p in type(inner)(config).parameters())
             if size <= MAX_PARAMS:
@@ -64,19 +64,19 @@ def small_random_model_like(model: Any, *, device: torch.device | None = None) -
     return small
 
 
-def reduced_config(config: Any, *, layers: int) -> Any:
+def reduced_config(config: Any, *, max_layers: int) -> Any:
     """Return a copy of a configuration with few layers, short windows and a small vocabulary.
 
     Args:
         config: Configuration of the large model's decoder.
-        layers: Maximum number of layers (see ``_kept_layers``).
+        max_layers: Maximum number of layers (see ``_kept_layer_indices``).
     """
     small = copy.deepcopy(config)
     values = small.to_dict()
-    kept = _kept_layers(values, config.num_hidden_layers, layers)
+    layer_indices = _kept_layer_indices(values, config.num_hidden_layers, max_layers)
     for name, value in values.items():
         if isinstance(value, list) and len(value) == config.num_hidden_layers > 1:
-            setattr(small, name, [value[i] for i in kept])
+            setattr(small, name, [value[i] for i in layer_indices])
         elif not isinstance(value, int):
             continue
         elif name in _MAX_CONFIG_VALUES:
@@ -85,7 +85,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
             setattr(small, name, VOCABULARY)
         elif name.endswith("_token_id"):
             setattr(small, name, value % VOCABULARY)
-    small.num_hidden_layers = len(kept)
+    small.num_hidden_layers = len(layer_indices)
     rope = getattr(small, "rope_parameters", None)
     if isinstance(rope, dict) and rope.get("original_max_position_embeddings"):
         rope["original_max_position_embeddings"] = ROTARY_CONTEXT
@@ -96,7 +96,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
     return small
 
 
-def _kept_layers(values: dict[str, Any], num_layers: int, max_layers: int) -> list[int]:
+def _kept_layer_indices(values: dict[str, Any], num_layers: int, max_layers: int) -> list[int]:
     """Return the indices of the layers to keep.
 
     The first layer of each kind is kept, for at most ``max_layers`` kinds. If this selects only one

@@ -15,7 +15,7 @@ import torch
 from rlhf.errors import UserError
 from rlhf.models.adapters import is_adapter, load_adapter_weights, save_adapter
 from rlhf.models.architecture import unwrap_peft
-from rlhf.models.sharding.processes import writes_files
+from rlhf.models.sharding.processes import this_process_writes
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.sharding.tensors import (
     LoadedWeights,
@@ -40,7 +40,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
         save_adapter(model, tokenizer, folder, base=base)
         return
     write_model(model, folder)
-    if writes_files(model):
+    if this_process_writes(model):
         tokenizer.save_pretrained(folder)
 
 

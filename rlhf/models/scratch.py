@@ -20,7 +20,10 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which can encode every text without loss."""
+    """Train a byte-level BPE tokenizer with the special tokens and `CHAT_TEMPLATE`.
+
+    It can encode every text without loss.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

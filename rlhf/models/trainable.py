@@ -130,7 +130,7 @@ class WeightChangeDetector:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._start = [_checksum(p) for p in self._parameters]
 
-    def changed_tensors(self) -> list[bool]:
+    def which_tensors_changed(self) -> list[bool]:
         """Return for each trained parameter tensor whether it differs from the start.
 
         Of a sharded tensor, the elements in this process are compared.
@@ -140,7 +140,7 @@ class WeightChangeDetector:
 
     def changed_tensor_fraction(self) -> float:
         """Return the fraction of the trained parameter tensors that differ from the start."""
-        changed = self.changed_tensors()
+        changed = self.which_tensors_changed()
         return sum(changed) / len(changed)
 
 

@@ -51,7 +51,7 @@ AlarmName = Literal[
     "clipped",
     "length_drift",
 ]
-BUNDLE = "halted"
+HALTED_FOLDER = "halted"
 """Subfolder of a run directory with the data that `rlhf replay` needs to repeat the check that
 halted the run."""
 
@@ -287,10 +287,10 @@ def alarm_action(name: AlarmName, config: Mapping[str, Any]) -> AlarmAction:
 
 
 @contextlib.contextmanager
-def log_bundle_write_errors(directory: Path, halt: Halt) -> Iterator[None]:
+def log_halt_data_write_errors(directory: Path, halt: Halt) -> Iterator[None]:
     """Return a context manager in which an error of the file system does not hide an alarm.
 
-    The error is logged as a warning, and the incomplete folder `BUNDLE` is removed.
+    The error is logged as a warning, and the incomplete folder `HALTED_FOLDER` is removed.
 
     Args:
         directory: The run directory.
@@ -304,11 +304,11 @@ def log_bundle_write_errors(directory: Path, halt: Halt) -> Iterator[None]:
             raise
         halt.saved = False
         log.warning("the data of the alarm are not saved: %s", describe_write_error(cause))
-        remove(directory / BUNDLE)
+        remove(directory / HALTED_FOLDER)
 
 
 def write_alarm_description(directory: Path, halt: Halt, config: Mapping[str, Any]) -> None:
-    """Write the alarm, the configuration and the metrics of a halted run to the folder `BUNDLE`.
+    """Write the alarm, the configuration and the metrics of a halted run to `HALTED_FOLDER`.
 
     Args:
         directory: The run directory. The metrics file is copied, because a resumed run may
@@ -316,12 +316,12 @@ def write_alarm_description(directory: Path, halt: Halt, config: Mapping[str, An
         halt: The error that ended training.
         config: Configuration of the run, including its command.
     """
-    bundle = directory / BUNDLE
-    bundle.mkdir(exist_ok=True)
+    folder = directory / HALTED_FOLDER
+    folder.mkdir(exist_ok=True)
     content = {"alarm": halt.name, "message": str(halt), "config": dict(config)}
-    write_text(bundle / "alarm.json", json.dumps(content, indent=2))
+    write_text(folder / "alarm.json", json.dumps(content, indent=2))
     if (directory / "metrics.jsonl").exists():
-        shutil.copyfile(directory / "metrics.jsonl", bundle / "metrics.jsonl")
+        shutil.copyfile(directory / "metrics.jsonl", folder / "metrics.jsonl")
 
 
 assert tuple(ALARMS) == get_args(AlarmName)

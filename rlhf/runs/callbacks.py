@@ -25,10 +25,10 @@ from rlhf.common.numbers import is_number
 from rlhf.common.plugins import short_name
 from rlhf.common.registry import Registry
 from rlhf.common.user_code import (
-    check_accepts,
+    check_accepts_arguments,
     definition_location_text,
     guarded_call,
-    warn_if_changed,
+    warn_if_argument_changed,
 )
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -137,7 +137,7 @@ class Callback:
         """Restore a state that ``state_dict`` returned."""
 
 
-POINTS = ("on_step", "on_evaluation", "on_checkpoint", "on_end")
+CALLBACK_METHODS = ("on_step", "on_evaluation", "on_checkpoint", "on_end")
 """Names of the methods of `Callback` that are called during training."""
 
 CALLBACKS: Registry[Any] = Registry("callback")
@@ -172,11 +172,11 @@ class Callbacks:
     def __bool__(self) -> bool:
         return bool(self.members)
 
-    def notify(self, point: str, run: Run, **fields: Any) -> None:
+    def notify(self, method: str, run: Run, **fields: Any) -> None:
         """Call a method of every callback, in the process that writes the run directory.
 
         Args:
-            point: One of `POINTS`.
+            method: One of `CALLBACK_METHODS`.
             run: The run.
             fields: Other fields of the `TrainingEvent`.
 
@@ -187,13 +187,15 @@ class Callbacks:
             return
         for name, callback in zip(self.names, self.members, strict=True):
             metrics = fields.get("metrics", {})
-            given: dict[str, Any] = {**fields, "metrics": dict(metrics)}
-            event = TrainingEvent(run, **given, _callbacks=self)
-            call = getattr(callback, point)
-            with _called(call, name, f"in {point} at step {event.step}"):
+            event_fields: dict[str, Any] = {**fields, "metrics": dict(metrics)}
+            event = TrainingEvent(run, **event_fields, _callbacks=self)
+            call = getattr(callback, method)
+            with _callback_call(call, name, f"in {method} at step {event.step}"):
                 call(event)
             what, argument = f"callback {name}", "event.metrics"
-            warn_if_changed(metrics, event.metrics, what=what, code=call, argument=argument)
+            warn_if_argument_changed(
+                metrics, event.metrics, what=what, code=call, argument=argument
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return index -> state of the callbacks that have a state, and whether one ended training.
@@ -203,7 +205,7 @@ class Callbacks:
         """
         states: dict[str, Any] = {"stopped": True} if self.stopped else {}
         for index, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
-            with _called(member.state_dict, name, "in state_dict"):
+            with _callback_call(member.state_dict, name, "in state_dict"):
                 state = member.state_dict()
             if state:
                 _check_state(state, name, member.state_dict)
@@ -217,12 +219,12 @@ class Callbacks:
             if index == "stopped":
                 continue
             load = self.members[int(index)].load_state_dict
-            with _called(load, self.names[int(index)], "in load_state_dict"):
+            with _callback_call(load, self.names[int(index)], "in load_state_dict"):
                 load(member_state)
 
 
 @contextlib.contextmanager
-def _called(code: Any, name: str, where: str) -> Generator[None]:
+def _callback_call(code: Any, name: str, where: str) -> Generator[None]:
     """Return a context manager for a call of a callback.
 
     Raises:
@@ -244,7 +246,9 @@ def _check_state(state: Any, name: str, state_dict: Any) -> None:
     Raises:
         UserError: The state is not plain data.
     """
-    reason = _why_not_plain(state) if is_mapping(state) else f"it is a {type(state).__name__}"
+    reason = (
+        _reason_not_plain_data(state) if is_mapping(state) else f"it is a {type(state).__name__}"
+    )
     if reason:
         raise UserError(
             f"callback {name}: state_dict{definition_location_text(state_dict)} returned a state "
@@ -252,14 +256,14 @@ def _check_state(state: Any, name: str, state_dict: Any) -> None:
         )
 
 
-def _why_not_plain(value: Any) -> str | None:
+def _reason_not_plain_data(value: Any) -> str | None:
     """Return the reason why a value in a state is not plain data; None if it is."""
     if is_mapping(value):
         if other := [key for key in value if not isinstance(key, str)]:
             return f"the key {other[0]!r} is not a text"
-        return next(filter(None, map(_why_not_plain, value.values())), None)
+        return next(filter(None, map(_reason_not_plain_data, value.values())), None)
     if isinstance(value, list):
-        return next(filter(None, map(_why_not_plain, cast("list[Any]", value))), None)
+        return next(filter(None, map(_reason_not_plain_data, cast("list[Any]", value))), None)
     if value is None or isinstance(value, str | int | float):
         return None
     return f"a value is of type {type(value).__name__}"
@@ -287,21 +291,21 @@ def make_callback(entry: Any) -> Callback:
     target = CALLBACKS.get(reference) or import_object(reference, what="callbacks")
     try:
         with guarded_call(target, what=f"callback {_name_of(entry)}"):
-            made = target(**arguments) if isinstance(target, type) else target
+            callback = target(**arguments) if isinstance(target, type) else target
     except Exception as error:
         raise UserError(
             f"callbacks: {_name_of(entry)} cannot be made: {describe_exception(error)}"
         ) from error
-    if isinstance(made, Callback):
-        _check_methods(made, reference)
-        return made
-    if isinstance(target, type) or not callable(made):
+    if isinstance(callback, Callback):
+        _check_methods(callback, reference)
+        return callback
+    if isinstance(target, type) or not callable(callback):
         raise UserError(
             f"callbacks: {_name_of(entry)} must be a function, or a subclass of rlhf.Callback"
         )
-    function = functools.partial(made, **arguments)
+    function = functools.partial(callback, **arguments)
     what = f"callbacks: {_name_of(entry)}"
-    check_accepts(function, (None,), what=what, required_signature="callback(event)")
+    check_accepts_arguments(function, (None,), what=what, required_signature="callback(event)")
     return FunctionCallback(function)
 
 
@@ -309,18 +313,19 @@ def _check_methods(callback: Callback, reference: str) -> None:
     """Check that every method ``on_...`` is one that is called, and the arguments of methods."""
     arguments = {"state_dict": "self", "load_state_dict": "self, state"}
     for name in dir(callback):
-        if name in POINTS or name in arguments:
+        if name in CALLBACK_METHODS or name in arguments:
             signature = arguments.get(name, "self, event")
-            check_accepts(
+            check_accepts_arguments(
                 getattr(callback, name),
                 (None,) * signature.count(","),
                 what=f"callbacks: {short_name(reference)}: {name}",
                 required_signature=f"{name}({signature})",
             )
         elif name.startswith("on_"):
+            listed = f"; the methods are {', '.join(CALLBACK_METHODS)}"
+            hint = did_you_mean(name, CALLBACK_METHODS) or listed
             raise UserError(
-                f"callbacks: {reference} has a method {name}, which is never called"
-                f"{did_you_mean(name, POINTS) or '; the methods are ' + ', '.join(POINTS)}"
+                f"callbacks: {reference} has a method {name}, which is never called{hint}"
             )
 
 

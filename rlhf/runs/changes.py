@@ -104,7 +104,7 @@ class Change:
     """Recorded value; None if the key had no value."""
     after: Any
     """New value; None if the key has no value."""
-    content: bool = False
+    content_changed: bool = False
     """Whether the path is the same and the content of the file or folder has changed. The values
     are then fingerprints of the content."""
 
@@ -118,7 +118,7 @@ class Change:
 
     def __str__(self) -> str:
         before, after = (_value_text(value) for value in (self.before, self.after))
-        what = "content of " if self.content else ""
+        what = "content of " if self.content_changed else ""
         return f"{what}{self.key} was {before}, now {after}"
 
 
@@ -132,7 +132,8 @@ def find_changes(
     """Return the differences between the record of a run and a new configuration.
 
     The path of an input may differ, for example because a directory was moved. It is not listed if
-    the content of the input is the same, and if it is code, also the name of the object in it.
+    the content of the input is the same, and if it is code, also the name of the object in it. The
+    keys of the rollout engine, except its kind, and ``rollout.max_staleness`` are not compared.
 
     Args:
         directory: The run directory.
@@ -163,7 +164,7 @@ def find_changes(
     ]
     named = {change.key for change in changes}
     return changes + [
-        Change(key, fingerprint, current[key], content=True)
+        Change(key, fingerprint, current[key], content_changed=True)
         for key, fingerprint in inputs.items()
         if key not in named and current.get(key, fingerprint) != fingerprint
     ]
@@ -173,7 +174,7 @@ def check_only_permitted_changes(
     directory: Path,
     config: Mapping[str, Any],
     *,
-    name: str = "config.yaml",
+    config_file_name: str = "config.yaml",
     ignored_keys: Container[str] = KEYS_IGNORED_ON_RESUME,
 ) -> None:
     """Check that a run is resumed with the same configuration and the same inputs.
@@ -183,7 +184,9 @@ def check_only_permitted_changes(
     Raises:
         UserError: The configuration or an input has changed. The message contains the key.
     """
-    changes = find_changes(directory, config, config_file_name=name, ignored_keys=ignored_keys)
+    changes = find_changes(
+        directory, config, config_file_name=config_file_name, ignored_keys=ignored_keys
+    )
     _check_permitted(directory, config, changes, need_permission=changes)
 
 
@@ -217,16 +220,16 @@ def permits_content_change(config: Mapping[str, Any], key: str) -> bool:
         config: The configuration of a resumed run.
         key: Dotted key of the input.
     """
-    change = Change(key, None, None, content=True)
+    change = Change(key, None, None, content_changed=True)
     permitted = config.get("allow_changes") or ()
     return not _reason_fixed(change, config) and any(_is_part_of(key, str(k)) for k in permitted)
 
 
-def steps_taken_text(directory: Path, done: int, configured: int) -> str:
+def too_many_steps_message(directory: Path, steps_done: int, configured_steps: int) -> str:
     """Return the message that a run has taken more steps than its configuration allows."""
     return (
-        f"{directory} has already taken {count_text(done, 'step')}, so it cannot end at step "
-        f"{configured}: branch from an earlier checkpoint with rlhf branch"
+        f"{directory} has already taken {count_text(steps_done, 'step')}, so it cannot end at step "
+        f"{configured_steps}: branch from an earlier checkpoint with rlhf branch"
     )
 
 
@@ -243,7 +246,7 @@ def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> Non
     rows = read_changes(directory)
     for change in changes:
         row = {"step": step, "key": change.key, "before": change.before, "after": change.after}
-        if change.content:
+        if change.content_changed:
             row["content"] = True
         for earlier in rows:
             if (earlier["step"], earlier["key"]) == (step, change.key):
@@ -261,7 +264,7 @@ def read_changes(directory: Path) -> list[dict[str, Any]]:
 def change_text(row: Mapping[str, Any]) -> str:
     """Return a recorded change as text, such as "after step 100: num_steps was 100, now 200"."""
     change = Change(
-        row["key"], row.get("before"), row.get("after"), content=bool(row.get("content"))
+        row["key"], row.get("before"), row.get("after"), content_changed=bool(row.get("content"))
     )
     return f"after step {row['step']}: {change}"
 
@@ -278,7 +281,7 @@ def _check_steps_taken(directory: Path, change: Change) -> None:
         return
     done = _newest_checkpoint_step(directory)
     if change.key != _EPOCHS and done and 0 < change.after < done:
-        raise UserError(steps_taken_text(directory, done, change.after))
+        raise UserError(too_many_steps_message(directory, done, change.after))
     # A checkpoint has no number of epochs. A finished run has taken those of its record.
     fewer = is_number(change.before) and change.after < change.before
     if change.key == _EPOCHS and fewer and done and (directory / "finished").exists():
@@ -328,7 +331,7 @@ def _check_permitted(
 def _refusal_text(directory: Path, config: Mapping[str, Any], refused: Sequence[Change]) -> str:
     """Return the error message for changes that are not permitted."""
     change, more = refused[0], len(refused) - 1
-    if change.content:
+    if change.content_changed:
         path = dict(leaf_items(config)).get(change.key)
         where = f" ({path})" if path else ""
         text = f"{directory} cannot be resumed: the content of {change.key}{where} has changed "

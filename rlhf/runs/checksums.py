@@ -11,7 +11,7 @@ from rlhf.common.files import flush_to_disk, read_json, sha256_of, write_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 
-CHECKSUMS = "checksums.json"
+CHECKSUMS_FILE = "checksums.json"
 """Name of the file with the SHA-256 digests of all other files in the same folder."""
 
 
@@ -83,7 +83,7 @@ def check_folder_is_unchanged(folder: Path, marker: str, what: str) -> None:
 def update_checksum(file: Path) -> None:
     """Record the checksum of a changed file in its folder, if the folder has a checksum file."""
     folder = file.parent
-    if (folder / CHECKSUMS).is_file():
+    if (folder / CHECKSUMS_FILE).is_file():
         _write_digests(folder, _read_checksums(folder) | {file.name: sha256_of(file)})
 
 
@@ -112,12 +112,12 @@ def files_without_checksum(folder: Path) -> Iterator[Path]:
     Raises:
         DamagedFolderError: The checksum file cannot be read.
     """
-    if (folder / CHECKSUMS).is_file():
+    if (folder / CHECKSUMS_FILE).is_file():
         listed = _read_checksums(folder)
         for path in sorted(folder.rglob("*")):
             is_file = path.is_symlink() or not path.is_dir()
             name = path.relative_to(folder).as_posix()
-            if is_file and path.name != CHECKSUMS and name not in listed:
+            if is_file and path.name != CHECKSUMS_FILE and name not in listed:
                 yield path
 
 
@@ -135,7 +135,7 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedFolderError: The checksum file is missing or cannot be read.
     """
-    path = folder / CHECKSUMS
+    path = folder / CHECKSUMS_FILE
     try:
         digests = read_json(path)
     except FileNotFoundError:
@@ -148,10 +148,10 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
 
 
 def _write_digests(folder: Path, digests: dict[str, Any]) -> None:
-    write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
-    flush_to_disk(folder / CHECKSUMS)
+    write_text(folder / CHECKSUMS_FILE, json.dumps(digests, indent=2))
+    flush_to_disk(folder / CHECKSUMS_FILE)
 
 
 def _files_except_checksums(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE)
     return sorted(paths)

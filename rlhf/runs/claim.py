@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from rlhf.common.files import (
     describe_write_error,
     expand_user,
-    is_temporary,
+    is_partial_path,
     is_temporary_name,
     is_temporary_name_of_this_process,
     read_json,
@@ -32,8 +32,8 @@ from rlhf.common.files import (
 )
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
-from rlhf.runs.alarms import BUNDLE
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, files_without_checksum
+from rlhf.runs.alarms import HALTED_FOLDER
+from rlhf.runs.checksums import CHECKSUMS_FILE, DamagedFolderError, files_without_checksum
 
 MARKER = ".rlhf"
 """Name of a file in every directory that the toolkit wrote. The file contains the id and the host
@@ -56,7 +56,7 @@ DESCRIPTIONS = frozenset(
     ]
 )
 """Names of the files and folders that commands write before they have a result."""
-BEFORE_FIRST_STEP = frozenset({"checkpoints", BUNDLE, "samples.jsonl"})
+BEFORE_FIRST_STEP = frozenset({"checkpoints", HALTED_FOLDER, "samples.jsonl"})
 """Names of the results that a training run may write before its first step. A run that wrote only
 these files does not replace an earlier run."""
 RESULTS = frozenset(
@@ -69,7 +69,7 @@ RESULTS = frozenset(
         "explanation.json",
         "final",
         "finished",
-        BUNDLE,
+        HALTED_FOLDER,
         "metrics.jsonl",
         "optuna.log",
         "overoptimization.json",
@@ -113,7 +113,7 @@ NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
         [
             "evaluation",
             "final",
-            BUNDLE,
+            HALTED_FOLDER,
             "metrics.jsonl",
             "samples.jsonl",
             "tensorboard",
@@ -123,7 +123,7 @@ NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
     ),
 )
 """Command that trains no model -> other names of `RESULTS` that it does not write."""
-STUDIES = {
+COMMAND_BY_DESCRIPTION = {
     "bench.yaml": "bench",
     "pipeline.yaml": "run",
     "sweep.yaml": "sweep",
@@ -132,8 +132,8 @@ STUDIES = {
 """Name of the description of a pipeline or study -> command that writes it."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 """Names of the folders that contain run directories."""
-CONTENTS = {
-    BUNDLE: r"(alarm\.json|metrics\.jsonl|evidence\.pt|((step-\d+|base)/.+))",
+WRITTEN_FILE_PATTERNS = {
+    HALTED_FOLDER: r"(alarm\.json|metrics\.jsonl|evidence\.pt|((step-\d+|base)/.+))",
     "checkpoints": r"((step|checkpoint)-\d+|best|base|reference|runs|\..+\.rlhf-(part|old))/.+"
     r"|README\.md",
     "evaluation": r".+/(episodes\.jsonl|pair_scores\.jsonl|report\.md|summary\.json)",
@@ -161,7 +161,7 @@ class DirectoryClaim:
         self._was_marked = False
         self._logs_are_kept = False
         # Names of the entries that existed before this process.
-        self._earlier: frozenset[str] = frozenset()
+        self._earlier_names: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -232,7 +232,9 @@ class DirectoryClaim:
             UserError: The directory contains a file of the user with one of these names.
         """
         names = list(names)
-        unknown = self._earlier.intersection(names).difference(_declared_entries(self.directory))
+        unknown = self._earlier_names.intersection(names).difference(
+            _declared_entries(self.directory)
+        )
         for path in (self.directory / name for name in sorted(unknown)):
             if not written_by_toolkit(path):
                 raise foreign_file_error(path, self.directory)
@@ -288,10 +290,12 @@ class DirectoryClaim:
         if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._keep_new_or_restore_old_run()
         self._was_marked = written_by_toolkit(self.directory)
-        self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
-        if overwrite and self._earlier:
+        self._earlier_names = frozenset(path.name for path in _entries_except_locks(self.directory))
+        if overwrite and self._earlier_names:
             self._move_earlier_files_aside(command)
-            self._earlier = frozenset(path.name for path in _entries_except_locks(self.directory))
+            self._earlier_names = frozenset(
+                path.name for path in _entries_except_locks(self.directory)
+            )
         self.declare_files(())
 
     def _move_earlier_files_aside(self, command: str) -> None:
@@ -329,21 +333,21 @@ class DirectoryClaim:
         new = [
             path
             for path in entries_written_by_toolkit(self.directory)
-            if path.name not in self._earlier
+            if path.name not in self._earlier_names
         ]
-        no_result = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
+        ignored_names = DESCRIPTIONS | BEFORE_FIRST_STEP if aside.exists() else DESCRIPTIONS
         if self._logs_are_kept and not aside.exists():
             return True
-        if any(_has_result(path, no_result) for path in new):
+        if any(_has_result(path, ignored_names) for path in new):
             self.delete_replaced_files()
             return True
-        evidence = self.directory / BUNDLE  # `rlhf replay` needs it after an alarm at step 1
+        evidence = self.directory / HALTED_FOLDER  # `rlhf replay` needs it after an alarm at step 1
         for path in new:
             if path != evidence or not aside.exists():
                 remove(path)
         if aside.exists():
             if evidence.exists():
-                remove(aside / BUNDLE)
+                remove(aside / HALTED_FOLDER)
             self._move_earlier_files_back()
         return False
 
@@ -551,7 +555,14 @@ def _recorded_command(directory: Path) -> str:
         config = read_mapping_or_empty(directory / "config.yaml")
         if config:
             return str(config.get("command") or config.get("verb"))
-    return next((STUDIES[name] for name in STUDIES if (directory / name).is_file()), "")
+    return next(
+        (
+            COMMAND_BY_DESCRIPTION[name]
+            for name in COMMAND_BY_DESCRIPTION
+            if (directory / name).is_file()
+        ),
+        "",
+    )
 
 
 def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
@@ -569,13 +580,13 @@ def files_not_written_by_toolkit(path: Path) -> Iterator[Path]:
             yield from files_not_written_by_toolkit(child)
     elif path.name in CONTAINERS:
         yield from _foreign_files_in_container(path)
-    elif pattern := CONTENTS.get(path.name):
+    elif pattern := WRITTEN_FILE_PATTERNS.get(path.name):
         files = (file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
         names = {
-            file: file.relative_to(path).as_posix() for file in files if not is_temporary(file)
+            file: file.relative_to(path).as_posix() for file in files if not is_partial_path(file)
         }
         yield from (file for file, name in names.items() if not re.fullmatch(pattern, name))
-        for folder in sorted({file.parent for file in names if file.name == CHECKSUMS}):
+        for folder in sorted({file.parent for file in names if file.name == CHECKSUMS_FILE}):
             yield from files_without_checksum(folder)
     else:  # the final model, or a checkpoint
         yield from files_without_checksum(path)
@@ -593,10 +604,12 @@ def remove_written_files(path: Path) -> None:
     if not foreign:
         remove(path)
         return
-    kept = foreign | {folder / CHECKSUMS for file in foreign for folder in file.parents}
+    paths_to_keep = foreign | {
+        folder / CHECKSUMS_FILE for file in foreign for folder in file.parents
+    }
     for entry in sorted(path.rglob("*"), reverse=True):  # the content of a folder precedes it
         if entry.is_symlink() or not entry.is_dir():
-            if entry not in kept:
+            if entry not in paths_to_keep:
                 entry.unlink()
         elif not any(entry.iterdir()):
             entry.rmdir()
@@ -619,7 +632,7 @@ def _first_missing_file_for_resume(directory: Path, required: Sequence[str]) -> 
     A directory without content can be resumed, because its run was killed before it wrote a file.
     The jobs of ``rlhf bench --array`` write only folders of run directories.
     """
-    entries = [e for e in _entries_except_locks(directory) if not is_temporary(e)]
+    entries = [e for e in _entries_except_locks(directory) if not is_partial_path(e)]
     if not any(_has_content(e) for e in entries) or any(_contains_only_runs(e) for e in entries):
         return None
     folders = (directory, directory / REPLACED)
@@ -635,17 +648,17 @@ def _contains_only_runs(path: Path) -> bool:
     )
 
 
-def _has_result(path: Path, no_result: Container[str]) -> bool:
-    """Return whether a path has content that is a result, that is, not named in ``no_result``.
+def _has_result(path: Path, ignored_names: Container[str]) -> bool:
+    """Return whether a path has content that is a result, that is, not named in ``ignored_names``.
 
     In a run directory, and in a folder of run directories, the entries of the run directories are
     examined.
     """
     if path.name in CONTAINERS:
-        return any(_has_result(marker.parent, no_result) for marker in path.rglob(MARKER))
+        return any(_has_result(marker.parent, ignored_names) for marker in path.rglob(MARKER))
     if path.is_dir() and written_by_toolkit(path):
-        return any(_has_result(entry, no_result) for entry in entries_written_by_toolkit(path))
-    return path.name not in no_result and _has_content(path)
+        return any(_has_result(entry, ignored_names) for entry in entries_written_by_toolkit(path))
+    return path.name not in ignored_names and _has_content(path)
 
 
 def _has_content(path: Path) -> bool:

@@ -13,7 +13,7 @@ from rlhf.common.numbers import centered_moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, alarm_action
 from rlhf.runs.learning_checks import LEARNING_CHECKS
 from rlhf.runs.metric_log import (
-    RECENT,
+    NUM_RECENT,
     MetricLog,
     RunningMetricLog,
     first_and_last_means,
@@ -31,7 +31,7 @@ _FRACTION_LIMITS = {
 }
 """Metric -> (largest fraction without a warning, description)."""
 
-_UNSCORED = "rewards/unscored/"
+_UNSCORED_PREFIX = "rewards/unscored/"
 """Prefix of the metrics ``rewards/unscored/NAME/REASON``, which are fractions of episodes."""
 
 _ALARM_NAMES: dict[str, AlarmName] = {
@@ -133,7 +133,7 @@ class TrainingMonitor:
             Halt: The action of a new alarm is halt.
         """
         warnings = []
-        for kind, sentence in metric_warnings(self.log, f"over the last {RECENT} logged steps"):
+        for kind, sentence in metric_warnings(self.log, f"over the last {NUM_RECENT} logged steps"):
             if kind in self.reported or not self._has_enough_values_to_warn(kind):
                 continue
             self.reported.add(kind)
@@ -149,16 +149,16 @@ class TrainingMonitor:
         """Return whether the metric was logged often enough for a warning of this kind."""
         if kind == "train/updates":
             return self.finished
-        if kind.startswith(_UNSCORED):
-            return self.log.length >= RECENT
+        if kind.startswith(_UNSCORED_PREFIX):
+            return self.log.length >= NUM_RECENT
         if kind == "train/moved":  # the policy is frozen during critic warm-up
             warm_up = int(self.log.config.get("critic_warmup_steps") or 0)
             online = self.log.series("train/updates")[0]
             if not online:
                 return len(self.log.series(kind)[0]) > 1
-            return len([step for step in online if step > warm_up]) >= RECENT
+            return len([step for step in online if step > warm_up]) >= NUM_RECENT
         recent = kind in _FRACTION_LIMITS or kind.startswith("rollout/")
-        return not recent or len(self.log.series(kind)[1]) >= RECENT
+        return not recent or len(self.log.series(kind)[1]) >= NUM_RECENT
 
 
 def repeat_metric_checks(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
@@ -180,7 +180,7 @@ def repeat_metric_checks(directory: Path, config: Mapping[str, Any]) -> Training
 
 def alarm_name(kind: str) -> AlarmName:
     """Return the name of the alarm in `ALARMS` to which a kind of warning belongs."""
-    return "unscored" if kind.startswith(_UNSCORED) else _ALARM_NAMES[kind]
+    return "unscored" if kind.startswith(_UNSCORED_PREFIX) else _ALARM_NAMES[kind]
 
 
 def metric_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
@@ -267,9 +267,9 @@ def _unscored_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     missing value counts as 0.
     """
     recent = log.recent_rows()
-    keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
+    keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED_PREFIX))
     for key in keys:
-        name, _, reason = key.removeprefix(_UNSCORED).partition("/")
+        name, _, reason = key.removeprefix(_UNSCORED_PREFIX).partition("/")
         share = mean_or_zero([float(row.get(key, 0.0)) for row in recent])
         words = reason.replace("_", " ")
         yield key, f"{share:.0%} of episodes could not be scored by {name} ({words}) {when}."
@@ -294,12 +294,12 @@ def _fell_significantly(values: Sequence[float]) -> bool:
 
 
 def _recent_mean_or_zero(log: MetricLog, key: str) -> float:
-    """Return the mean of the last `RECENT` logged values, or 0 if the metric was never logged."""
-    return mean_or_zero(log.series(key)[1][-RECENT:])
+    """Return the mean of the last `NUM_RECENT` values, or 0 if the metric was never logged."""
+    return mean_or_zero(log.series(key)[1][-NUM_RECENT:])
 
 
 def _recent_fraction(log: MetricLog, key: str) -> float:
-    """Return the mean of the last `RECENT` values of a metric in `_FRACTION_LIMITS`.
+    """Return the mean of the last `NUM_RECENT` values of a metric in `_FRACTION_LIMITS`.
 
     The result is a fraction of replies, actions or episodes.
     """
@@ -328,7 +328,7 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     # Weights that are initialized to 0, such as B in LoRA, change at any learning rate, even at a
     # learning rate that is too small to change the outputs of the policy.
     kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
-    if len(kl) >= RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
+    if len(kl) >= NUM_RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
         yield (
             "train/moved",
             f"the policy did not change: policy/kl is 0 in all {len(kl)} logged steps, and every "
@@ -339,7 +339,7 @@ def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _no_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if trainable parameters have no gradient, for example if the model does not use them."""
     counts = log.series("train/no_gradient")[1]
-    if len(counts) >= RECENT:
+    if len(counts) >= NUM_RECENT:
         yield (
             "train/no_gradient",
             f"{counts[-1]:.0f} of the parameter tensors have no gradient, so they are not trained, "
@@ -379,7 +379,7 @@ def _entropy_collapse_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     A low entropy with a higher reward is normal for a solved task, so it is not reported.
     """
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
-    if min(len(entropy), len(reward)) < 2 * RECENT:
+    if min(len(entropy), len(reward)) < 2 * NUM_RECENT:
         return
     before, after = first_and_last_means(entropy)
     if before >= 0.1 and after <= 0.05 * before and not reward_rose(log):
@@ -400,12 +400,12 @@ def _overfitted_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     if values[-1] > 1.05 * values[best]:
         # The initial model, which is evaluated at step 0, is never saved as final/.
         trained = [i for i, step in enumerate(steps) if step > 0]
-        kept = min(trained, key=values.__getitem__, default=best)
+        saved_index = min(trained, key=values.__getitem__, default=best)
         yield (
             "eval/loss",
             f"the held-out loss rose from {short_number(values[best])} at step "
             f"{short_number(steps[best])} to {short_number(values[-1])}; final/ contains the model "
-            f"of step {short_number(steps[kept])}.",
+            f"of step {short_number(steps[saved_index])}.",
         )
 
 
@@ -446,14 +446,14 @@ def _exploding_gradient_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _repetition_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the repetition in replies rose and the reward did not rise."""
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
-    if min(len(repetition), len(reward)) < 2 * RECENT:
+    if min(len(repetition), len(reward)) < 2 * NUM_RECENT:
         return
     before, after = first_and_last_means(repetition)
     if after >= max(0.5, before + 0.3) and not reward_rose(log):
         yield (
             "rollout/repetition",
             f"the fraction of repeated bigrams in replies rose from {before:.0%} in the first "
-            f"{RECENT} logged steps to {after:.0%}, and the reward did not rise.",
+            f"{NUM_RECENT} logged steps to {after:.0%}, and the reward did not rise.",
         )
 
 

@@ -37,8 +37,8 @@ from rlhf.runs.changes import (
     record_changes,
 )
 from rlhf.runs.claim import (
+    COMMAND_BY_DESCRIPTION,
     MARKER,
-    STUDIES,
     DirectoryClaim,
     convert_write_errors_to_user_errors,
     files_not_written_by_toolkit,
@@ -117,7 +117,11 @@ class Run:
         return run
 
     def _set_permitted_changes(self, *, resume: bool) -> None:
-        """Compare the configuration and the inputs of a resumed run with the recorded ones."""
+        """Set ``changes`` of a resumed run, and check that they are permitted.
+
+        Raises:
+            UserError: A change is not permitted, or the evaluation contains a file of the user.
+        """
         if resume and (self.directory / "config.yaml").exists():
             self.changes = find_and_check_changes(self.directory, self.config)
         if self.changes and self.writes:
@@ -140,12 +144,12 @@ class Run:
             write_text(self.directory / "environment.json", machine)
 
     def _write_configuration(self, *, resume: bool) -> None:
-        kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
+        settings = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
         inputs = self.directory / "inputs.json"
         # The fingerprint of a file that is missing now remains, to detect a change when it returns.
         recorded = read_mapping_or_empty(inputs) if resume else {}
-        write_text(self.directory / "config.yaml", dump_yaml(kept))
-        write_text(inputs, json.dumps(recorded | input_fingerprints(kept), indent=2))
+        write_text(self.directory / "config.yaml", dump_yaml(settings))
+        write_text(inputs, json.dumps(recorded | input_fingerprints(settings), indent=2))
 
     def record_changes_and_reopen(self, step: int) -> None:
         """Record the changed settings of a resumed run, and delete the evaluation of its end.
@@ -186,7 +190,7 @@ class Run:
             self._claim.declare_files(names)
 
     def finish(self) -> None:
-        """Mark the run as complete, so that ``--resume`` does nothing."""
+        """Mark the run as complete, so that ``--resume`` does nothing, and close the trackers."""
         if self.writes:
             (self.directory / "finished").touch()
         close_trackers(self.trackers or {})
@@ -205,6 +209,8 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to ``metrics.jsonl`` and send the metrics to the trackers.
+
+        The files of a replaced run are then deleted, because this run has a result.
 
         Args:
             step: Training step of the metrics.
@@ -241,13 +247,13 @@ class Run:
         again.
         """
         for name in ("metrics.jsonl", "samples.jsonl"):
-            path, kept = self.directory / name, []
+            path, rows = self.directory / name, []
             if self.writes and path.exists():
                 _warn_of_incomplete_row(path, step)
                 rows = read_log(path, METRIC_COLUMNS)  # samples have a step, too
-                kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
-                write_text(path, "".join(json_line(row) for row in kept))
-            if self.writes and step > 0 and not kept and name == "metrics.jsonl":
+                rows = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
+                write_text(path, "".join(json_line(row) for row in rows))
+            if self.writes and step > 0 and not rows and name == "metrics.jsonl":
                 log.warning(
                     "%s has no rows, although %d steps are done: the metrics of these steps are "
                     "lost, and the report begins at the next step",
@@ -277,12 +283,13 @@ def _warn_of_incomplete_row(path: Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def lock_directory(
+def lock_directory_and_write_config(
     root: Path, config_file_name: str, config: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> Iterator[DirectoryClaim]:
     """Return a context manager that locks the directory of a pipeline or a study.
 
-    The value of the context manager is the lock.
+    The configuration is written to the locked directory. The value of the context manager is the
+    lock.
 
     Args:
         root: The directory.
@@ -299,7 +306,7 @@ def lock_directory(
         path_without_dot_dot(root),
         resume=resume,
         overwrite=overwrite,
-        command=STUDIES.get(config_file_name, ""),
+        command=COMMAND_BY_DESCRIPTION.get(config_file_name, ""),
         required=(
             MARKER,
             config_file_name,

@@ -23,13 +23,13 @@ PATH_KEYS = frozenset(
     {"answers", "bench", "data_dir", "folder", "path", "paths", "policy", "reference"}
 )
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
-CACHE_KEY = "env.kwargs.folder"
+GAME_FOLDER_KEY = "env.kwargs.folder"
 """Key of the folder to which an environment writes compiled games. Its content may change during a
 run. In the settings of a study, it is the end of the key."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""
-BLOCKS, BLOCK_SIZE = 32, 2**20
+NUM_BLOCKS, BLOCK_BYTES = 32, 2**20
 """Number of blocks that are read from a large file, and size of a block in bytes."""
 
 
@@ -69,9 +69,9 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
 def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key -> fingerprint for every local input in a configuration.
 
-    The folder with the key `CACHE_KEY` is omitted. The plug-ins of installed packages have the key
-    "plug-in NAME". The fingerprint of an object of a Python program is that of its source code and
-    of the values that it captured; an object without source code is omitted.
+    The folder with the key `GAME_FOLDER_KEY` is omitted. The plug-ins of installed packages have
+    the key "plug-in NAME". The fingerprint of an object of a Python program is that of its source
+    code and of the values that it captured; an object without source code is omitted.
     """
     objects = {
         key: digest
@@ -84,7 +84,7 @@ def input_fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
     files = {
         key: fingerprint(path)
         for key, path in (paths | installed).items()
-        if not f".{key}".endswith(f".{CACHE_KEY}")
+        if not f".{key}".endswith(f".{GAME_FOLDER_KEY}")
     }
     return files | objects
 
@@ -127,13 +127,14 @@ def _cached_fingerprint(path: Path, size: int, mtime_ns: int) -> str:
         return sha256_of(path)
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for block in range(BLOCKS):
-            file.seek(block * (size - BLOCK_SIZE) // (BLOCKS - 1))
-            digest.update(file.read(BLOCK_SIZE))
+        for block in range(NUM_BLOCKS):
+            file.seek(block * (size - BLOCK_BYTES) // (NUM_BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
 
 
 def _adapter_base_folder(folder: Path) -> Path | None:
+    """Return the local folder, outside ``folder``, with the base model of an adapter, or None."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None

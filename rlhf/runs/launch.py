@@ -12,10 +12,10 @@ import warnings
 # glibc's mallopt parameters (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 MADV_HUGEPAGE = 14  # sys/mman.h
-HUGE_PAGE = 2 * 2**20
+HUGE_PAGE_BYTES = 2 * 2**20
 # Size in bytes from which `configure_malloc_to_return_memory` maps a block separately, and the
 # maximum number of these blocks.
-MAPPED_BLOCK, MAX_MAPPED_BLOCKS = 256 * 2**10, 65_536
+MAPPED_BLOCK_BYTES, MAX_MAPPED_BLOCKS = 256 * 2**10, 65_536
 # Iterations for which a thread of GNU OpenMP looks for work before it sleeps.
 SPIN_COUNT = 10_000
 
@@ -92,8 +92,8 @@ def configure_malloc_to_return_memory() -> None:
         with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(M_MMAP_MAX, MAX_MAPPED_BLOCKS)
-            libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BLOCK)  # a fixed threshold does not grow
-            libc.mallopt(M_TRIM_THRESHOLD, MAPPED_BLOCK)
+            libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BLOCK_BYTES)  # a fixed threshold does not grow
+            libc.mallopt(M_TRIM_THRESHOLD, MAPPED_BLOCK_BYTES)
             libc.malloc_trim(0)
 
 
@@ -126,6 +126,6 @@ def _request_huge_pages() -> None:
     block = libc.malloc(size)
     if not block:  # the address space is limited
         return
-    start = -(-block // HUGE_PAGE) * HUGE_PAGE
-    libc.madvise(start, size - HUGE_PAGE, MADV_HUGEPAGE)
+    start = -(-block // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    libc.madvise(start, size - HUGE_PAGE_BYTES, MADV_HUGEPAGE)
     libc.free(block)

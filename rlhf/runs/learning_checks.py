@@ -10,14 +10,14 @@ from typing import Any
 
 from rlhf.common.numbers import is_number, short_number
 from rlhf.runs.metric_log import (
-    RECENT,
+    NUM_RECENT,
     MetricLog,
     first_and_last_means,
     mean_or_zero,
     reward_rose,
 )
 
-VARIANCE_SHARE = "rewards/variance_share/"
+VARIANCE_SHARE_PREFIX = "rewards/variance_share/"
 """Prefix of the metrics ``rewards/variance_share/NAME``."""
 WINDOW = 10
 """Number of last logged steps of a condition on equal scores, or on clipped tokens."""
@@ -75,12 +75,12 @@ def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 def _solved_before_training_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the policy solved the task before it was trained."""
-    first = log.series("rollout/success")[1][:RECENT]
-    if len(first) == RECENT and mean_or_zero(first) >= _SATURATED:
+    first = log.series("rollout/success")[1][:NUM_RECENT]
+    if len(first) == NUM_RECENT and mean_or_zero(first) >= _SATURATED:
         yield (
             "saturated",
-            f"{mean_or_zero(first):.0%} of the episodes of the first {RECENT} logged steps were "
-            "solved: the policy solved the task before it was trained.",
+            f"{mean_or_zero(first):.0%} of the episodes of the first {NUM_RECENT} logged steps "
+            "were solved: the policy solved the task before it was trained.",
         )
 
 
@@ -98,7 +98,7 @@ def _unsolved_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _dominant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if one term of the score has almost all of its variance, and another term varies too."""
     rows = [_variance_shares(row) for row in log.recent_rows()]
-    if len(rows) < RECENT or not all(rows):
+    if len(rows) < NUM_RECENT or not all(rows):
         return
     largest = {max(row, key=row.__getitem__) for row in rows}
     small = [
@@ -114,7 +114,7 @@ def _dominant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "dominant_reward",
             f"{name} has at least {100 * share:.4g}% of the variance of the score in each of the "
-            f"last {RECENT} logged steps; {', '.join(small)} also varied, with less than "
+            f"last {NUM_RECENT} logged steps; {', '.join(small)} also varied, with less than "
             f"{1 - _DOMINANT_SHARE:.0%}.",
         )
 
@@ -122,24 +122,24 @@ def _dominant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _variance_shares(row: Mapping[str, Any]) -> dict[str, float]:
     """Return name -> share of the variance for the terms of the score in a logged row."""
     return {
-        key.removeprefix(VARIANCE_SHARE): float(value)
+        key.removeprefix(VARIANCE_SHARE_PREFIX): float(value)
         for key, value in row.items()
-        if key.startswith(VARIANCE_SHARE) and is_number(value)
+        if key.startswith(VARIANCE_SHARE_PREFIX) and is_number(value)
     }
 
 
 def _length_drift_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the episodes became much longer or shorter, and the reward did not rise."""
     tokens = log.series("rollout/tokens")[1]
-    if len(tokens) < 2 * RECENT or reward_rose(log):
+    if len(tokens) < 2 * NUM_RECENT or reward_rose(log):
         return
     before, after = first_and_last_means(tokens)
     if min(before, after) > 0 and not 1 / _LENGTH_FACTOR < after / before < _LENGTH_FACTOR:
         yield (
             "rollout/tokens",
             f"the number of sampled tokens per episode changed from {short_number(before)} in the "
-            f"first {RECENT} logged steps to {short_number(after)} in the last {RECENT}, and the "
-            "reward did not rise.",
+            f"first {NUM_RECENT} logged steps to {short_number(after)} in the last {NUM_RECENT}, "
+            "and the reward did not rise.",
         )
 
 
@@ -158,13 +158,13 @@ def _clipped_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 def _effective_sample_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Warn if the tokens were sampled from a policy that differs much from the trained one."""
-    sizes = log.series("sampler/ess")[1][-RECENT:]
-    if len(sizes) == RECENT and mean_or_zero(sizes) < _EFFECTIVE_SAMPLE:
+    sizes = log.series("sampler/ess")[1][-NUM_RECENT:]
+    if len(sizes) == NUM_RECENT and mean_or_zero(sizes) < _EFFECTIVE_SAMPLE:
         yield (
             "sampler/ess",
             f"the effective sample size of the sampled tokens was {mean_or_zero(sizes):.0%} of "
-            f"their number over the last {RECENT} logged steps: the probabilities of the sampler "
-            "and of the trainer differ.",
+            f"their number over the last {NUM_RECENT} logged steps: the probabilities of the "
+            "sampler and of the trainer differ.",
         )
 
 

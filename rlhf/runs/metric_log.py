@@ -47,7 +47,7 @@ CHECKED_KEYS = (
     "value/explained_variance",
 )
 """Keys of the metrics that the alarms read, besides the gold score."""
-RECENT = 5
+NUM_RECENT = 5
 """Number of last logged values whose mean represents the end of training."""
 
 
@@ -71,8 +71,8 @@ class MetricLog:
         return sorted(rows, key=lambda row: row["step"])
 
     def recent_rows(self) -> Sequence[Mapping[str, Any]]:
-        """Return the last `RECENT` rows, whose mean represents the end of training."""
-        return self.metrics[-RECENT:]
+        """Return the last `NUM_RECENT` rows, whose mean represents the end of training."""
+        return self.metrics[-NUM_RECENT:]
 
     def first_not_finite_steps(self) -> dict[str, int]:
         """Return metric -> first step with a value that is NaN or infinite."""
@@ -100,7 +100,7 @@ class RunningMetricLog(MetricLog):
         self._columns = {
             key: array("d") for key in ("step", *CHECKED_KEYS, *gold_metric_keys(config))
         }
-        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=NUM_RECENT)
         self._not_finite: dict[str, int] = {}
         for row in rows:
             self.add(row)
@@ -121,7 +121,7 @@ class RunningMetricLog(MetricLog):
         return steps[order].tolist(), values[order].tolist()
 
     def recent_rows(self) -> Sequence[Mapping[str, Any]]:
-        """Return the last `RECENT` rows."""
+        """Return the last `NUM_RECENT` rows."""
         return list(self._recent)
 
     def first_not_finite_steps(self) -> dict[str, int]:
@@ -135,19 +135,21 @@ def mean_or_zero(values: Sequence[float]) -> float:
 
 
 def first_and_last_means(values: Sequence[float]) -> tuple[float, float]:
-    """Return the means of the first and of the last `RECENT` values."""
-    return mean_or_zero(values[:RECENT]), mean_or_zero(values[-RECENT:])
+    """Return the means of the first and of the last `NUM_RECENT` values."""
+    return mean_or_zero(values[:NUM_RECENT]), mean_or_zero(values[-NUM_RECENT:])
 
 
 def reward_rose(log: MetricLog) -> bool:
     """Return whether the mean reward of the last logged steps is above that of the first ones.
 
     A difference within the rounding error does not count. The result is False with fewer than
-    `RECENT` values.
+    `NUM_RECENT` values.
     """
     rewards = log.series("reward/mean")[1]
     first, last = first_and_last_means(rewards)
-    return len(rewards) >= RECENT and last > first and not math.isclose(first, last, rel_tol=1e-6)
+    return (
+        len(rewards) >= NUM_RECENT and last > first and not math.isclose(first, last, rel_tol=1e-6)
+    )
 
 
 def gold_metric_keys(config: Mapping[str, Any]) -> list[str]:

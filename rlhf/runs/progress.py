@@ -87,8 +87,8 @@ class ProgressDisplay:
     ) -> None:
         self.what, self.total, self.done = escape_invisible(what), total, num_completed
         self.displayed_metrics = displayed_metrics
-        self.seen: dict[str, float] = {}
-        self.measured: dict[str, int] = {}
+        self.last_values: dict[str, float] = {}
+        self.last_logged_steps: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
         first = os.environ.get("RANK", "0") == "0"  # only the first process draws
@@ -120,10 +120,10 @@ class ProgressDisplay:
                 last value and the step of this value.
             warnings: One-line warnings, which are shown above the bar or in the log.
         """
-        self.seen |= metrics
-        self.measured |= dict.fromkeys(metrics, step)
+        self.last_values |= metrics
+        self.last_logged_steps |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        displayed = metric_key_by_displayed_name(self.seen, self.displayed_metrics)
+        displayed = metric_key_by_displayed_name(self.last_values, self.displayed_metrics)
         numbers = [self._number_text(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         with contextlib.suppress(OSError):  # the terminal was closed; the run saves and stops
@@ -137,8 +137,8 @@ class ProgressDisplay:
 
     def _number_text(self, name: str, key: str) -> str:
         """Return the name and last value of a metric, with the step if the value is older."""
-        text = f"{escape_invisible(name)} {self.seen[key]:.3g}"
-        measured = self.measured[key]
+        text = f"{escape_invisible(name)} {self.last_values[key]:.3g}"
+        measured = self.last_logged_steps[key]
         return text if measured == self.done else f"{text} (step {measured})"
 
     def _show_warning(self, step: int, words: str) -> None:
@@ -152,17 +152,17 @@ class ProgressDisplay:
 
 
 def metric_key_by_displayed_name(
-    seen: Mapping[str, float], displayed_metrics: DisplayedMetrics
+    last_values: Mapping[str, float], displayed_metrics: DisplayedMetrics
 ) -> dict[str, str]:
     """Return displayed name -> metric key for at most five metrics to show.
 
     Args:
-        seen: Key -> last value of all metrics that have been logged.
+        last_values: Key -> last value of all metrics that have been logged.
         displayed_metrics: The metrics to show; if empty, the first metrics under their keys.
     """
     chosen: dict[str, str] = {}
-    for names in displayed_metrics or [{key: key} for key in seen]:
-        key = next((key for key in names if key in seen), None)
+    for names in displayed_metrics or [{key: key} for key in last_values]:
+        key = next((key for key in names if key in last_values), None)
         if key is not None and len(chosen) < MAX_NUMBERS:
             chosen.setdefault(names[key], key)
     return chosen

@@ -84,7 +84,7 @@ def renamed_key(key: str) -> str | None:
     >>> renamed_key("stages.0.rewards.1.normalise")
     'stages.0.rewards.1.normalize'
     """
-    new = _entry(RENAMED_KEYS, key)
+    new = _entry_of_dotted_key(RENAMED_KEYS, key)
     section, dot, _ = key.rpartition(".")
     return new and section + dot + new.rpartition(".")[2]
 
@@ -99,7 +99,9 @@ def check_no_old_names(tree: Any, key: str = "") -> None:
     Raises:
         UserError: A name was renamed; the message states the current name.
     """
-    if isinstance(tree, str) and (value := (_entry(RENAMED_VALUES, key) or {}).get(tree)):
+    if isinstance(tree, str) and (
+        value := (_entry_of_dotted_key(RENAMED_VALUES, key) or {}).get(tree)
+    ):
         raise UserError(f"{key}: {tree} was renamed to {value}")
     children = tree.items() if isinstance(tree, Mapping) else ()
     for name, child in enumerate(tree) if isinstance(tree, list) else children:
@@ -118,18 +120,18 @@ def _upgraded(tree: Any, key: str) -> Any:
     if isinstance(tree, list):
         return [_upgraded(item, key) for item in tree]
     if isinstance(tree, str):
-        return (_entry(RENAMED_VALUES, key) or {}).get(tree, tree)
+        return (_entry_of_dotted_key(RENAMED_VALUES, key) or {}).get(tree, tree)
     if not isinstance(tree, Mapping):
         return tree
     upgraded = {}
     for name, child in tree.items():
         path = f"{key}.{name}" if key else str(name)
-        new = _entry(RENAMED_KEYS, path)
+        new = _entry_of_dotted_key(RENAMED_KEYS, path)
         upgraded[new.rpartition(".")[2] if new else name] = _upgraded(child, path)
     return upgraded
 
 
-def _entry(table: Mapping[str, T], key: str) -> T | None:
+def _entry_of_dotted_key(table: Mapping[str, T], key: str) -> T | None:
     """Return the entry of `RENAMED_KEYS` or `RENAMED_VALUES` for a dotted key, or None."""
     parts = [part for part in key.split(".") if not part.isdigit()]
     if "kwargs" in parts:  # names that an environment defines

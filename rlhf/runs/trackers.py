@@ -27,13 +27,13 @@ from typing import Annotated, Any
 from rlhf.common.files import write_text
 from rlhf.common.foreign import describe_exception, limit_side_effects
 from rlhf.common.registry import OneOf, Registry
-from rlhf.common.user_code import add_location_to_errors, warn_if_changed
+from rlhf.common.user_code import add_location_to_errors, warn_if_argument_changed
 from rlhf.errors import UserError
 
-PROJECT = "rlhf"
-LOG_SECONDS = 60.0
+DEFAULT_PROJECT = "rlhf"
+LOG_LIMIT_SECONDS = 60.0
 """Time limit of sending the metrics of a step."""
-OPEN_OR_CLOSE_SECONDS = 300.0
+OPEN_OR_CLOSE_LIMIT_SECONDS = 300.0
 """Time limit of opening or closing a tracker; closing may send metrics that are not sent yet."""
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,12 @@ def log_to_trackers(
     working = {}
     for name, tracker in trackers.items():
         with _log_tracker_failures(name):
-            given = dict(metrics)
-            tracker.log(step, given)
+            metrics_copy = dict(metrics)
+            tracker.log(step, metrics_copy)
             what = f"tracker {name}"
-            warn_if_changed(metrics, given, what=what, code=TRACKERS[name], argument="metrics")
+            warn_if_argument_changed(
+                metrics, metrics_copy, what=what, code=TRACKERS[name], argument="metrics"
+            )
             working[name] = tracker
     return working
 
@@ -164,16 +166,16 @@ def _open_with_time_limits(opening: Callable[[], Tracker]) -> Tracker:
         TypeError: The function that opens it returned something else.
     """
     thread = _CallThread()
-    opened = thread.call(opening, seconds=OPEN_OR_CLOSE_SECONDS)
+    opened = thread.call(opening, seconds=OPEN_OR_CLOSE_LIMIT_SECONDS)
     if not isinstance(opened, Tracker):
         thread.end()
         raise TypeError(f"it was opened as a {type(opened).__name__}, not as a Tracker")
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
-        thread.call(functools.partial(opened.log, step, metrics), seconds=LOG_SECONDS)
+        thread.call(functools.partial(opened.log, step, metrics), seconds=LOG_LIMIT_SECONDS)
 
     def close() -> None:
-        thread.call(opened.close, seconds=OPEN_OR_CLOSE_SECONDS)
+        thread.call(opened.close, seconds=OPEN_OR_CLOSE_LIMIT_SECONDS)
         thread.end()
 
     return Tracker(log, close)
@@ -212,7 +214,7 @@ def _open_tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> 
 def _open_wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     wandb = importlib.import_module("wandb")
     run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT),
         name=directory.name,
         id=_load_or_create_tracking_id(directory),
         resume="allow",
@@ -225,7 +227,7 @@ def _open_wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracke
 def _open_trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     trackio = importlib.import_module("trackio")
     trackio.init(
-        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+        project=os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT),
         name=f"{directory.name}-{_load_or_create_tracking_id(directory)}",
         resume="allow",
         config=dict(config),
@@ -235,7 +237,7 @@ def _open_trackio(directory: Path, config: Mapping[str, Any], step: int) -> Trac
 
 def _open_mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     mlflow = importlib.import_module("mlflow")
-    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_PROJECT))
     tag = _load_or_create_tracking_id(directory)
     earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{tag}'", output_format="list")
     if earlier:
@@ -261,15 +263,15 @@ def _load_or_create_tracking_id(directory: Path) -> str:
     return path.read_text()
 
 
-Opener = Callable[[Path, Mapping[str, Any], int], Tracker]
+TrackerOpener = Callable[[Path, Mapping[str, Any], int], Tracker]
 """Function (run directory, flat configuration, first step) -> tracker."""
-_BUILT_IN_OPENERS: dict[str, Opener] = {
+_BUILT_IN_OPENERS: dict[str, TrackerOpener] = {
     "tensorboard": _open_tensorboard,
     "wandb": _open_wandb,
     "trackio": _open_trackio,
     "mlflow": _open_mlflow,
 }
-TRACKERS: Registry[Opener] = Registry("tracker", _BUILT_IN_OPENERS)
+TRACKERS: Registry[TrackerOpener] = Registry("tracker", _BUILT_IN_OPENERS)
 """All trackers. The names of built-in trackers are those of their packages.
 `rlhf.plugins.register_tracker` adds a tracker."""
 TrackerName = Annotated[str, OneOf(TRACKERS)]

@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.changes import KEYS_IGNORED_ON_RESUME
 from rlhf.runs.claim import remove_written_files
-from rlhf.runs.directory import lock_directory
+from rlhf.runs.directory import lock_directory_and_write_config
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def lock_study_directory(
         for command, stage in (stage for job in jobs for stage in job.stages):
             commands.check_run_config_unchanged(command, stage)
     tree = study_config_without_directory_keys(config)
-    with lock_directory(
+    with lock_directory_and_write_config(
         root, config_file_name, tree, resume=config.resume, overwrite=config.overwrite
     ) as claim:
         try:

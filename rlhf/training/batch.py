@@ -78,7 +78,7 @@ def _collate_and_compute_logprobs(
         batch.attention_mask,
         range(len(batch)),
         max_tokens=config.micro_batch_tokens,
-        packed=policy.packs_rows(batch.attention_mask),
+        packed=policy.packs_rows(batch.attention_mask.sum(1)),
     )
     for rows, weight in trainer.world.own_micro_batches_with_weights(all_rows):
         micro_batch = batch.select(torch.tensor(rows, device=policy.device))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import EngineStopped
-from rlhf.runs.alarms import BUNDLE, Halt, log_bundle_write_errors
+from rlhf.runs.alarms import HALTED_FOLDER, Halt, log_halt_data_write_errors
 from rlhf.runs.checksums import DamagedFolderError, verify_checksums
 from rlhf.runs.claim import remove_written_files
 from rlhf.runs.diagnostics import TrainingMonitor
@@ -56,13 +56,13 @@ def fit(trainer: Trainer, run: Run) -> Path:
             _stop_run(trainer, run, stop, number)
         if run.writes:
             with contextlib.suppress(OSError):
-                remove_written_files(run.directory / BUNDLE)
+                remove_written_files(run.directory / HALTED_FOLDER)
         try:
             _take_steps(trainer, run, stop, checkpoints)
         except Halt as halt:
             if _takes_part_in_saving(trainer, run):
-                with log_bundle_write_errors(run.directory, halt):
-                    save_evidence(run.directory / BUNDLE, trainer, halt)
+                with log_halt_data_write_errors(run.directory, halt):
+                    save_evidence(run.directory / HALTED_FOLDER, trainer, halt)
             raise
     trainer.world.barrier()
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:

@@ -165,7 +165,9 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     if setup.trainer:
         _train_and_save_with_trl(config, run, method, setup, (train_set, eval_set))
     else:
-        options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+        options = native_options(
+            command, config.trainer, default_learning_rate=method.learning_rate
+        )
         trainer = NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set)
         try:
             fit(trainer, run)
@@ -250,7 +252,7 @@ def check_trainer_options(
 
         make_training_arguments(method, setup.trainer, config, Path(config.output_dir), num_rows)
     else:
-        native_options(command, config.trainer, learning_rate=method.learning_rate)
+        native_options(command, config.trainer, default_learning_rate=method.learning_rate)
 
 
 def check_streaming(command: str, config: OfflineConfig, engine: str) -> None:

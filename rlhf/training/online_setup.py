@@ -16,7 +16,7 @@ from rlhf.algorithms.controllers import (
 from rlhf.algorithms.registry import Algorithm
 from rlhf.common.imports import import_object
 from rlhf.common.user_code import (
-    check_accepts,
+    check_accepts_arguments,
     definition_location,
     definition_location_text,
     guarded_call,
@@ -120,7 +120,7 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     if factory is None:
         return None
     what = f"rollout.engine.kind {spec.kind}"
-    check_accepts(
+    check_accepts_arguments(
         factory,
         (None, None),
         what=what,

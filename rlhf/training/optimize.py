@@ -137,7 +137,7 @@ def accumulate_gradients(
         attention_mask,
         batch.require("pair_ids")[rows].tolist(),
         max_tokens=trainer.config.micro_batch_tokens,
-        packed=trainer.policy.packs_rows(attention_mask),
+        packed=trainer.policy.packs_rows(attention_mask.sum(1)),
     )
     for indices, weight in trainer.world.own_micro_batches_with_weights(all_rows):
         micro_batch = batch.select(rows[indices])

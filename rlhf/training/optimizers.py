@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlhf.common.imports import import_object
-from rlhf.common.user_code import check_accepts, definition_location_text, guarded_call
+from rlhf.common.user_code import check_accepts_arguments, definition_location_text, guarded_call
 from rlhf.config.optimization import OPTIMIZERS, native_optimizer_by_trainer_name
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
@@ -81,7 +81,7 @@ def make_optimizer(
             f"{what}{location} returned a {type(optimizer).__name__}: "
             "return a torch.optim.Optimizer"
         )
-    check_accepts(
+    check_accepts_arguments(
         optimizer.step,
         what=f"{what}{location}: {type(optimizer).__name__}.step",
         required_signature="step(self, closure=None)",

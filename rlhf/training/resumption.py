@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from rlhf.errors import UserError
-from rlhf.runs.changes import STEP_KEYS, steps_taken_text
+from rlhf.runs.changes import STEP_KEYS, too_many_steps_message
 from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def check_step_count(run: Run, *, done: int, configured: int) -> None:
         UserError: It has taken more steps.
     """
     if run.changes and done > configured:
-        raise UserError(steps_taken_text(run.directory, done, configured))
+        raise UserError(too_many_steps_message(run.directory, done, configured))
 
 
 def log_changes(run: Run, step: int, *, schedule_depends_on_steps: bool) -> None:

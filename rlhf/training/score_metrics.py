@@ -16,7 +16,7 @@ from rlhf.algorithms.advantages import SCORE_TOLERANCE
 from rlhf.common.conversation import Score
 from rlhf.reward_models.core import Reward
 from rlhf.rollout.batch import Rollout
-from rlhf.runs.learning_checks import VARIANCE_SHARE
+from rlhf.runs.learning_checks import VARIANCE_SHARE_PREFIX
 
 
 def score_metrics(
@@ -96,7 +96,7 @@ def _variance_shares(
     total = math.fsum(variances.values())
     if len(variances) < 2 or not 0 < total < math.inf:
         return {}
-    return {f"{VARIANCE_SHARE}{name}": value / total for name, value in variances.items()}
+    return {f"{VARIANCE_SHARE_PREFIX}{name}": value / total for name, value in variances.items()}
 
 
 def _group_metrics(

@@ -277,4 +277,4 @@ class StreamEncoder:
 
 
 def _make_reader(spec: DataSpec, rows: list[Row], present: frozenset[str]) -> TableReader:
-    return TableReader(rows, "sft", spec, present=present)
+    return TableReader(rows, "sft", spec, column_names=present)

@@ -25,7 +25,7 @@ from rlhf.algorithms.metrics import MetricSums, masked_sum_and_count
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
-from rlhf.models.fast.packing import pad_all_rows
+from rlhf.models.fast.packing import disable_row_packing
 from rlhf.models.policy import Policy, TokenLogprobsAndValues
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
@@ -150,8 +150,8 @@ class SupervisedTrainer(Trainer):
         examples = [] if isinstance(train_set, ExampleStream) else train_set
         steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
-        if getattr(model, "balancing_weight", 0.0):
-            pad_all_rows(setup.model)  # as for the load-balancing loss
+        if getattr(model, "balancing_loss_weight", 0.0):
+            disable_row_packing(setup.model)  # as for the load-balancing loss
         if config.activation_checkpointing:
             model.checkpoint_activations()
         if prepare_for_sharding(config):
@@ -370,7 +370,7 @@ class SupervisedTrainer(Trainer):
             batch.attention_mask,
             batch.require("pair_ids").tolist(),
             max_tokens=self.config.micro_batch_size * self.config.max_length,
-            packed=self.model.packs_rows(batch.attention_mask),
+            packed=self.model.packs_rows(batch.attention_mask.sum(1)),
         )
         device = self.model.device
         for rows, weight in self.world.own_micro_batches_with_weights(indices):
@@ -428,10 +428,10 @@ def add_balancing_loss(
         The new loss, and the metrics with ``loss_balance``. Both are unchanged if the model has no
         load-balancing loss.
     """
-    if scored.balance is None:
+    if scored.balancing_loss is None:
         return loss, sums
-    each = torch.where(mask, scored.balance.detach(), 0.0)
+    each = torch.where(mask, scored.balancing_loss.detach(), 0.0)
     balance = masked_sum_and_count(each, mask)
     added = sums.means["loss"] + balance * torch.tensor([1.0, 0.0], device=balance.device)
     means = {**sums.means, "loss": added, "loss_balance": balance}
-    return loss + share * scored.balance, MetricSums(means=means)
+    return loss + share * scored.balancing_loss, MetricSums(means=means)

@@ -208,7 +208,7 @@ class Trainer:
         """Call a method of the callbacks, and stop all processes if one of them ends training.
 
         Args:
-            point: One of `rlhf.runs.callbacks.POINTS`.
+            point: One of `rlhf.runs.callbacks.CALLBACK_METHODS`.
             run: The run directory.
             fields: ``metrics`` or ``folder`` of the event.
 
@@ -255,7 +255,7 @@ class Trainer:
 
     def changed_tensor_fraction(self) -> float:
         """Return the fraction of the trained parameter tensors that differ from the start."""
-        changed = [self.movement.changed_tensors()]
+        changed = [self.movement.which_tensors_changed()]
         if self.world.sharded_model:  # each process compares its rows
             changed = self.world.gather(changed[0])
         return sum(map(any, zip(*changed, strict=True))) / len(changed[0])

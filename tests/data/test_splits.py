@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.splits import fold_indices, folds_by_prompt, prompt_key, split_by_prompt
+from rlhf.data.splits import fold_of_each_row, folds_by_prompt, prompt_key, split_by_prompt
 from rlhf.errors import UserError
 
 
@@ -92,7 +92,7 @@ def test_folds_hold_out_every_row_once(num_folds):
 
 def test_folds_do_not_depend_on_the_order():
     rows = [row(f"p{i % 13}", i) for i in range(60)]
-    forward, backward = fold_indices(rows, 4, seed=0), fold_indices(rows[::-1], 4, seed=0)
+    forward, backward = fold_of_each_row(rows, 4, seed=0), fold_of_each_row(rows[::-1], 4, seed=0)
     assert forward == backward[::-1]
 
 

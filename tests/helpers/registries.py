@@ -48,7 +48,7 @@ def restored_registries() -> Iterator[None]:
     commands = dict(COMMANDS), dict(COMMANDS.sources)
     groups = {heading: list(rows) for heading, rows in COMMANDS.groups.items()}
     path, modules, files = list(sys.path), set(sys.modules), set(plugins._user_files)
-    loaded, installed = dict(plugins._files), dict(plugins._installed)
+    loaded, installed = dict(plugins._loaded_files), dict(plugins._installed_plugins)
     variable = os.environ.get("RLHF_PLUGINS")
     try:
         yield
@@ -64,11 +64,11 @@ def restored_registries() -> Iterator[None]:
         _restore(COMMANDS, commands[0])
         _restore(COMMANDS.sources, commands[1])
         _restore(COMMANDS.groups, groups)
-        added = {file.module.__name__ for file in plugins._files.values()} - modules
+        added = {file.module.__name__ for file in plugins._loaded_files.values()} - modules
         for name in added:
             sys.modules.pop(name, None)
-        _restore(plugins._files, loaded)
-        _restore(plugins._installed, installed)
+        _restore(plugins._loaded_files, loaded)
+        _restore(plugins._installed_plugins, installed)
         sys.path[:] = path
         plugins._user_files.intersection_update(files)
         os.environ.pop("RLHF_PLUGINS", None)

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
-from rlhf.data.labels import label_id_of, live_labels
+from rlhf.data.labels import label_id_of, labels_not_undone
 from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.labeling.items import read_check_items, read_items
@@ -257,7 +257,7 @@ def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path)
     """An exported file has no undone labels, but its labels keep the ids of later attempts."""
     session = open_session(tmp_path, rows=pair_rows(1))
     task = submit_undo_and_submit(session, {"choice": "tie"})
-    write_jsonl(tmp_path / "kept.jsonl", live_labels(lines(tmp_path / "labels.jsonl")))
+    write_jsonl(tmp_path / "kept.jsonl", labels_not_undone(lines(tmp_path / "labels.jsonl")))
     kept = open_session(tmp_path, rows=pair_rows(1), file="kept.jsonl")
     with pytest.raises(ConflictingLabel, match="different label"):  # the first attempt is not live
         kept.submit(submission(task, {"choice": "first"}))
@@ -267,7 +267,7 @@ def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path)
     kept.submit(submission(kept.next_task(), {"choice": "second"}))
     rows = lines(tmp_path / "kept.jsonl")
     assert len({row["label_id"] for row in rows}) == len(rows) == 5
-    assert len(live_labels(rows)) == 1
+    assert len(labels_not_undone(rows)) == 1
 
 
 def test_a_file_has_one_mode_and_one_writer(tmp_path: Path):
@@ -508,4 +508,4 @@ def test_numbered_annotators_cannot_be_found_by_trying_names():
 
 def test_live_labels_ignore_what_was_undone():
     rows = [{"label_id": "1"}, {"label_id": "2"}, {"label_id": "3", "undoes": "1"}]
-    assert live_labels(rows) == [{"label_id": "2"}]
+    assert labels_not_undone(rows) == [{"label_id": "2"}]

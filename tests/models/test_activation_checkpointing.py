@@ -149,8 +149,8 @@ def test_the_load_balancing_loss_has_the_same_gradients() -> None:
         actions = mask.clone()
         actions[:, 0] = False
         scored = policy.score(tokens, mask, actions, with_balancing_loss=True)
-        assert scored.balance is not None
-        (100 * scored.balance - scored.logprobs.sum()).backward()
+        assert scored.balancing_loss is not None
+        (100 * scored.balancing_loss - scored.logprobs.sum()).backward()
         gradients.append([p.grad for p in policy.parameters()])
     for gradient, other in zip(*gradients, strict=True):
         assert torch.equal(gradient, other)

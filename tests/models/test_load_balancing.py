@@ -5,7 +5,7 @@ import torch
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
-from rlhf.models.load_balancing import balancing_weight
+from rlhf.models.load_balancing import balancing_loss_weight
 from rlhf.models.policy import Policy
 from rlhf.training.examples import Example
 from rlhf.training.supervised import collate_examples, sft_loss
@@ -63,7 +63,9 @@ def test_micro_batches_are_weighted_by_tokens():
     count = part.action_mask.sum()
     pieces = [part.select(torch.tensor([0])), part.select(torch.tensor([1, 2]))]
     balances = [
-        policy.score(p.tokens, p.attention_mask, p.action_mask, with_balancing_loss=True).balance
+        policy.score(
+            p.tokens, p.attention_mask, p.action_mask, with_balancing_loss=True
+        ).balancing_loss
         for p in pieces
     ]
     plain = sum(
@@ -104,7 +106,7 @@ def test_micro_batches_keep_their_limit_although_rows_are_padded(tmp_path, monke
 
 def test_without_the_setting_nothing_is_added():
     model = model_of("mixtral")
-    assert balancing_weight(model) == 0
+    assert balancing_loss_weight(model) == 0
     _, metric_sums = sft_loss(
         Policy(model, tiny_tokenizer()), batch(), denominator=torch.tensor(38)
     )
@@ -115,5 +117,5 @@ def test_a_model_without_such_a_loss_is_refused():
     model = model_of("deepseek_v3")
     model.config.output_router_logits = True
     with pytest.raises(UserError, match="has no load-balancing loss: set") as error:
-        balancing_weight(model)
+        balancing_loss_weight(model)
     assert "\n" not in str(error.value)

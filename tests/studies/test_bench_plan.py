@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import COMMANDS, configure
-from rlhf.config.load import set_key
+from rlhf.config.load import set_dotted_key
 from rlhf.errors import UserError
 from rlhf.studies.bench.manifest import make_bench
 
@@ -37,7 +37,7 @@ def manifest(**keys: Any) -> dict[str, Any]:
         },
     }
     for key, value in keys.items():
-        set_key(tree, key, value)
+        set_dotted_key(tree, key, value)
     return tree
 
 

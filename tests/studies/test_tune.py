@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlhf.cli.table import COMMANDS
-from rlhf.config.load import assemble_tree_and_load_plugins, build_config, set_key
+from rlhf.config.load import assemble_tree_and_load_plugins, build_config, set_dotted_key
 from rlhf.config.tune import Dimension, TuneConfig
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
@@ -47,7 +47,7 @@ def study_of(folder: Path, **keys: Any) -> Path:
         },
     }
     for key, value in keys.items():
-        set_key(study, key, value)
+        set_dotted_key(study, key, value)
     path = folder / "tune.yaml"
     path.write_text(yaml.safe_dump(study))
     return path
@@ -205,7 +205,7 @@ def test_a_resumed_study_with_another_manifest_is_refused(tmp_path, monkeypatch)
     record_study(path, monkeypatch)
     manifest = tmp_path / "s/manifest.yaml"
     tree = yaml.safe_load(manifest.read_text())
-    set_key(tree, "run.num_steps", 6)
+    set_dotted_key(tree, "run.num_steps", 6)
     manifest.write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=r"the content of bench .* has changed"):
         run_tune(make_study(study_of_tree(path, "trials", 3), COMMANDS))

@@ -41,7 +41,7 @@ def native_trainer(verb, tree):
     engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     sets = (setup.encode(train_rows, True), setup.encode(eval_rows, False))
-    options = native_options(verb, config.trainer, learning_rate=method.learning_rate)
+    options = native_options(verb, config.trainer, default_learning_rate=method.learning_rate)
     trainer = offline.NATIVE_TRAINERS[verb](config, options, setup, *sets)
     run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
     trainer.prepare_before_resuming(run)

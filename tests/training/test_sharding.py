@@ -60,7 +60,7 @@ def test_row_ranges_are_those_of_torch(rows: int, size: int) -> None:
     chunks = list(numbers.chunk(size)) if rows else []
     chunks += [numbers[:0]] * (size - len(chunks))
     for rank in range(size):
-        first, last = row_range(rows, rank=rank, size=size)
+        first, last = row_range(rows, rank=rank, world_size=size)
         assert numbers[first:last].tolist() == chunks[rank].tolist()
 
 
@@ -85,14 +85,14 @@ def test_rows_of_initial_values_are_those_of_the_whole_model(seed: int) -> None:
     whole = dict(make_random_llama_model(spec, tokenizer, seed=seed).named_parameters())
     state = torch.get_rng_state()
     for rank in range(2):
-        values = deferred._RowsOfInitialValues(rank=rank, size=2)
+        values = deferred._InitialRowsRecorder(rank=rank, world_size=2)
         with deferred.init_empty_weights(include_buffers=False), values:
             model = make_random_llama_model(spec, tokenizer, seed=seed)
         model.tie_weights()
         for name, parameter in model.named_parameters():
             assert parameter.is_meta
-            first, last = row_range(len(parameter), rank=rank, size=2)
-            _, start, rows = values.kept[id(parameter)]
+            first, last = row_range(len(parameter), rank=rank, world_size=2)
+            _, start, rows = values.rows_by_id[id(parameter)]
             assert start == first
             assert torch.equal(rows, whole[name][first:last]), name
     assert torch.equal(torch.get_rng_state(), state)
@@ -115,8 +115,8 @@ def test_a_file_that_is_written_in_parts_is_read_by_safetensors(tmp_path: Path) 
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     assert all(found[name].dtype == tensors[name].dtype for name in found)
     stored = StoredWeights(tmp_path)
-    assert torch.equal(stored.rows("tied", 1, 4), tied[1:4])
-    assert torch.equal(stored.whole("number"), tensors["number"])
+    assert torch.equal(stored.tensor_rows("tied", 1, 4), tied[1:4])
+    assert torch.equal(stored.whole_tensor("number"), tensors["number"])
     assert stored.shapes["half"] == (3, 3)
 
 

@@ -14,7 +14,7 @@ from rlhf.config.data import DataSpec
 from rlhf.config.labeling import LabelFormat
 from rlhf.data.columns import Row
 from rlhf.data.files import read_rows
-from rlhf.data.labels import LABEL_COLUMNS, live_labels
+from rlhf.data.labels import LABEL_COLUMNS, labels_not_undone
 from rlhf.data.load import load
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import columns_of
@@ -50,7 +50,7 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
         problems[reason] += 1
 
     if form == "datasets":
-        _write_dataset(live_labels(rows), path)
+        _write_dataset(labels_not_undone(rows), path)
     else:
         content = _TO[form](rows, count)
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
@@ -159,7 +159,7 @@ def _dataset_labels(
         rows = [_without_nulls(row) for row in table]
         check_label_rows(Path(path), rows)
         if annotator is not None:
-            rows = [with_other_annotator(row, annotator) for row in live_labels(rows)]
+            rows = [with_other_annotator(row, annotator) for row in labels_not_undone(rows)]
         yield from rows
         return
     if annotator is None:

@@ -18,7 +18,7 @@ from rlhf.data.labels import (
     is_rating,
     item_id_of,
     label_id_of,
-    live_labels,
+    labels_not_undone,
 )
 from rlhf.data.messages import RowDropped
 
@@ -113,7 +113,7 @@ def _mode_columns(
 def labels_by_item(rows: Iterable[Row]) -> list[list[Row]]:
     """Return the labels that were not undone, grouped by item."""
     groups: dict[str, list[Row]] = {}
-    for row in live_labels(rows):
+    for row in labels_not_undone(rows):
         groups.setdefault(row["item_id"], []).append(row)
     return list(groups.values())
 

@@ -132,10 +132,12 @@ def count_saved_tokens(groups: Iterable[tuple[list[int], int]]) -> int:
     return sum((len(members) - 1) * shared for members, shared in groups)
 
 
-def common_prefix_length(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
+def common_prefix_length(
+    rows: np.ndarray, lengths: np.ndarray, first_row: int, second_row: int
+) -> int:
     """Return the length of the common prefix of two rows."""
-    width = int(min(lengths[first], lengths[second]))
-    differs = rows[first, :width] != rows[second, :width]
+    width = int(min(lengths[first_row], lengths[second_row]))
+    differs = rows[first_row, :width] != rows[second_row, :width]
     return int(differs.argmax()) if differs.any() else width
 
 
@@ -195,9 +197,9 @@ def states_and_index_row_by_row(
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
-    for row, kept in zip(tokens, attention_mask, strict=True):
+    for row, row_mask in zip(tokens, attention_mask, strict=True):
         reset_dynamic_rotary_frequencies(trunk)
-        output = trunk(**decoder_inputs(row[None, kept], tied), use_cache=False)
+        output = trunk(**decoder_inputs(row[None, row_mask], tied), use_cache=False)
         states.append(output.last_hidden_state[0])
     return torch.cat(states), index
 
@@ -242,7 +244,7 @@ def _states_and_index_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
     """Compute ``flat_states_and_token_index`` of rows with equal rotary frequencies."""
-    if not packs_rows(trunk, attention_mask):
+    if not packs_rows(trunk, attention_mask.sum(1)):
         mask = attention_mask.long()
         inputs = decoder_inputs(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
@@ -291,19 +293,19 @@ def uses_packed_attention(trunk: Any) -> bool:
     return text_config(trunk)._attn_implementation == ATTENTION_NAME
 
 
-def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
-    """Return whether the decoder packs rows with this attention mask [B, T].
+def packs_rows(trunk: Any, row_lengths: Tensor) -> bool:
+    """Return whether the decoder packs rows with these lengths [B].
 
-    The decoder must use packed attention, `pad_all_rows` must not have been called, and no row may
-    be longer than the attention window.
+    The decoder must use packed attention, `disable_row_packing` must not have been called, and no
+    row may be longer than the attention window.
     """
     window = smallest_attention_window(text_config(trunk))
-    fits = window is None or bool(attention_mask.sum(1).max() <= window)
+    fits = window is None or bool(row_lengths.max() <= window)
     return uses_packed_attention(trunk) and fits and not getattr(trunk, "pads_all_rows", False)
 
 
-def pad_all_rows(model: Any) -> None:
-    """Pad the rows of all batches of a causal model, although its attention can pack them."""
+def disable_row_packing(model: Any) -> None:
+    """Make a causal model pad the rows of all batches, although its attention can pack them."""
     trunk_of(model).pads_all_rows = True
 
 

@@ -55,13 +55,13 @@ class Tile:
     """Indices of the queries in the packed row, document after document, with padding."""
     keys: Tensor | slice
     """Indices of the keys in the packed row, document after document, with padding."""
-    rows: int
+    num_documents: int
     """Number b of documents."""
-    real: Tensor | None
+    unpadded: Tensor | None
     """Indices of the tokens that are not padding among the b * Lq tokens; None without padding."""
-    positions: Tensor | slice
+    unpadded_queries: Tensor | slice
     """Indices in the packed row of the queries that are not padding."""
-    filler: Tensor | None
+    padding_mask: Tensor | None
     """[b, Lq], True for padding; None without padding."""
     prefix: slice | None
     """Position of the prefix in the packed row; None without a prefix."""
@@ -155,9 +155,9 @@ class AttentionTiles:
         ids = torch.where(real, starts[:, None] + offsets, starts[:, None]).flatten()
         real_indices = real.flatten().nonzero()[:, 0]
         ids, real_indices = ids.to(self._device), real_indices.to(self._device)
-        padded, filler = (None, None) if real.all() else (real_indices, ~real.to(self._device))
+        unpadded, padding = (None, None) if real.all() else (real_indices, ~real.to(self._device))
         self.tiles.append(
-            Tile(ids, ids, len(members), padded, ids[real_indices], filler, shared, mask, width)
+            Tile(ids, ids, len(members), unpadded, ids[real_indices], padding, shared, mask, width)
         )
 
     def _causal_mask(self, queries: int, keys: int) -> Tensor:
@@ -179,7 +179,7 @@ class _PackedAttention(torch.autograd.Function):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         saved = []
         for tile in layout.tiles:
-            queries, keys = _gather_queries(q, k, tile), _gather_keys(k, tile.keys, tile.rows)
+            queries, keys = _gather_at_queries(q, k.shape[1], tile), _gather_keys_or_values(k, tile)
             weights = _attention_weights(queries, keys, k, tile, scale)
             _write_at_queries(out, tile, _weighted_values(weights, v, tile))
             saved.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
@@ -190,14 +190,14 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, *stored = ctx.saved_tensors
-        weights_of = iter(stored)
+        weights_of, key_heads = iter(stored), k.shape[1]
         grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         grad_k, grad_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
         for tile, is_saved in zip(ctx.layout.tiles, ctx.saved, strict=True):
-            queries, keys = _gather_queries(q, k, tile), _gather_keys(k, tile.keys, tile.rows)
+            queries, keys = _gather_at_queries(q, key_heads, tile), _gather_keys_or_values(k, tile)
             values, outer = (
-                _gather_keys(v, tile.keys, tile.rows),
-                _gather_output_gradients(grad, k, tile),
+                _gather_keys_or_values(v, tile),
+                _gather_output_gradients(grad, key_heads, tile),
             )
             weights = (
                 next(weights_of)
@@ -208,7 +208,7 @@ class _PackedAttention(torch.autograd.Function):
             # Gradient of the weights; the keys of the prefix come first.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
-                by_head = _group_by_key_head(outer, k) @ v[tile.prefix].permute(1, 2, 0)
+                by_head = _group_by_key_head(outer, key_heads) @ v[tile.prefix].permute(1, 2, 0)
                 grad_w = torch.cat([by_head.view(*grad_w.shape[:2], shared), grad_w], -1)
             scores = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype) * ctx.scale
             self_scores = scores[..., shared:]
@@ -216,64 +216,72 @@ class _PackedAttention(torch.autograd.Function):
             _add_at_keys(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
             _add_at_keys(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
             if tile.prefix:
-                by_head = _group_by_key_head(scores[..., :shared], k)
+                by_head = _group_by_key_head(scores[..., :shared], key_heads)
                 tile_grad_q += (by_head @ k[tile.prefix].transpose(0, 1)).view(tile_grad_q.shape)
-                grad_k[tile.prefix] += (by_head.mT @ _group_by_key_head(queries, k)).transpose(0, 1)
-                by_head = _group_by_key_head(weights[..., :shared], k)
-                grad_v[tile.prefix] += (by_head.mT @ _group_by_key_head(outer, k)).transpose(0, 1)
+                products = by_head.mT @ _group_by_key_head(queries, key_heads)
+                grad_k[tile.prefix] += products.transpose(0, 1)
+                by_head = _group_by_key_head(weights[..., :shared], key_heads)
+                products = by_head.mT @ _group_by_key_head(outer, key_heads)
+                grad_v[tile.prefix] += products.transpose(0, 1)
             _write_at_queries(grad_q, tile, tile_grad_q)
         return grad_q, grad_k, grad_v, None, None
 
 
-def _gather_queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """Return the queries of a tile, [Hkv * b, G * Lq, D].
+def _gather_at_queries(x: Tensor, key_heads: int, tile: Tile) -> Tensor:
+    """Return the rows of ``x`` [N, H, D] at the queries of a tile, [Hkv * b, G * Lq, D].
 
     In this layout, one matmul computes all G query heads of a key head.
     """
-    rows = x[tile.queries].view(tile.rows, -1, k.shape[1], x.shape[1] // k.shape[1], x.shape[2])
+    groups = x.shape[1] // key_heads
+    rows = x[tile.queries].view(tile.num_documents, -1, key_heads, groups, x.shape[2])
     folded = rows.permute(2, 0, 3, 1, 4)
-    return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
+    return folded.reshape(key_heads * tile.num_documents, -1, x.shape[2])
 
 
-def _gather_output_gradients(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
+def _gather_output_gradients(grad: Tensor, key_heads: int, tile: Tile) -> Tensor:
     """Return the output gradients of a tile, [Hkv * b, G * Lq, D], with zeros for padding."""
-    folded = _gather_queries(grad, k, tile)
-    if tile.filler is not None:
-        split = folded.view(k.shape[1], tile.rows, -1, tile.filler.shape[1], grad.shape[2])
-        split.masked_fill_(tile.filler[:, None, :, None], 0.0)
+    folded = _gather_at_queries(grad, key_heads, tile)
+    if tile.padding_mask is not None:
+        width = tile.padding_mask.shape[1]
+        split = folded.view(key_heads, tile.num_documents, -1, width, grad.shape[2])
+        split.masked_fill_(tile.padding_mask[:, None, :, None], 0.0)
     return folded
 
 
-def _gather_keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
-    """Return the keys or values of a tile, [Hkv * b, Lk, D]."""
-    picked = x[positions].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
-    return picked.reshape(rows * x.shape[1], -1, x.shape[2])
+def _gather_keys_or_values(x: Tensor, tile: Tile) -> Tensor:
+    """Return the rows of ``x`` [N, Hkv, D] at the keys of a tile, [Hkv * b, Lk, D]."""
+    rows = x[tile.keys].view(tile.num_documents, -1, *x.shape[1:]).permute(2, 0, 1, 3)
+    return rows.reshape(tile.num_documents * x.shape[1], -1, x.shape[2])
 
 
-def _group_by_key_head(x: Tensor, k: Tensor) -> Tensor:
+def _group_by_key_head(x: Tensor, key_heads: int) -> Tensor:
     """Reshape [Hkv * b, G * Lq, -1] to [Hkv, b * G * Lq, -1].
 
     In this layout, one matmul per key head computes the prefix, which all its queries share.
     """
-    return x.reshape(k.shape[1], -1, x.shape[-1])
+    return x.reshape(key_heads, -1, x.shape[-1])
 
 
 def _attention_weights(
-    queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float
+    queries: Tensor, keys: Tensor, all_keys: Tensor, tile: Tile, scale: float
 ) -> Tensor:
-    """Return the attention weights of a tile, [Hkv * b, G * Lq, prefix length + Lk]."""
+    """Return the attention weights of a tile, [Hkv * b, G * Lq, prefix length + Lk].
+
+    ``queries`` and ``keys`` are those of the tile. Those of its prefix are read from ``all_keys``.
+    """
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
-        prefix_scores = _group_by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
+        prefix_keys = all_keys[tile.prefix].permute(1, 2, 0)
+        prefix_scores = _group_by_key_head(queries, all_keys.shape[1]) @ prefix_keys
         scores = torch.cat([(scale * prefix_scores).view(*scores.shape[:2], -1), scores], -1)
     return torch.softmax(scores, -1)
 
 
 def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
     """Return the outputs of a tile, which are the weighted sums of values, [Hkv * b, G * Lq, D]."""
-    mixed = torch.bmm(weights[..., tile.prefix_length :], _gather_keys(v, tile.keys, tile.rows))
+    mixed = torch.bmm(weights[..., tile.prefix_length :], _gather_keys_or_values(v, tile))
     if tile.prefix:
-        by_head = _group_by_key_head(weights[..., : tile.prefix_length], v)
+        by_head = _group_by_key_head(weights[..., : tile.prefix_length], v.shape[1])
         mixed += (by_head @ v[tile.prefix].transpose(0, 1)).view(mixed.shape)
     return mixed
 
@@ -286,22 +294,24 @@ def _write_at_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
         tile: Tile whose queries are written.
         folded: Outputs or query gradients, [Hkv * b, G * Lq, D].
     """
-    heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
-    rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
+    count = tile.num_documents
+    heads, groups = len(folded) // count, folded.shape[1] // tile.width
+    rows = folded.view(heads, count, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
     rows = rows.reshape(-1, heads * groups, folded.shape[-1])
-    if tile.real is not None:
-        rows = rows[tile.real]
-    out[tile.positions] = rows
+    if tile.unpadded is not None:
+        rows = rows[tile.unpadded]
+    out[tile.unpadded_queries] = rows
 
 
 def _add_at_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Add the key or value gradients of a tile to the rows of its keys in ``out`` [N, Hkv, D]."""
-    rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
+    rows = folded.view(-1, tile.num_documents, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
         out[tile.keys] += rows
-    else:  # in tiles of several documents, each token after the prefix is a key of only one tile
-        out[tile.positions] = out[tile.positions] + (rows if tile.real is None else rows[tile.real])
+    else:  # In a tile of several documents, the keys are its queries, and keys of no other tile.
+        rows = rows if tile.unpadded is None else rows[tile.unpadded]
+        out[tile.unpadded_queries] = out[tile.unpadded_queries] + rows
 
 
 def packed_attention(

@@ -68,7 +68,7 @@ SHORT_ROW_TOKENS = 44
 
 # Function of tokens [B, T] and mask [B, T] that returns the same as
 # ``flat_states_and_token_index``.
-Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+StatesAndIndexFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -273,11 +273,13 @@ def _comparison_batches(trunk: Any, *, max_row_tokens: int) -> list[ComparisonBa
                 random_row(min(limits) + 3),
             ]
         )
-    return [_padded_batch(rows, trunk, generator) for rows in groups]
+    return [_padded_batch(rows, generator, trunk.device) for rows in groups]
 
 
-def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> ComparisonBatch:
-    device = trunk.device
+def _padded_batch(
+    rows: list[Tensor], generator: torch.Generator, device: torch.device
+) -> ComparisonBatch:
+    """Return rows as a batch on ``device``, with random loss weights."""
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     tokens = torch.zeros(mask.shape, dtype=torch.long)
@@ -287,7 +289,7 @@ def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) ->
 
 
 def _states_and_gradients(
-    batch: ComparisonBatch, states_and_index_of: Read, small_parameters: list[Any]
+    batch: ComparisonBatch, states_and_index_of: StatesAndIndexFunction, small_parameters: list[Any]
 ) -> StatesAndGradients:
     """Return the states of ``states_and_index_of``, and the gradients of ``small_parameters``."""
     states, index = states_and_index_of(batch.tokens, batch.mask)

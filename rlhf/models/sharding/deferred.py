@@ -48,11 +48,11 @@ class DeferredWeights:
         """
         name = re.sub(r"(\.base_layer)+\.", ".", name)
         if not isinstance(parameter, DTensor):
-            return self.source.whole(name).to(parameter.dtype)
-        start, stop = row_range(len(parameter), rank=mesh.get_local_rank(), size=mesh.size())
+            return self.source.whole_tensor(name).to(parameter.dtype)
+        start, stop = row_range(len(parameter), rank=mesh.get_local_rank(), world_size=mesh.size())
         if start == stop:
             return torch.empty(0, *parameter.shape[1:], dtype=parameter.dtype)
-        return self.source.rows(name, start, stop).to(parameter.dtype)
+        return self.source.tensor_rows(name, start, stop).to(parameter.dtype)
 
 
 def deferred_weights_of(model: Any) -> DeferredWeights | None:
@@ -66,7 +66,7 @@ def device_of(model: Any) -> torch.device:
     return model.device if deferred is None else deferred.device
 
 
-class _RowsOfInitialValues(TorchFunctionMode):
+class _InitialRowsRecorder(TorchFunctionMode):
     """Context in which the initial values of parameters on the meta device are drawn and kept.
 
     Each parameter is drawn as a whole, with the same random numbers as without this context. Only
@@ -74,13 +74,13 @@ class _RowsOfInitialValues(TorchFunctionMode):
 
     Args:
         rank: Rank of the process.
-        size: Number of processes.
+        world_size: Number of processes.
     """
 
-    def __init__(self, *, rank: int, size: int) -> None:
+    def __init__(self, *, rank: int, world_size: int) -> None:
         super().__init__()
-        self.rank, self.size = rank, size
-        self.kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self.rank, self.world_size = rank, world_size
+        self.rows_by_id: dict[int, tuple[Tensor, int, Tensor]] = {}
         """id -> (parameter, index of the first row, rows)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,15 +107,15 @@ class _RowsOfInitialValues(TorchFunctionMode):
         ``whole`` replaces the kept values of this row.
         """
         if target._base is not None:
-            _, first, rows = self.kept[id(target._base)]
+            _, first, rows = self.rows_by_id[id(target._base)]
             row = int(target.storage_offset()) // target.numel() - first
             if 0 <= row < len(rows):
                 rows[row] = whole
             return
         first, last = 0, len(whole)
-        if last >= self.size:  # smaller parameters are not sharded
-            first, last = row_range(last, rank=self.rank, size=self.size)
-        self.kept[id(target)] = (target, first, whole[first:last].clone())
+        if last >= self.world_size:  # smaller parameters are not sharded
+            first, last = row_range(last, rank=self.rank, world_size=self.world_size)
+        self.rows_by_id[id(target)] = (target, first, whole[first:last].clone())
 
 
 class _InitialRows:
@@ -128,16 +128,16 @@ class _InitialRows:
     def __init__(self, rows: dict[str, tuple[int, Tensor]]) -> None:
         self._rows = rows
 
-    def whole(self, name: str) -> Tensor:
+    def whole_tensor(self, name: str) -> Tensor:
         """Return a parameter that is not sharded."""
         return self._rows[name][1]
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def tensor_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows [start, stop) of a parameter."""
-        first, kept = self._rows[name]
-        if not first <= start < stop <= first + len(kept):
+        first, rows = self._rows[name]
+        if not first <= start < stop <= first + len(rows):
             raise IndexError(f"the rows {start} to {stop} of {name} are in another process")
-        return kept[start - first : stop - first]
+        return rows[start - first : stop - first]
 
 
 def make_model_with_deferred_values(make_model: Callable[[], Any], device: torch.device) -> Any:
@@ -150,11 +150,13 @@ def make_model_with_deferred_values(make_model: Callable[[], Any], device: torch
     Returns:
         The model on the meta device. Its weights will be equal to those of ``make_model()``.
     """
-    values = _RowsOfInitialValues(rank=distributed.get_rank(), size=distributed.get_world_size())
+    values = _InitialRowsRecorder(
+        rank=distributed.get_rank(), world_size=distributed.get_world_size()
+    )
     with init_empty_weights(include_buffers=False), values:
         model = make_model()
     model.tie_weights()  # within the context, a tied weight became two parameters
-    rows = {name: values.kept[id(p)][1:] for name, p in model.named_parameters()}
+    rows = {name: values.rows_by_id[id(p)][1:] for name, p in model.named_parameters()}
     model.deferred_weights = DeferredWeights(_InitialRows(rows), device)
     return model
 

@@ -90,7 +90,7 @@ def load_model_to_shard(
     if spec.lora:
         add_lora(small, spec.lora, seed=seed)  # checks the adapters
         with _placeholder_weights(model, device):
-            model = add_lora(model, spec.lora, seed=seed, hub=hub, check=False)
+            model = add_lora(model, spec.lora, seed=seed, hub=hub, check_effect=False)
     make_trainable(model)
     log_model(spec, model, dtype, device)
     return model, tokenizer

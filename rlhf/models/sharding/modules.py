@@ -107,8 +107,8 @@ class ShardedModules:
     def whole_weights(self) -> Iterator[None]:
         """Return a context manager in which each process holds the whole weights.
 
-        Within the context, forward passes need no communication, so the processes can make
-        different numbers of them. Gradients cannot be computed.
+        Every process must enter it. Within the context, forward passes need no communication, so
+        the processes can make different numbers of them. Gradients cannot be computed.
         """
         blocks = [unit for unit in self.units if unit is not self.root]
         for unit in self.units:

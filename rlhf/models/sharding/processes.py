@@ -18,7 +18,7 @@ def has_sharded_parameters(model: nn.Module) -> bool:
     return any(map(is_sharded, model.parameters()))
 
 
-def writes_files(model: nn.Module) -> bool:
+def this_process_writes(model: nn.Module) -> bool:
     """Return whether this process writes the files when a model is saved.
 
     Every process takes part when a sharded model is saved, and the first one writes the files.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlhf.models.sharding.processes import has_sharded_parameters, writes_files
+from rlhf.models.sharding.processes import has_sharded_parameters, this_process_writes
 from rlhf.models.sharding.tensors import WholeTensors
 
 # Names of dtypes in the header of a safetensors file.
@@ -52,7 +52,7 @@ def write_model(model: Any, folder: Path, *, weights: Mapping[str, Tensor] | Non
             if name not in (model._keys_to_ignore_on_save or ())
         }
     )
-    writes = writes_files(model)
+    writes = this_process_writes(model)
     if _saves_under_other_names(model, tensors):
         whole = {}
         for name, tensor in tensors.items():

@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 class RowSource(Protocol):
     """Named tensors of which single rows can be read."""
 
-    def whole(self, name: str) -> Tensor:
+    def whole_tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def tensor_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows [start, stop) of a tensor."""
         ...
 
@@ -45,12 +45,12 @@ class StoredWeights:
                     self._paths[name] = path
                     self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
-    def whole(self, name: str) -> Tensor:
+    def whole_tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
         with safe_open(self._paths[name], "pt") as file:
             return file.get_tensor(name)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def tensor_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows [start, stop) of a tensor. Only these rows are read."""
         with safe_open(self._paths[name], "pt") as file:
             return file.get_slice(name)[start:stop]
@@ -62,11 +62,11 @@ class LoadedWeights:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = dict(model.named_parameters())
 
-    def whole(self, name: str) -> Tensor:
+    def whole_tensor(self, name: str) -> Tensor:
         """Return a parameter."""
         return self._parameters[name]
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def tensor_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows [start, stop) of a parameter."""
         return self._parameters[name][start:stop]
 
@@ -105,22 +105,25 @@ def gather_whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def row_range(num_rows: int, *, rank: int, size: int) -> tuple[int, int]:
+def row_range(num_rows: int, *, rank: int, world_size: int) -> tuple[int, int]:
     """Return the first row of a process and the row after its last row."""
-    height = -(-num_rows // size)
+    height = -(-num_rows // world_size)
     return min(rank * height, num_rows), min((rank + 1) * height, num_rows)
 
 
 @torch.no_grad()
 def copy_rows(target: Tensor, source: RowSource, name: str) -> None:
-    """Copy the rows of this process from the tensor ``name`` of a source, in place."""
+    """Copy the rows of this process from the tensor ``name`` of a source to ``target``.
+
+    If ``target`` is not sharded, all rows are copied.
+    """
     if not isinstance(target, DTensor):
-        target.copy_(source.whole(name))
+        target.copy_(source.whole_tensor(name))
         return
     mesh = target.device_mesh
-    start, stop = row_range(len(target), rank=mesh.get_local_rank(), size=mesh.size())
+    start, stop = row_range(len(target), rank=mesh.get_local_rank(), world_size=mesh.size())
     if stop > start:
-        target.to_local().copy_(source.rows(name, start, stop))
+        target.to_local().copy_(source.tensor_rows(name, start, stop))
 
 
 class WholeTensors(Mapping[str, Tensor]):

@@ -20,14 +20,14 @@ from rlhf.common.foreign import (
     ensure_ordinary_exceptions,
     limit_side_effects,
     location_text,
-    user_location,
+    user_code_location,
 )
 from rlhf.common.plugins import short_name
 from rlhf.common.text import mask_secrets
 from rlhf.common.user_code import (
     add_location_to_errors,
     copy_of_argument,
-    warn_if_changed,
+    warn_if_argument_changed,
 )
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError, first_line
@@ -84,7 +84,7 @@ class EnvironmentCaller:
         """
         if isinstance(error, UserError):
             raise error
-        location = location_text(user_location(error))
+        location = location_text(user_code_location(error))
         reason = mask_secrets(f"{type(error).__name__}: {first_line(error)}{location}")
         if self.errors == "raise":
             drop = ", or drop such episodes with env.errors: count" if self.can_drop else ""
@@ -146,7 +146,9 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
         with add_location_to_errors(creator), guard:
             env = gym.make(env_id, disable_env_checker=True, **given)
         what = f"the constructor of {short_name(spec.id)}"
-        warn_if_changed(dict(kwargs), given, what=what, code=creator, argument="env.kwargs")
+        warn_if_argument_changed(
+            dict(kwargs), given, what=what, code=creator, argument="env.kwargs"
+        )
         return env
     except gym.error.Error as error:
         raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
@@ -155,7 +157,7 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
     except Exception as error:
         raise UserError(
             f"env.id {spec.id!r} cannot be made: {first_line(error)}"
-            f"{location_text(user_location(error))}; correct its constructor or env.kwargs"
+            f"{location_text(user_code_location(error))}; correct its constructor or env.kwargs"
         ) from error
 
 

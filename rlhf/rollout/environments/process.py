@@ -18,7 +18,7 @@ from rlhf.common.foreign import (
     ensure_ordinary_exceptions,
     location_text,
     set_default_location,
-    user_location,
+    user_code_location,
 )
 from rlhf.common.plugins import load_plugins_of_parent
 from rlhf.common.signals import STOP_SIGNALS
@@ -62,7 +62,7 @@ class ProcessEnvironment(gym.Env):
             self.kill()
             if isinstance(error, UserError):
                 raise
-            location = location_text(user_location(error))
+            location = location_text(user_code_location(error))
             reason = f"{type(error).__name__}: {first_line(error)}{location}"
             raise UserError(f"env.id: the environment cannot be made: {reason}") from error
         self.action_space = attributes["action_space"]
@@ -191,7 +191,7 @@ def _send_outcome(connection: Connection, run: Callable[[], Any], *, method: Any
         with ensure_ordinary_exceptions(), add_location_to_errors(method):
             result = run()
     except Exception as error:
-        location = user_location(error)
+        location = user_code_location(error)
         connection.send((False, (type(error).__name__, first_line(error), location)))
         return
     try:

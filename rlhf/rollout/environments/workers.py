@@ -162,7 +162,7 @@ class _EnvironmentThread:
 
     def location(self) -> CodeLocation | None:
         """Return the line of the user's code that the thread executes now."""
-        return user_code.thread_location(self._thread.ident)
+        return user_code.user_code_location_of_thread(self._thread.ident)
 
     def enqueue(self, task: Callable[[], None]) -> None:
         """Run a task after the earlier tasks."""

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.common import user_code
 from rlhf.common.guards import is_mapping
 from rlhf.common.numbers import is_number
-from rlhf.common.user_code import check_accepts, definition_location_text, guarded_call
+from rlhf.common.user_code import check_accepts_arguments, definition_location_text, guarded_call
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import Completion, EngineBase, FinishReason, Request
 
@@ -44,7 +44,7 @@ class CheckedEngine(EngineBase):
         self._last_completion = math.inf
         """Time of the last completion or request."""
         for name, arguments in _ARGUMENTS.items():
-            check_accepts(
+            check_accepts_arguments(
                 getattr(engine, name),
                 arguments,
                 what=f"{what}: {name}",

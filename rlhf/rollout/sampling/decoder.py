@@ -402,7 +402,7 @@ def fused_logit_difference(model_class: Any, config: Any) -> float:
         model_class: Class of the model.
         config: Configuration of the model, which is reduced to two layers.
     """
-    small = reduced_config(config, layers=2)
+    small = reduced_config(config, max_layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -28,7 +28,7 @@ from rlhf.common.names import did_you_mean
 from rlhf.common.text import count_text
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.launcher import LAUNCHER_KEYS, LauncherConfig
-from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees, set_key
+from rlhf.config.load import assemble_tree_and_load_plugins, merge_trees, set_dotted_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
@@ -115,7 +115,7 @@ class TuningStudy:
         folder = self.root / "trials" / key
         run = bench.run_config_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
-            set_key(run, name, value)
+            set_dotted_key(run, name, value)
         # The evaluation in the training run uses the episodes of the benchmark, so a separate
         # evaluation is needed.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
@@ -200,7 +200,10 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
     }
     if study.config.resume and not study.config.overwrite and (study.root / STUDY_FILE).exists():
         check_only_permitted_changes(
-            study.root, tree, name=STUDY_FILE, ignored_keys=LAUNCHER_KEYS | {"trials", _MANIFEST}
+            study.root,
+            tree,
+            config_file_name=STUDY_FILE,
+            ignored_keys=LAUNCHER_KEYS | {"trials", _MANIFEST},
         )
     with lock_study_directory(study.root, STUDY_FILE, study.config, study.bench.commands):
         write_text(study.root / "inputs.json", json.dumps(input_fingerprints(tree), indent=2))
@@ -299,7 +302,7 @@ def _nested_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings with dotted keys to the configuration of a run."""
     run: dict[str, Any] = {}
     for key, value in settings.items():
-        set_key(run, key, value)
+        set_dotted_key(run, key, value)
     return run
 
 

@@ -169,6 +169,6 @@ def _micro_batches(model: Any, batch: TrainingBatch, *, max_tokens: int) -> list
         batch.attention_mask,
         batch.require("pair_ids").tolist(),
         max_tokens=max_tokens,
-        packed=model.packs_rows(batch.attention_mask),
+        packed=model.packs_rows(batch.attention_mask.sum(1)),
     )
     return [batch.select(torch.tensor(rows, device=batch.tokens.device)) for rows in indices]

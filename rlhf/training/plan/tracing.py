@@ -168,7 +168,7 @@ def _forward_pass_function(
     trunk: Any, tokens: Tensor, attention_mask: Tensor
 ) -> Callable[[], Tensor]:
     """Return a function that runs the forward pass of training, whose inputs are prepared."""
-    if not packs_rows(trunk, attention_mask):
+    if not packs_rows(trunk, attention_mask.sum(1)):
         return lambda: trunk(input_ids=tokens, use_cache=False).last_hidden_state
     packed = pack(tokens, attention_mask)
     layout = attention_tiles_of(packed, trunk)

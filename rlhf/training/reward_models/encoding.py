@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import conversation_of_labeled_row
-from rlhf.data.labels import check_one_answer_range
+from rlhf.data.labels import check_labels_have_one_scale
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -103,7 +103,7 @@ class RewardEncoder:
                 f"{self.config.max_length}"
             )
         encoded = itertools.chain(*self.encoded_rows.values())
-        check_one_answer_range(encoded, "data", self.kind.range_columns)
+        check_labels_have_one_scale(encoded, "data", self.kind.range_columns)
         lengths = [max(map(len, example.ids)) for example in examples]
         if training:
             order = length_grouped_order(lengths, self.config.batch_size, self.generator)

@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf.common.user_code import definition_location_text, guarded_call
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
-from rlhf.data.labels import check_one_answer_range
+from rlhf.data.labels import check_labels_have_one_scale
 from rlhf.data.load import LoadedRows, load
 from rlhf.errors import UserError
 from rlhf.models.adapters import load_merged_model
@@ -28,8 +28,8 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.models.saving import save_model
 from rlhf.models.sharding.processes import (
     has_sharded_parameters,
+    this_process_writes,
     value_of_first_process,
-    writes_files,
 )
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.trainable import remove_model_dropout
@@ -86,7 +86,7 @@ def prepare_setup(
     if config.test_data:  # errors in these rows are reported before the training
         test = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
         if kind.range_columns:
-            check_one_answer_range(
+            check_labels_have_one_scale(
                 itertools.chain(rows, test.rows), "test_data", kind.range_columns
             )
     model, tokenizer, pooling = load_model_tokenizer_and_pooling(kind)
@@ -135,7 +135,7 @@ class _ModelAndReportWriter:
 
     def save(self, trained: Any, final: Path) -> None:
         """Write the model, with merged adapters, its tokenizer and its sidecar to a folder."""
-        tokenizer, writes = self.encoder.tokenizer, writes_files(trained)
+        tokenizer, writes = self.encoder.tokenizer, this_process_writes(trained)
         if unwrap_peft(trained) is not trained:
             trained = _merge_reward_model_adapters(trained, tokenizer, final)
         if trained is None:
@@ -172,7 +172,7 @@ def _merge_reward_model_adapters(trained: Any, tokenizer: Any, final: Path) -> A
     """
     if not has_sharded_parameters(trained):
         return trained.merge_and_unload()
-    writes = writes_files(trained)
+    writes = this_process_writes(trained)
     with contextlib.ExitStack() as stack:
         folder = None
         if writes:

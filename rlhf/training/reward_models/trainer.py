@@ -75,11 +75,12 @@ class TrainableRewardModel:
 
         Without packing, padding is included. With packing, shared prefixes count once.
         """
-        return count_computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
+        packed = self.packs_rows(attention_mask.sum(1))
+        return count_computed_tokens(tokens, attention_mask, packed=packed)
 
-    def packs_rows(self, attention_mask: Tensor) -> bool:
-        """Return whether a forward pass packs rows with this attention mask [B, T]."""
-        return packs_rows(trunk_of(self.model), attention_mask)
+    def packs_rows(self, row_lengths: Tensor) -> bool:
+        """Return whether a forward pass packs rows with these lengths [B]."""
+        return packs_rows(trunk_of(self.model), row_lengths)
 
     def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the score of each text, [B], with gradients.

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from rlhf.common.files import read_json, remove
 from rlhf.errors import UserError
-from rlhf.runs.checksums import CHECKSUMS, DamagedFolderError, verify_checksums, write_checksums
+from rlhf.runs.checksums import (
+    CHECKSUMS_FILE,
+    DamagedFolderError,
+    verify_checksums,
+    write_checksums,
+)
 from rlhf.training.checkpoint import (
     checkpoints_in,
     remove_all_but_newest_and_best,
@@ -50,7 +55,7 @@ def remove_incomplete_and_find_last(directory: Path) -> Path | None:
         UserError: There are complete checkpoints, and all of them are damaged.
     """
     for checkpoint in checkpoints_in(directory, CHECKPOINT_PATTERN):
-        if not (checkpoint / CHECKSUMS).exists():
+        if not (checkpoint / CHECKSUMS_FILE).exists():
             remove(checkpoint)
     return remove_damaged_and_find_latest(directory, CHECKPOINT_PATTERN)
 

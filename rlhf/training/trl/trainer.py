@@ -16,7 +16,7 @@ import transformers
 import trl
 
 from rlhf.common.files import read_json
-from rlhf.common.foreign import user_location
+from rlhf.common.foreign import user_code_location
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import copy_base_and_set_its_path
@@ -339,6 +339,6 @@ def option_errors_as_user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        if isinstance(error, UserError) or user_location(error) is not None:
+        if isinstance(error, UserError) or user_code_location(error) is not None:
             raise
         raise UserError(f"trainer: {first_line(error)}") from error
