@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.launcher import launcher_number
 from rlhf.common.text import count_text
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
@@ -83,7 +84,7 @@ def plan_online(command: str, config: Any) -> str:
     from rlhf.training.online_setup import check_number_of_processes
     from rlhf.training.plan.text import ONLINE_KEYS
 
-    check_number_of_processes(config, processes=_num_processes())
+    check_number_of_processes(config, processes=launcher_number("WORLD_SIZE"))
     return _plan_text(describe_online, command, config, ONLINE_KEYS)
 
 
@@ -103,13 +104,13 @@ def _plan_text(
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import plan_lines
 
-    processes = _num_processes()
+    processes = launcher_number("WORLD_SIZE")
     given = os.environ.pop("WORLD_SIZE", None)
     try:
-        if os.environ.get("RANK", "0") != "0":
+        if launcher_number("RANK") != 0:
             return ""
         shards = processes if config.sharding == "fsdp" else 1
-        local = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        local = min(processes, launcher_number("LOCAL_WORLD_SIZE"))
         if shards > 1:
             configure_malloc_to_return_memory()  # as in the run; passes take longer
         lines, plan = describe(command, config, Parallelism(processes, shards, local))
@@ -120,18 +121,6 @@ def _plan_text(
         configure_malloc_to_keep_memory()
         if given is not None:
             os.environ["WORLD_SIZE"] = given
-
-
-def _num_processes() -> int:
-    """Return the number of processes of the run.
-
-    Raises:
-        UserError: The environment variable is not a number of processes.
-    """
-    given = os.environ.get("WORLD_SIZE", "1")
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"WORLD_SIZE is {given!r}: set it to the number of processes of the run")
-    return int(given)
 
 
 def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.launcher import launcher_number
 from rlhf.common.worker_pool import available_cpus
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
@@ -291,7 +291,7 @@ def load_train_and_eval_rows(
     """
     if config.data[0].streaming:
         # Every process of torchrun reads the stream.
-        readers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        readers = launcher_number("LOCAL_WORLD_SIZE")
         processes = config.data_processes or max(1, available_cpus() // readers)
         streamed = StreamedSource(config.data[0], config.seed, processes)
         return streamed, _load_rows(
