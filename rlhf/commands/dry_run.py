@@ -38,17 +38,9 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
         _episodes_per_minibatch(config, check_online_config(command, config))
     elif isinstance(config, OfflineConfig):
-        from rlhf.training.offline import (
-            check_no_reserved_options,
-            check_streaming,
-            engine_of,
-            method_of,
-        )
+        from rlhf.training.offline import checked_method_and_engine
 
-        check_no_reserved_options(config.trainer)
-        method = method_of(command, config)
-        engine = engine_of(config, native_supported=method.native)
-        check_streaming(command, config, engine)
+        method, engine = checked_method_and_engine(command, config)
         if engine == "native":
             native_options(command, config.trainer, learning_rate=method.learning_rate)
     else:
@@ -128,21 +120,15 @@ def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tup
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         NATIVE_TRAINERS,
-        check_no_reserved_options,
-        check_streaming,
         check_trainer_options,
-        engine_of,
+        checked_method_and_engine,
         load_train_and_eval_rows,
-        method_of,
     )
     from rlhf.training.plan.offline import estimate_offline
     from rlhf.training.plan.trl import estimate_trl
     from rlhf.training.streamed_examples import ExampleStream
 
-    method = method_of(command, config)
-    check_no_reserved_options(config.trainer)
-    engine = engine_of(config, native_supported=method.native)
-    check_streaming(command, config, engine)
+    method, engine = checked_method_and_engine(command, config)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
     if setup.trainer:

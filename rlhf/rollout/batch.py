@@ -13,6 +13,7 @@ import torch
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.common.conversation import up_to_last_reply
+from rlhf.rollout.turns import StepResult
 
 
 @dataclass
@@ -89,6 +90,18 @@ class Rollout:
         self.costs += [0.0] * len(ids)
         self.turn += [turn] * len(ids)
         self.policy_versions += [policy_version] * len(ids)
+
+    def record_step(self, reply: str, result: StepResult) -> None:
+        """Add a reply, whose tokens are appended already, and the result of its step."""
+        observation, reward, self.terminated, _, info = result
+        self.conversation.append({"role": "assistant", "content": reply})
+        if not self.terminated:
+            self.conversation.append({"role": "user", "content": observation})
+        self.env_rewards[-1] += reward
+        self.costs[-1] += float(info.get("cost", 0.0))
+        self.invalid += not info.get("valid", True)
+        success = info.get("is_success")
+        self.success = None if success is None else bool(success)
 
     @property
     def scored_conversation(self) -> list[dict[str, Any]]:
