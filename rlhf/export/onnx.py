@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.common.files import remove
-from rlhf.errors import UserError, first_line
+from rlhf.common.imports import check_extra_installed
+from rlhf.errors import first_line
 
 TOLERANCE = 1e-4
 """Maximum absolute difference of logits."""
@@ -37,14 +37,8 @@ class _Logits(nn.Module):
 
 
 def check_packages() -> None:
-    """Check that the packages of the extra `onnx` are installed.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f'onnx needs the package {name}: pip install "rlhf-kit[onnx]"')
+    """Raise UserError if a package of the extra ``onnx`` is not installed."""
+    check_extra_installed("the key onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def write_onnx(folder: Path) -> str:
