@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,16 +126,11 @@ def _features() -> dict[str, str]:
     for feature, (package, extra) in OPTIONAL_PACKAGES.items():
         is_installed = importlib.util.find_spec(package) is not None
         rows[feature] = "available" if is_installed else f'missing: pip install "rlhf-kit[{extra}]"'
-    rows["--launcher slurm"] = _availability(
-        lambda: shutil.which("sbatch"), "sbatch is not on PATH"
-    )
+    has_slurm = shutil.which("sbatch") is not None
+    rows["--launcher slurm"] = "available" if has_slurm else "missing: sbatch is not on PATH"
     rows["rewards: code (sandbox)"] = _sandbox_availability()
     rows["models of the Hugging Face Hub"] = _hub_access_text()
     return rows
-
-
-def _availability(find: Callable[[], Any], missing: str) -> str:
-    return "available" if find() else f"missing: {missing}"
 
 
 def _sandbox_availability() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -114,7 +114,8 @@ class Rollout:
     @property
     def opening(self) -> list[dict[str, Any]]:
         """The messages before the first sampled reply, which can include earlier replies."""
-        replies = [i for i, message in enumerate(self.conversation) if _is_reply(message)]
+        roles = [message["role"] for message in self.conversation]
+        replies = [i for i, role in enumerate(roles) if role == "assistant"]
         return self.conversation[: replies[-self.num_turns] if self.num_turns else None]
 
     @property
@@ -160,10 +161,6 @@ class Rollout:
         last = max(t for t, is_action in enumerate(self.is_action) if is_action)
         added = rewards[last] + (math.nan if amount is None else amount)
         return [*rewards[:last], added, *rewards[last + 1 :]]
-
-
-def _is_reply(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "assistant"
 
 
 def pad_right(
