@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from rlhf.common.imports import check_extra_installed
 from rlhf.errors import UserError
 from rlhf.reward_models.core import PerConversationReward, Reward, last_reply
 
@@ -92,14 +93,11 @@ def vader() -> Reward:
 
     VADER is made for short texts. It needs ``pip install "rlhf-kit[sentiment]"``.
     """
-    try:
-        from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]
-            SentimentIntensityAnalyzer,
-        )
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'the reward kind vader needs an extra: pip install "rlhf-kit[sentiment]"'
-        ) from error
+    check_extra_installed("the reward kind vader", "sentiment", "vaderSentiment")
+    from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]
+        SentimentIntensityAnalyzer,
+    )
+
     analyzer = SentimentIntensityAnalyzer()
     return PerConversationReward(
         lambda c: analyzer.polarity_scores(last_reply(c))["compound"], name="vader"

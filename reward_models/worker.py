@@ -40,14 +40,12 @@ class FunctionWorker:
     Args:
         path: ``module:name`` of a function with JSON arguments and a JSON result.
         timeout: Time limit of a call, in seconds.
-        extra: Extra of this package that the error message suggests if the module cannot be
-            imported; None for no suggestion.
     """
 
-    def __init__(self, path: str, *, timeout: float, extra: str | None = None):
+    def __init__(self, path: str, *, timeout: float):
         if not timeout > 0:
             raise UserError(f"timeout must be > 0 seconds, got {timeout}")
-        self.path, self.timeout, self.extra = path, timeout, extra
+        self.path, self.timeout = path, timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         atexit.register(self.close)
@@ -99,8 +97,7 @@ class FunctionWorker:
             greeting = self._read_message(self._process, _START_SECONDS)
             if "error" in greeting:
                 self.close()
-                hint = f'; pip install "rlhf-kit[{self.extra}]"' if self.extra else ""
-                raise SetupError(f"cannot load {self.path}: {greeting['error']}{hint}")
+                raise SetupError(f"cannot load {self.path}: {greeting['error']}")
         return self._process
 
     def _read_message(

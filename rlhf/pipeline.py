@@ -341,10 +341,8 @@ def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
     """
     lines = []
     for stage in pipeline.stages:
-        try:
+        with _add_stage_name_to_errors(stage):
             lines += [f"== {stage['name']}", _plan_stage(pipeline, stage, commands)]
-        except UserError as error:
-            raise UserError(f"stage {stage['name']}: {error}") from error
     return "\n".join(lines)
 
 

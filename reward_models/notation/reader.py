@@ -110,19 +110,16 @@ class TokenReader:
         is_inch = token.text == "in" and is_factor
         return is_inch or units.known_unit(token.text) is not None
 
-    def take_known_units(self, *, in_text: bool = False) -> list[str]:
+    def take_known_units(self) -> list[str]:
         """Take a product of known units, such as ``kg m/s`` or ``\\frac{m}{s}``.
-
-        Args:
-            in_text: Whether the first factor must be inside ``\\text{...}``.
 
         Returns:
             The words for ``units.canonical_unit``; [] if no known unit follows.
         """
-        words = self._take_unit_fraction(in_text)
+        words = self._take_unit_fraction(in_text=False)
         while len(words) < _MAX_UNIT_WORDS:
             ahead = int(bool(words) and self.peek().is_op("*", "/"))
-            if not self.is_known_unit(ahead, in_text=in_text and not words):
+            if not self.is_known_unit(ahead):
                 break
             words += [self.take().text for _ in range(ahead + 1)]
             words += filter(None, [self.take_unit_exponent()])
@@ -143,7 +140,7 @@ class TokenReader:
         self.position = start
         return []
 
-    def _take_unit_fraction(self, in_text: bool) -> list[str]:
+    def _take_unit_fraction(self, *, in_text: bool) -> list[str]:
         """Take ``\\frac{m}{s}`` and return its words; [] if no fraction of units follows."""
         start = self.position
         if self.take().is_command("frac"):
@@ -157,7 +154,7 @@ class TokenReader:
     def is_unit_fraction(self, *, in_text: bool) -> bool:
         """Return whether a fraction of known units follows, such as ``\\frac{m}{s}``."""
         start = self.position
-        words = self._take_unit_fraction(in_text)
+        words = self._take_unit_fraction(in_text=in_text)
         self.position = start
         return bool(words)
 

@@ -25,6 +25,7 @@ from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.foreign import describe_exception, end_process, user_code_location
 from rlhf.common.imports import import_object
+from rlhf.common.launcher import launcher_number
 from rlhf.common.plugins import load_installed_plugins, loaded_user_files
 from rlhf.common.signals import StopSignal
 from rlhf.common.text import escape_invisible, mask_secrets, set_up_logging
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     prepare_process()
-    _set_up_logging()
     code = 0
     try:
+        _set_up_logging()
         load_installed_plugins()
         _load_plugins_for_unknown_command(words)
         if text := _help_or_version_text(words):
@@ -161,7 +162,7 @@ def _run_and_print_output(name: str, config: Any) -> int:
 
 
 def _set_up_logging() -> None:
-    first = os.environ.get("RANK", "0") == "0"  # only the first process logs
+    first = launcher_number("RANK") == 0  # only the first process logs
     set_up_logging(logging.INFO if first else logging.ERROR)
     for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.foreign import exit_as_exception
 from rlhf.common.imports import import_object
+from rlhf.common.launcher import launcher_number
 from rlhf.common.names import did_you_mean
 from rlhf.common.registry import check_and_record_new_name
 from rlhf.common.user_code import definition_location_text, guarded_call
@@ -248,7 +248,7 @@ class CommandTable(dict[str, Command]):
         from rlhf.reports.run_page import REPORT_FILE
 
         self.check_command_makes_run(name)
-        if isinstance(config, TrainingConfig) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if isinstance(config, TrainingConfig) and launcher_number("WORLD_SIZE") > 1:
             # The processes join before one of them can fail, so that the others notice its end.
             from rlhf.training.distributed import init_distributed
 
@@ -291,7 +291,7 @@ class CommandTable(dict[str, Command]):
         function = import_object(path)
         if not self[name].runs_commands:
             return function
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launcher_number("WORLD_SIZE") > 1:
             raise UserError(
                 f"`rlhf {name}` runs in one process: start it without torchrun, or start each "
                 "training command with torchrun"

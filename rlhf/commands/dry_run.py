@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.launcher import launcher_number
 from rlhf.common.text import count_text
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
@@ -37,17 +38,9 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
         _episodes_per_minibatch(config, check_online_config(command, config))
     elif isinstance(config, OfflineConfig):
-        from rlhf.training.offline import (
-            check_no_reserved_options,
-            check_streaming,
-            engine_of,
-            method_of,
-        )
+        from rlhf.training.offline import checked_method_and_engine
 
-        check_no_reserved_options(config.trainer)
-        method = method_of(command, config)
-        engine = engine_of(config, native_supported=method.native)
-        check_streaming(command, config, engine)
+        method, engine = checked_method_and_engine(command, config)
         if engine == "native":
             native_options(command, config.trainer, default_learning_rate=method.learning_rate)
     else:
@@ -83,7 +76,7 @@ def plan_online(command: str, config: Any) -> str:
     from rlhf.training.online_setup import check_number_of_processes
     from rlhf.training.plan.text import ONLINE_KEYS
 
-    check_number_of_processes(config, processes=_num_processes())
+    check_number_of_processes(config, processes=launcher_number("WORLD_SIZE"))
     return _plan_text(describe_online, command, config, ONLINE_KEYS)
 
 
@@ -103,13 +96,13 @@ def _plan_text(
     from rlhf.training.plan.plan import Parallelism
     from rlhf.training.plan.text import plan_lines
 
-    processes = _num_processes()
+    processes = launcher_number("WORLD_SIZE")
     given = os.environ.pop("WORLD_SIZE", None)
     try:
-        if os.environ.get("RANK", "0") != "0":
+        if launcher_number("RANK") != 0:
             return ""
         shards = processes if config.sharding == "fsdp" else 1
-        local = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        local = min(processes, launcher_number("LOCAL_WORLD_SIZE"))
         if shards > 1:
             configure_malloc_to_return_memory()  # as in the run; passes take longer
         lines, plan = describe(command, config, Parallelism(processes, shards, local))
@@ -122,38 +115,20 @@ def _plan_text(
             os.environ["WORLD_SIZE"] = given
 
 
-def _num_processes() -> int:
-    """Return the number of processes of the run.
-
-    Raises:
-        UserError: The environment variable is not a number of processes.
-    """
-    given = os.environ.get("WORLD_SIZE", "1")
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"WORLD_SIZE is {given!r}: set it to the number of processes of the run")
-    return int(given)
-
-
 def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
     """Return lines with the rows, batch size and steps of an offline run, and its estimate."""
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         NATIVE_TRAINERS,
-        check_no_reserved_options,
-        check_streaming,
         check_trainer_options,
-        engine_of,
+        checked_method_and_engine,
         load_train_and_eval_rows,
-        method_of,
     )
     from rlhf.training.plan.offline import estimate_offline
     from rlhf.training.plan.trl import estimate_trl
     from rlhf.training.streamed_examples import ExampleStream
 
-    method = method_of(command, config)
-    check_no_reserved_options(config.trainer)
-    engine = engine_of(config, native_supported=method.native)
-    check_streaming(command, config, engine)
+    method, engine = checked_method_and_engine(command, config)
     train_rows, eval_rows = load_train_and_eval_rows(config, method)
     setup = method.setup(config, train_rows, engine)
     if setup.trainer:

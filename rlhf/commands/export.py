@@ -16,6 +16,6 @@ def export(config: ExportConfig) -> Iterator[str]:
     for file in result.gguf:
         yield str(file)
     if result.onnx is not None:
-        yield result.onnx.message
+        yield result.onnx
     if result.url is not None:
         yield result.url

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.common.http import json_headers
+from rlhf.common.imports import check_extra_installed
 from rlhf.config.load import ConfigSource, assemble_tree_and_load_plugins, build_config
 from rlhf.config.serve import ServeConfig
 from rlhf.errors import UserError
-from rlhf.web import require_web_packages
+from rlhf.web import WEB_PACKAGES
 
 API_KEY_VARIABLE = "RLHF_API_KEY"
 """Environment variable with the key of the server."""
@@ -45,7 +45,7 @@ def serve(config: ServeConfig) -> Iterator[str]:
         UserError: The model, a reward or the address cannot be used.
         Interrupted: A signal stopped the server.
     """
-    _require_packages()
+    check_extra_installed("rlhf serve", "serve", *WEB_PACKAGES, "prometheus_client")
     from rlhf.models.rewards import load_rewards
     from rlhf.serving.app import Server
     from rlhf.serving.model import load_served_model
@@ -72,13 +72,6 @@ def serve(config: ServeConfig) -> Iterator[str]:
         )
     finally:
         server.close()
-
-
-def _require_packages() -> None:
-    """Raise UserError if the extra ``serve`` is not installed."""
-    require_web_packages("rlhf serve")
-    if importlib.util.find_spec("prometheus_client") is None:
-        raise UserError('rlhf serve needs prometheus-client: pip install "rlhf-kit[serve]"')
 
 
 def _served_names_text(config: ServeConfig) -> str:

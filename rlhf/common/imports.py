@@ -1,7 +1,8 @@
-"""Import an object by its name."""
+"""Import an object by its name, and check that optional packages are installed."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from rlhf.common.names import did_you_mean
@@ -37,3 +38,19 @@ def import_object(path: Any, *, what: str = "import") -> Any:
             raise UserError(f"{what}: {path!r} does not exist{did_you_mean(attribute, public)}")
         value = getattr(value, attribute)
     return value
+
+
+def check_extra_installed(feature: str, extra: str, *packages: str) -> None:
+    """Check that the packages of an optional extra are installed.
+
+    Args:
+        feature: What needs the extra, such as ``rlhf tune``.
+        extra: Name of the extra.
+        *packages: Names under which its packages are imported.
+
+    Raises:
+        UserError: A package is not installed. The message contains the command that installs it.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'{feature} needs {package}: pip install "rlhf-kit[{extra}]"')

@@ -62,7 +62,7 @@ class WorkerPool:
             for worker in self._workers:
                 self._idle.put(worker)
                 # The arguments can exceed the buffer of the connection, so a thread sends them.
-                worker.ready = self._threads.submit(worker.create_function, factory, arguments)
+                worker.ready = self._threads.submit(worker.call, (factory, arguments))
         except BaseException:
             self.close()
             raise
@@ -113,7 +113,7 @@ class WorkerPool:
 class _Worker:
     """A worker process and the connection to it."""
 
-    ready: Future[None]
+    ready: Future[Any]
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -130,9 +130,6 @@ class _Worker:
             )
         self._connection = Connection(ours.detach())
         self._lock = threading.Lock()
-
-    def create_function(self, factory: str, arguments: tuple[Any, ...]) -> None:
-        self.call((factory, arguments))
 
     def call(self, task: Any) -> Any:
         with self._lock:

@@ -30,7 +30,6 @@ class RowConversionSettings:
     spec: DataSpec
     kind: Kind
     keep: tuple[str, ...]
-    with_answer_and_tests: bool
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,6 @@ def make_table_reader(
         settings.kind,
         settings.spec,
         keep=settings.keep,
-        with_answer_and_tests=settings.with_answer_and_tests,
         column_names=column_names,
     )
 

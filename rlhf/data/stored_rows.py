@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +27,6 @@ from rlhf.data.row_blocks import RowConversionSettings
 from rlhf.data.row_store import RowStore, SeededRowSubset, build_row_store
 from rlhf.data.schemas import SCHEMAS
 from rlhf.data.splits import check_distinct_prompts, held_out_size
-
-log = logging.getLogger(__name__)
 
 MIN_BYTES = 4 * 2**20
 """Sources of fewer bytes in total are read into memory, which is quicker."""
@@ -125,7 +122,6 @@ def load_stored(
     seed: int | None,
     preparation: DataPreparationSettings,
     keep: Sequence[str] = (),
-    with_answer_and_tests: bool = False,
 ) -> LoadedRows:
     """Load datasets like `rlhf.data.load.load`, but with rows on the disk.
 
@@ -139,7 +135,7 @@ def load_stored(
     specs = checked_specs(specs, kind)
     stores, counts, chosen = [], [], []
     for number, spec in enumerate(specs):
-        settings = RowConversionSettings(spec, kind, tuple(keep), with_answer_and_tests)
+        settings = RowConversionSettings(spec, kind, tuple(keep))
         store, selected = _open_store_and_select_rows(
             settings, source_seed(seed, number), preparation
         )

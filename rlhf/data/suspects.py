@@ -54,7 +54,10 @@ def cross_fitted_margins(
     from sklearn.linear_model import LogisticRegression
 
     fold = np.asarray(fold_of_each_row(rows, num_folds, seed=seed))
-    chosen, rejected = ([_reply_text(row[side]) for row in rows] for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        ["\n".join(turn["content"] for turn in row[side]) for row in rows]
+        for side in ("chosen", "rejected")
+    )
     margin = np.zeros(len(rows))
     for k in range(num_folds):
         train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
@@ -77,7 +80,3 @@ def cross_fitted_margins(
             - words.transform([rejected[i] for i in test])
         )
     return CrossFittedMargins(margin)
-
-
-def _reply_text(reply: Sequence[Mapping[str, str]]) -> str:
-    return "\n".join(turn["content"] for turn in reply)

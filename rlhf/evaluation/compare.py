@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
@@ -32,6 +32,7 @@ from rlhf.evaluation.run_groups import (
     collect_metric_values,
     method_evaluations,
     training_seed,
+    unit_means,
 )
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
@@ -352,7 +353,7 @@ def _method_score(
     samples = [pair for units in seeds.values() for pair in units.items()]
     column = [value for _, unit_values in samples for value in unit_values]
     if len(seeds) > 1:
-        means = [float(_unit_means(units, units).mean()) for units in seeds.values()]
+        means = [float(unit_means(units, units).mean()) for units in seeds.values()]
         unit, estimate = (
             "training seeds",
             interval(means, kind="mean", bounds=values.binary_values_by_env[env]),
@@ -362,11 +363,6 @@ def _method_score(
         unit = values.unit_names[setting]
         estimate = metric_interval(metric, column, labels, values.limits[method, setting])
     return MethodScore(method, *setting, unit, estimate, len(column))
-
-
-def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
-    """Return the mean of the metric over the episodes of each unit, [units]."""
-    return np.array([np.mean(episodes[unit]) for unit in units])
 
 
 @dataclass(frozen=True)
@@ -423,7 +419,7 @@ class _PairedMethodRuns:
         if not common:
             return np.zeros(1)
         first, second = (
-            np.mean([_unit_means(run, common) for run in side.values()], axis=0)
+            np.mean([unit_means(run, common) for run in side.values()], axis=0)
             for side in (self.runs, self.baseline_runs)
         )
         return first - second
@@ -475,7 +471,7 @@ class _PairedMethodRuns:
             self.notes.append(
                 f"{self.names}: only {len(common)} of {most} {units} are common and were compared"
             )
-        return _unit_means(first, common), _unit_means(second, common)
+        return unit_means(first, common), unit_means(second, common)
 
 
 def _method_pairings(

@@ -36,7 +36,7 @@ from rlhf.rollout.collector import Collector
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment, step_environment
 from rlhf.rollout.episode import EpisodeSeed
 from rlhf.rollout.seeds import evaluation_seed
-from rlhf.rollout.turns import opening_messages
+from rlhf.rollout.turns import StepResult, opening_messages
 from rlhf.stats import Interval
 
 FILES = frozenset({"episodes.jsonl", "summary.json"})
@@ -168,21 +168,17 @@ def _play_reference_episode(
         turn = calls.run(start.seed, lambda: _take_reference_step(policy, env, rng))
         if turn is None:
             return None
-        action, (reply, reward, terminated, truncated, info) = turn
-        rollout.conversation.append({"role": "assistant", "content": action})
-        if not terminated:
-            rollout.conversation.append({"role": "user", "content": reply})
+        action, result = turn
         rollout.append([0], turn=len(rollout.tokens), logprobs=[0.0])
-        rollout.env_rewards[-1] += reward
-        rollout.costs[-1] += float(info.get("cost", 0.0))
-        rollout.invalid += not info.get("valid", True)
-        success = info.get("is_success")
-        rollout.success = None if success is None else bool(success)
+        rollout.record_step(action, result)
+        _, _, terminated, truncated, _ = result
         done = terminated or truncated
     return rollout
 
 
-def _take_reference_step(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str, tuple]:
+def _take_reference_step(
+    policy: str, env: gym.Env, rng: np.random.Generator
+) -> tuple[str, StepResult]:
     """Take one step with a reference policy.
 
     Returns:

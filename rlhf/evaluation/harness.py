@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.util
 from typing import Any
 
 from scipy import special
 
+from rlhf.common.imports import check_extra_installed
 from rlhf.config.evaluate import HarnessTasksSpec
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy
@@ -27,8 +27,7 @@ FEWEST_DOCUMENTS = 400
 
 def require_harness() -> None:
     """Raise UserError if the extra ``tasks`` (lm-evaluation-harness) is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
+    check_extra_installed("the key tasks", "tasks", "lm_eval")
 
 
 def evaluate_on_tasks(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from rlhf.common.text import count_text
 from rlhf.evaluation.metric_limits import MetricLimits
@@ -25,6 +27,11 @@ Episodes = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
 Method = dict[Setting, dict[int, Episodes]]
 """Setting -> training seed -> values of the metric by independent unit."""
+
+
+def unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
+    """Return the mean of the metric over the episodes of each unit, [units]."""
+    return np.array([np.mean(episodes[unit]) for unit in units])
 
 
 def method_names(directories: Sequence[Path]) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord
-from rlhf.evaluation.run_groups import Episodes, Method, collect_metric_values
+from rlhf.evaluation.run_groups import Method, collect_metric_values, unit_means
 from rlhf.evaluation.significance import FEWEST_SEEDS, first_method_wins
 from rlhf.stats import Interval, interval
 from rlhf.stats.power import sample_size, upper_standard_deviation
@@ -170,18 +170,14 @@ def _values_or_differences_by_seed(methods: Mapping[str, Method]) -> list[np.nda
     setting = settings.pop()
     first, *others = (method[setting] for method in methods.values())
     if not others:
-        return [_unit_means(episodes, list(episodes)) for episodes in first.values()]
+        return [unit_means(episodes, list(episodes)) for episodes in first.values()]
     columns = []
     for seed in sorted(first.keys() & others[0].keys()):
         one, other = first[seed], others[0][seed]
         if common := [unit for unit in one if unit in other]:
-            columns.append(_unit_means(one, common) - _unit_means(other, common))
+            columns.append(unit_means(one, common) - unit_means(other, common))
     if not columns:
         raise UserError(
             f"plan-seeds: {' and '.join(methods)} share no training seed with common episodes"
         )
     return columns
-
-
-def _unit_means(episodes: Episodes, units: Sequence[Hashable]) -> np.ndarray:
-    return np.array([np.mean(episodes[unit]) for unit in units])

@@ -35,7 +35,7 @@ from rlhf.reward_models.chat_template import tools_of
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.environments.calls import EnvironmentCaller, reset_environment
 from rlhf.rollout.episode import EpisodeSeed
-from rlhf.rollout.turns import opening_messages, step_with_reply
+from rlhf.rollout.turns import StepResult, opening_messages, step_with_reply
 
 log = logging.getLogger(__name__)
 
@@ -378,24 +378,15 @@ class TextEpisodes:
                 kept.append(episode)
         return kept, released
 
-    def _record_turn(self, episode: _Episode, reply: Reply, result: Any) -> bool:
+    def _record_turn(self, episode: _Episode, reply: Reply, result: StepResult) -> bool:
         """Append a reply and the result of its step; return whether the episode is over."""
         rollout = episode.rollout
-        observation, reward, terminated, truncated, info = result
         count = reply.tokens or 1
         self.tokens_known &= reply.tokens is not None
-        turn = rollout.num_turns
-        rollout.append([0] * count, turn=turn, logprobs=[0.0] * count)
-        rollout.conversation.append({"role": "assistant", "content": reply.text})
+        rollout.append([0] * count, turn=rollout.num_turns, logprobs=[0.0] * count)
         rollout.num_length_limited += reply.length_limited
-        rollout.env_rewards[-1] += reward
-        rollout.costs[-1] += float(info.get("cost", 0.0))
-        rollout.invalid += not info.get("valid", True)
-        success = info.get("is_success")
-        rollout.success = None if success is None else bool(success)
-        rollout.terminated, rollout.truncated = terminated, truncated
-        if not terminated:
-            rollout.conversation.append({"role": "user", "content": observation})
+        rollout.record_step(reply.text, result)
+        _, _, terminated, truncated, _ = result
         return terminated or truncated
 
     def _replace(self, env: gym.Env) -> gym.Env:

@@ -62,11 +62,6 @@ class Faithfulness:
     by_fraction: list[DeletionResult]
     """One result for each fraction."""
 
-    @property
-    def is_faithful(self) -> bool:
-        """Whether the interval of the gain over random deletion lies above 0."""
-        return self.overall.gain.known and self.overall.gain.low > 0
-
 
 def measure_faithfulness(
     score: DifferentiableReward,

@@ -14,6 +14,7 @@ from rlhf.explain.stage_section import stage_difference_html
 from rlhf.reports.forest import ForestRow, titled_forest_plot_html
 from rlhf.reports.markup import esc, interval_text, number_text, section_html
 from rlhf.reports.page import page_html
+from rlhf.reports.rewards import color_class_of_gain
 from rlhf.stats import Interval
 
 METHOD_NAMES = {
@@ -74,7 +75,7 @@ def _faithfulness_html(reward: RewardExplanation) -> str:
             _forest_row("top tokens deleted", result.overall.top, "c1"),
             _forest_row("random tokens deleted", result.overall.random, "c5"),
             _forest_row(
-                "difference", result.overall.gain, _color_class_of_gain(result.overall.gain)
+                "difference", result.overall.gain, color_class_of_gain(result.overall.gain)
             ),
         ]
         fractions = ", ".join(f"{item.fraction:.0%}" for item in result.by_fraction)
@@ -105,8 +106,3 @@ def _forest_row(name: str, estimate: Interval, tone: str) -> ForestRow:
     units = count_text(estimate.units, "prompt")
     value = number_text(estimate.value)
     return ForestRow(name, units, estimate, value, interval_text(estimate), tone)
-
-
-def _color_class_of_gain(gain: Interval) -> str:
-    """Return the color class of a difference: good above 0, bad below 0."""
-    return "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"

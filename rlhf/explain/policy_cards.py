@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.common.text import count_text
 from rlhf.explain.policy_view import PolicyExplanation
-from rlhf.explain.token_markup import ShadedTokens, html_with_shading_selector
+from rlhf.explain.token_markup import ShadedTokens
 from rlhf.reports.markup import esc, number_text
+from rlhf.reports.tokens import html_with_shading_selector
 from rlhf.reports.transcripts import message_html
 
 _NOTE = "Point at a token to see its values, in nats. Each card has its own scale."

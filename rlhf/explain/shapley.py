@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf.common.conversation import Conversation
+from rlhf.common.imports import check_extra_installed
 from rlhf.config.explain import AttributionSpec
-from rlhf.errors import UserError
 from rlhf.explain.encoding import Part
 from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.token_attribution import SIGNS
@@ -38,12 +38,9 @@ class WordAttributor:
     """
 
     def __init__(self, reward: Reward, spec: AttributionSpec, *, seed: int = 0) -> None:
-        try:
-            from captum.attr import ShapleyValueSampling
-        except ModuleNotFoundError as error:
-            raise UserError(
-                'the method shapley needs captum: pip install "rlhf-kit[explain]"'
-            ) from error
+        check_extra_installed("the method shapley", "explain", "captum")
+        from captum.attr import ShapleyValueSampling
+
         self.reward, self.spec, self.seed = reward, spec, seed
         self._sampling = ShapleyValueSampling
 

@@ -52,21 +52,6 @@ class ShadedTokens:
         return esc(json.dumps(self.columns))
 
 
-def html_with_shading_selector(
-    names: Sequence[str], selected: str, note: str, cards: Sequence[str]
-) -> str:
-    """Return cards with a choice of the quantity that determines the color of the tokens."""
-    if not cards:
-        return ""
-    options = "".join(
-        f"<option{' selected' if name == selected else ''}>{esc(name)}</option>" for name in names
-    )
-    return (
-        f'<div class="shaded"><p class="note">Shade by <select aria-label="quantity">{options}'
-        f"</select>. {esc(note)}</p>{''.join(cards)}</div>"
-    )
-
-
 def strongest_tokens_text(
     tokens: Sequence[str], values: Sequence[float], positions: Sequence[int], count: int = 6
 ) -> str:

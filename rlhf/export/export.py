@@ -34,8 +34,8 @@ class Export:
     """Folder with the model and the cards."""
     gguf: tuple[Path, ...] = ()
     """GGUF files."""
-    onnx: onnx.OnnxResult | None = None
-    """Result of the conversion to ONNX; None if it was not requested."""
+    onnx: str | None = None
+    """Message on the conversion to ONNX; None if it was not requested."""
     url: str | None = None
     """Address of the repository on the Hub, if the export was uploaded."""
 

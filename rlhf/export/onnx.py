@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.common.files import remove
-from rlhf.errors import UserError, first_line
+from rlhf.common.imports import check_extra_installed
+from rlhf.errors import first_line
 
 TOLERANCE = 1e-4
 """Maximum absolute difference of logits."""
 SHAPES = ((2, 8), (1, 17), (3, 5))
 """Shapes [B, T] of the inputs for which the logits are compared. The first is used for tracing."""
 FILE_NAME = "model.onnx"
-
-
-@dataclass(frozen=True)
-class OnnxResult:
-    """Result of the conversion to ONNX and of the comparison with PyTorch."""
-
-    written: bool
-    """Whether the ONNX file was written and not removed."""
-    difference: float | None
-    """Largest absolute difference of logits; None if the conversion failed."""
-    message: str
-    """Message for the user."""
 
 
 class _Logits(nn.Module):
@@ -50,22 +37,19 @@ class _Logits(nn.Module):
 
 
 def check_packages() -> None:
-    """Check that the packages of the extra `onnx` are installed.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f'onnx needs the package {name}: pip install "rlhf-kit[onnx]"')
+    """Raise UserError if a package of the extra ``onnx`` is not installed."""
+    check_extra_installed("the key onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(folder: Path) -> OnnxResult:
+def write_onnx(folder: Path) -> str:
     """Write `model.onnx` into the folder of a language model, unless its logits differ.
 
     The file is a function of ``input_ids`` and ``attention_mask`` [B, T] that returns ``logits``
     [B, T, V], in float32. It is removed if the logits at a position that is not padding differ by
     more than `TOLERANCE`.
+
+    Returns:
+        A message for the user: the largest difference of logits, or why there is no file.
     """
     path = folder / FILE_NAME
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -79,19 +63,14 @@ def write_onnx(folder: Path) -> OnnxResult:
     except Exception as error:  # the exporter and the runtime raise errors of many classes
         _remove_files(path)
         reason = first_line(error) or type(error).__name__
-        return OnnxResult(
-            False, None, f"ONNX was left out, because the conversion failed: {reason}"
-        )
+        return f"ONNX was left out, because the conversion failed: {reason}"
     if not difference <= TOLERANCE:
         _remove_files(path)
-        return OnnxResult(
-            False,
-            difference,
+        return (
             f"ONNX was left out: its logits in onnxruntime differ by {difference:.1e} from those "
-            f"of PyTorch, more than {TOLERANCE:.0e}",
+            f"of PyTorch, more than {TOLERANCE:.0e}"
         )
-    message = f"{FILE_NAME}: its logits in onnxruntime differ by at most {difference:.1e}"
-    return OnnxResult(True, difference, message)
+    return f"{FILE_NAME}: its logits in onnxruntime differ by at most {difference:.1e}"
 
 
 def _random_inputs(vocab_size: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from rlhf.common.launcher import launcher_number
 from rlhf.models.sharding.tensors import local_part
 
 # Minimum number of parameters for which bf16 matmuls save more time than the conversions cost.
@@ -35,7 +36,7 @@ _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 def default_device() -> torch.device:
     """Return the CUDA device of this process, Apple's GPU (MPS, untested), or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", launcher_number("LOCAL_RANK"))
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

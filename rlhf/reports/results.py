@@ -60,23 +60,20 @@ def verdict_list_html(comparison: Comparison) -> str:
     An item is green if the method is significantly better than the baseline, and red if it is
     significantly worse.
     """
-    items = [
-        verdict_item_html(
-            d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
-        )
-        for d in comparison.differences
-    ]
+    items = [verdict_item_html(d, comparison.metric) for d in comparison.differences]
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
 
 
-def verdict_item_html(d: Difference, metric: str, tone: str | None) -> str:
+def verdict_item_html(d: Difference, metric: str, tone: str = "") -> str:
     """Return the HTML list item of a verdict, with the paired difference below it.
 
-    `tone` is the CSS class "good" or "bad", or None.
+    `tone` is the CSS class. By default, it is "good" if the method wins, and "bad" if the baseline
+    wins.
     """
+    tone = tone or {d.method: "good", d.baseline: "bad"}.get(d.winner or "", "")
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
-        f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
+        f'<li class="{tone}"><strong>{verdict_html(d.verdict)}</strong>'
         f"<span>{acronym_label_html(f'{d.method} − {d.baseline}')}: "
         f"{signed_value_text(d.estimate)} "
         f"{esc(metric)}, 95% {interval_text(d.estimate)}, "

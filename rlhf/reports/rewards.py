@@ -22,6 +22,7 @@ from rlhf.reports.markup import (
 )
 from rlhf.reports.results import interval_from_mapping, series_with_band, signed_value_text
 from rlhf.reward_models.report.tables import Report, flat_benchmark_scores, report_tables
+from rlhf.stats import Interval
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
@@ -114,8 +115,7 @@ def accuracy_gain_plot_html(report: Report) -> str:
     lines = []
     for name, row in report["baselines"].items():
         gain = interval_from_mapping(row["gain"])
-        tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
-        prompts = count_text(gain.units, "prompt")
+        tone, prompts = color_class_of_gain(gain), count_text(gain.units, "prompt")
         lines.append(
             ForestRow(
                 f"over {name}", prompts, gain, signed_value_text(gain), interval_text(gain), tone
@@ -230,3 +230,8 @@ def _benchmark_table(evaluation: Evaluation) -> Table:
     return _table_with_intervals(
         evaluation.name, title, ["part", "score"], flat_benchmark_scores(result)
     )
+
+
+def color_class_of_gain(gain: Interval) -> str:
+    """Return the color class of a difference: good above 0, bad below 0."""
+    return "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"

@@ -24,17 +24,24 @@ def token_samples_html(run: RunRecord) -> str:
     steps = sorted({int(row["step"]) for row in rows})
     rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
     cards = [_sample_html(row) for step in steps for row in rows_of[step][:_ROWS_PER_STEP]]
+    names = list(dict.fromkeys(name for row in rows for name in _token_quantity_names(row)))
+    first = "advantage" if "advantage" in names else next(iter(names), "")
+    note = "Point at a token to see all of its values. Each card has its own scale."
+    return html_with_shading_selector(names, first, note, cards)
+
+
+def html_with_shading_selector(
+    names: Sequence[str], selected: str, note: str, cards: Sequence[str]
+) -> str:
+    """Return cards with a choice of the quantity that determines the color of the tokens."""
     if not cards:
         return ""
-    names = dict.fromkeys(name for row in rows for name in _token_quantity_names(row))
-    first = "advantage" if "advantage" in names else next(iter(names))
     options = "".join(
-        f"<option{' selected' if name == first else ''}>{esc(name)}</option>" for name in names
+        f"<option{' selected' if name == selected else ''}>{esc(name)}</option>" for name in names
     )
     return (
         f'<div class="shaded"><p class="note">Shade by <select aria-label="quantity">{options}'
-        "</select>; point at a token to see all of its values. Each card has its own scale."
-        f"</p>{''.join(cards)}</div>"
+        f"</select>. {esc(note)}</p>{''.join(cards)}</div>"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.common.conversation import up_to_last_reply
+from rlhf.rollout.turns import StepResult
 
 
 @dataclass
@@ -90,6 +91,18 @@ class Rollout:
         self.turn += [turn] * len(ids)
         self.policy_versions += [policy_version] * len(ids)
 
+    def record_step(self, reply: str, result: StepResult) -> None:
+        """Add a reply, whose tokens are appended already, and the result of its step."""
+        observation, reward, self.terminated, _, info = result
+        self.conversation.append({"role": "assistant", "content": reply})
+        if not self.terminated:
+            self.conversation.append({"role": "user", "content": observation})
+        self.env_rewards[-1] += reward
+        self.costs[-1] += float(info.get("cost", 0.0))
+        self.invalid += not info.get("valid", True)
+        success = info.get("is_success")
+        self.success = None if success is None else bool(success)
+
     @property
     def scored_conversation(self) -> list[dict[str, Any]]:
         """The conversation up to the last reply, which rewards score.
@@ -101,7 +114,8 @@ class Rollout:
     @property
     def opening(self) -> list[dict[str, Any]]:
         """The messages before the first sampled reply, which can include earlier replies."""
-        replies = [i for i, message in enumerate(self.conversation) if _is_reply(message)]
+        roles = [message["role"] for message in self.conversation]
+        replies = [i for i, role in enumerate(roles) if role == "assistant"]
         return self.conversation[: replies[-self.num_turns] if self.num_turns else None]
 
     @property
@@ -147,10 +161,6 @@ class Rollout:
         last = max(t for t, is_action in enumerate(self.is_action) if is_action)
         added = rewards[last] + (math.nan if amount is None else amount)
         return [*rewards[:last], added, *rewards[last + 1 :]]
-
-
-def _is_reply(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "assistant"
 
 
 def pad_right(

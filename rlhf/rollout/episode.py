@@ -89,8 +89,7 @@ class Episode:
             Whether the episode is over.
         """
         rollout = self.rollout
-        observation, reward, terminated, truncated, info = result
-        success = info.get("is_success")
+        observation, _, terminated, truncated, _ = result
         rollout.append(
             completion.tokens,
             turn=self.turn,
@@ -99,15 +98,9 @@ class Episode:
         )
         rollout.stopped = completion.finish_reason == FinishReason.STOP
         rollout.num_length_limited += not rollout.stopped
-        rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.env_rewards[-1] += reward
-        rollout.costs[-1] += float(info.get("cost", 0.0))
-        rollout.invalid += not info.get("valid", True)
-        rollout.success = None if success is None else bool(success)
-        rollout.terminated = terminated
+        rollout.record_step(text, result)
         if terminated:
             return True
-        rollout.conversation.append({"role": "user", "content": observation})
         ids = self.settings.chat_format.encode_text_between_replies(
             observation,
             reply=completion.tokens,

@@ -117,7 +117,9 @@ class Change:
         )
 
     def __str__(self) -> str:
-        before, after = (_value_text(value) for value in (self.before, self.after))
+        before, after = (
+            shorten(repr(value), 100, placeholder="…") for value in (self.before, self.after)
+        )
         what = "content of " if self.content_changed else ""
         return f"{what}{self.key} was {before}, now {after}"
 
@@ -378,7 +380,3 @@ def _newest_checkpoint_step(directory: Path) -> int | None:
     folders = (directory / "checkpoints").glob("*")
     matches = (re.fullmatch(r"(?:step|checkpoint)-(\d+)", path.name) for path in folders)
     return max((int(match[1]) for match in matches if match), default=None)
-
-
-def _value_text(value: Any) -> str:
-    return shorten(repr(value), 100, placeholder="…")

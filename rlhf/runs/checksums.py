@@ -35,7 +35,7 @@ def write_checksums(folder: Path, *, exclude: Collection[Path] = ()) -> None:
 
 def digests_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 digest of every file in a folder, by its path relative to the folder."""
-    paths = _files_except_checksums(folder)
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS_FILE)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
@@ -150,8 +150,3 @@ def _read_checksums(folder: Path) -> dict[str, Any]:
 def _write_digests(folder: Path, digests: dict[str, Any]) -> None:
     write_text(folder / CHECKSUMS_FILE, json.dumps(digests, indent=2))
     flush_to_disk(folder / CHECKSUMS_FILE)
-
-
-def _files_except_checksums(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE)
-    return sorted(paths)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import random
 import re
 import time
@@ -28,6 +27,7 @@ from rlhf.common.files import (
     remove,
     write_text,
 )
+from rlhf.common.launcher import launcher_number
 from rlhf.common.yaml_text import dump_yaml, read_mapping_or_empty
 from rlhf.runs.changes import (
     CHANGES_FILE,
@@ -74,7 +74,7 @@ class Run:
         self.directory = directory
         self.started = time.monotonic()
         # If there are several processes, only the first one writes.
-        self.writes = os.environ.get("RANK", "0") == "0"
+        self.writes = launcher_number("RANK") == 0
         self.config: Mapping[str, Any] = {}
         self.changes: tuple[Change, ...] = ()
         """Differences between the recorded configuration and that of this process."""

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.launcher import launcher_number
 from rlhf.common.text import mask_secret_options
 
 
@@ -31,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor_name(),
         "cores": os.cpu_count(),
         "gpus": describe_gpus(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": launcher_number("WORLD_SIZE"),
         "versions": versions,
         "commit": _git_commit(),
         "command": mask_secret_options([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -23,6 +22,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from rlhf.common.launcher import launcher_number
 from rlhf.common.text import escape_invisible
 from rlhf.runs.metric_log import gold_metric_keys
 
@@ -91,7 +91,7 @@ class ProgressDisplay:
         self.last_logged_steps: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
-        first = os.environ.get("RANK", "0") == "0"  # only the first process draws
+        first = launcher_number("RANK") == 0  # only the first process draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
         self.view = _ProgressView(console, disable=not self.live)
         self.task = self.view.add_task(

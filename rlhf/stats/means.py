@@ -74,11 +74,6 @@ def bounds_from(moments: EstimateMoments, *, level: float = 0.95) -> tuple[np.nd
     return moments.mean - moments.error * below, moments.mean + moments.error * above
 
 
-def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return lower and upper bounds [...] of the mean of n >= 2 independent values [..., n]."""
-    return bounds_from(mean_moments(values), level=level)
-
-
 def _invert_hall_transformation(target: np.ndarray, a: np.ndarray) -> np.ndarray:
     """Solve Hall's transformation T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target` for T.
 

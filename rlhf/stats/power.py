@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import mean_bounds
+from rlhf.stats.means import bounds_from, mean_moments
 
 _MAX_PAIRS = 10_000_000
 
@@ -117,18 +117,13 @@ def upper_standard_deviation(
 
 
 def simulated_coverage(
-    population: np.ndarray,
-    n: int,
-    *,
-    rng: np.random.Generator,
-    trials: int = 2000,
-    level: float = 0.95,
+    population: np.ndarray, n: int, *, rng: np.random.Generator, trials: int = 2000
 ) -> float:
-    """Return the simulated coverage of the interval of a mean of n draws from `population`.
+    """Return the simulated coverage of the 95% interval of a mean of n draws from `population`.
 
     The coverage is the proportion of `trials` samples whose interval contains the mean of the
     population.
     """
-    low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
+    low, high = bounds_from(mean_moments(rng.choice(population, size=(trials, n))))
     truth = population.mean()
     return float(((low <= truth) & (truth <= high)).mean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from rlhf.runs import launch
 from rlhf.runs.changes import KEYS_IGNORED_ON_RESUME
 from rlhf.runs.claim import remove_written_files
 from rlhf.runs.directory import lock_directory_and_write_config
-
-log = logging.getLogger(__name__)
 
 
 class JobsFailedError(UserError):

@@ -67,20 +67,23 @@ def _group_in_order(
     groups: list[tuple[list[int], int]] = []  # rows of the last micro-batch with a shared prefix
     size = 0
     for unit in units:
-        joined = groups[-1:]  # earlier groups get no further rows
-        saved = -count_saved_tokens(joined)
-        for row in unit:
-            add_row_to_prefix_groups(joined, tokens, lengths, row)
-        saved += count_saved_tokens(joined)
-        num_tokens = int(lengths[unit].sum())
-        if batches and size + num_tokens - saved <= max_tokens:
-            batches[-1] += unit
-            groups[-1:] = joined
-            size += num_tokens - saved
-            continue
-        batches.append(list(unit))
-        groups = []
-        for row in unit:
-            add_row_to_prefix_groups(groups, tokens, lengths, row)
-        size = num_tokens - count_saved_tokens(groups)
+        groups = groups[-1:]  # earlier groups get no further rows
+        added = _add_unit(groups, unit, tokens, lengths)
+        if not batches or size + added > max_tokens:
+            batches.append([])
+            groups, size = [], 0
+            added = _add_unit(groups, unit, tokens, lengths)
+        batches[-1] += unit
+        size += added
     return batches
+
+
+def _add_unit(
+    groups: list[tuple[list[int], int]], unit: list[int], tokens: np.ndarray, lengths: np.ndarray
+) -> int:
+    """Add the rows of a unit to prefix groups, in place; return the number of further tokens."""
+    saved = -count_saved_tokens(groups)
+    for row in unit:
+        add_row_to_prefix_groups(groups, tokens, lengths, row)
+    saved += count_saved_tokens(groups)
+    return int(lengths[unit].sum()) - saved

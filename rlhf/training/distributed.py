@@ -30,6 +30,7 @@ from torch import distributed
 
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.common.foreign import end_process
+from rlhf.common.launcher import launcher_number
 from rlhf.errors import UserError, first_line
 from rlhf.models.precision import default_device
 from rlhf.models.sharding.tensors import is_sharded
@@ -302,7 +303,7 @@ def init_distributed() -> World:
 
     Without a launcher, the group has only this process.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launcher_number("WORLD_SIZE")
     if size == 1:
         return World()
     if not distributed.is_initialized():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.launcher import launcher_number
 from rlhf.common.worker_pool import available_cpus
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
@@ -133,6 +133,19 @@ def method_of(command: str, config: Any) -> OfflineMethod:
     return reward.method_of(config) if command == "reward" else METHODS[command]
 
 
+def checked_method_and_engine(command: str, config: Any) -> tuple[OfflineMethod, str]:
+    """Return the training method of a command and the engine of the run.
+
+    Raises:
+        UserError: An option is reserved, or the engine or a stream of rows is not possible.
+    """
+    method = method_of(command, config)
+    _check_no_reserved_options(config.trainer)
+    engine = engine_of(config, native_supported=method.native)
+    _check_streaming(command, config, engine)
+    return method, engine
+
+
 @lost_process_as_user_error()
 def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     """Train on a dataset, from the start or from the last checkpoint.
@@ -149,11 +162,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         UserError: An option or the data are invalid, or training diverged.
         Interrupted: The user stopped the run.
     """
-    method = method_of(command, config)
-    check_no_reserved_options(config.trainer)
-    engine = engine_of(config, native_supported=method.native)
+    method, engine = checked_method_and_engine(command, config)
     seed_everything(config.seed)
-    check_streaming(command, config, engine)
     train_rows, eval_rows = _load_and_count_rows(config, method, run)
     setup = method.setup(config, train_rows, engine)
     if command != "reward":
@@ -220,7 +230,7 @@ def _load_and_count_rows(
     return train_rows, eval_rows
 
 
-def check_no_reserved_options(options: Mapping[str, Any]) -> None:
+def _check_no_reserved_options(options: Mapping[str, Any]) -> None:
     """Raise UserError if the user sets a reserved option under ``trainer:``."""
     for key in options:
         if key in RESERVED_OPTIONS:
@@ -255,7 +265,7 @@ def check_trainer_options(
         native_options(command, config.trainer, default_learning_rate=method.learning_rate)
 
 
-def check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
+def _check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
     """Check that a run with streamed training data is possible.
 
     Raises:
@@ -293,7 +303,7 @@ def load_train_and_eval_rows(
     """
     if config.data[0].streaming:
         # Every process of torchrun reads the stream.
-        readers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        readers = launcher_number("LOCAL_WORLD_SIZE")
         processes = config.data_processes or max(1, available_cpus() // readers)
         streamed = StreamedSource(config.data[0], config.seed, processes)
         return streamed, _load_rows(
@@ -345,7 +355,7 @@ def _load_rows(
 
 def message_texts(rows: Sequence[Row] | StreamedSource) -> Iterator[str]:
     """Yield the texts of all messages. The tokenizer of a new model is trained on these texts."""
-    if isinstance(rows, StreamedSource):  # `check_streaming` refuses a new model
+    if isinstance(rows, StreamedSource):  # `_check_streaming` refuses a new model
         return
     fields = ("prompt", "completion", "chosen", "rejected")
     yield from (row["text"] for row in rows if "text" in row)

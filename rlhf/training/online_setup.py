@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from rlhf.algorithms.controllers import (
 )
 from rlhf.algorithms.registry import Algorithm
 from rlhf.common.imports import import_object
+from rlhf.common.launcher import launcher_number
 from rlhf.common.user_code import (
     check_accepts_arguments,
     definition_location,
@@ -58,7 +58,7 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
             f"kl.controller budget needs a KL, but {name} has kl_placement none; set "
             "algorithm.kl_placement (with algorithm.kl_coef 0, the KL is not penalized)"
         )
-    check_number_of_processes(config, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    check_number_of_processes(config, processes=launcher_number("WORLD_SIZE"))
     if config.rollout.max_staleness:
         _check_asynchronous(name, config, algorithm)
     return algorithm

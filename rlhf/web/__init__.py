@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-from rlhf.errors import UserError
+from rlhf.common.imports import check_extra_installed
 
 WEB_PACKAGES = ("starlette", "uvicorn", "jinja2")
 """Packages of the extra ``web``."""
@@ -19,5 +17,4 @@ def require_web_packages(feature: str) -> None:
     Raises:
         UserError: A package of the extra is not installed.
     """
-    if any(importlib.util.find_spec(name) is None for name in WEB_PACKAGES):
-        raise UserError(f'{feature} needs a web server: pip install "rlhf-kit[web]"')
+    check_extra_installed(feature, "web", *WEB_PACKAGES)

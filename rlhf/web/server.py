@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import signal
 import socket
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -26,7 +22,6 @@ LOOPBACK_HOST = "127.0.0.1"
 GRACEFUL_SECONDS = 10.0
 """Default time limit of running requests after a signal, in seconds."""
 _POLL_SECONDS = 0.05
-_START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -94,9 +89,8 @@ def serve(
     stopped: str = "",
     graceful_seconds: float = GRACEFUL_SECONDS,
     unread_seconds: float | None = None,
-    stop: threading.Event | None = None,
 ) -> None:
-    """Serve an application until a signal (Ctrl-C, SIGTERM) or ``stop`` ends it.
+    """Serve an application until a signal (Ctrl-C, SIGTERM) ends it.
 
     After the first signal, no connection is accepted, and running requests are ended after
     ``graceful_seconds``. A second signal ends the process.
@@ -108,7 +102,6 @@ def serve(
         graceful_seconds: Time limit of running requests after a signal, in seconds.
         unread_seconds: Time after which a connection is closed whose client does not read what it
             was sent, in seconds; None without a limit.
-        stop: Event that ends the server without a signal. This function then returns.
 
     Raises:
         Interrupted: A signal stopped the server. Its message begins with the name of the signal;
@@ -118,7 +111,7 @@ def serve(
     with StopSignalRecorder() as recorder:
         # uvicorn installs its own handlers for SIGINT and SIGTERM. After its shutdown, it raises
         # the signal again, and the recorder records it.
-        asyncio.run(_serve_until_stopped(server, listener, recorder, stop))
+        asyncio.run(_serve_until_stopped(server, listener, recorder))
     if recorder.number is not None:
         name = signal.Signals(recorder.number).name
         message = f"stopped by {name}" + (f"; {stopped}" if stopped else "")
@@ -126,13 +119,10 @@ def serve(
 
 
 async def _serve_until_stopped(
-    server: uvicorn.Server,
-    listener: Listener,
-    recorder: StopSignalRecorder,
-    stop: threading.Event | None,
+    server: uvicorn.Server, listener: Listener, recorder: StopSignalRecorder
 ) -> None:
     async def watch() -> None:
-        while not (recorder.requested or (stop is not None and stop.is_set())):
+        while not recorder.requested:
             await asyncio.sleep(_POLL_SECONDS)
         server.should_exit = True
 
@@ -141,37 +131,6 @@ async def _serve_until_stopped(
         await server.serve(sockets=[listener.socket])
     finally:
         watcher.cancel()
-        listener.socket.close()
-
-
-@contextlib.contextmanager
-def serve_in_thread(
-    app: ASGIApp, host: str = LOOPBACK_HOST, port: int = 0, *, unread_seconds: float | None = None
-) -> Iterator[Listener]:
-    """Return a context manager that serves an application in a thread of this process.
-
-    See `open_listener` and `serve` for the arguments.
-
-    Example:
-        >>> with serve_in_thread(app) as listener:  # doctest: +SKIP
-        ...     urllib.request.urlopen(listener.url("/health"))
-    """
-    listener = open_listener(host, port)
-    server = _server(app, GRACEFUL_SECONDS, unread_seconds)
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[listener.socket])), daemon=True
-    )
-    thread.start()
-    deadline = time.monotonic() + _START_SECONDS
-    try:
-        while not server.started and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        if not server.started:
-            raise RuntimeError("the server did not start")
-        yield listener
-    finally:
-        server.should_exit = True
-        thread.join()
         listener.socket.close()
 
 

@@ -75,7 +75,6 @@ def test_the_decrease_on_a_linear_reward_is_the_sum_of_the_deleted_attributions(
         )
         assert abs(row.random.value - mean) < 5 * spread / np.sqrt(200)
     assert not result.overall.gain.known  # one pair has no interval
-    assert not result.is_faithful
 
 
 def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_not():
@@ -90,7 +89,7 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
     explainer = RewardExplainer(reward, options)
     (result,) = explainer.explain_pairs(pairs, shown=1, measure_on=20).faithfulness
     assert result.pairs == 20
-    assert result.is_faithful
+    assert result.overall.gain.low > 0
     assert result.overall.top.units == 20
     assert result.overall.gain.value == pytest.approx(
         result.overall.top.value - result.overall.random.value

@@ -94,7 +94,7 @@ def test_an_empty_reply_has_no_words():
 
 
 def test_a_missing_captum_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(UserError, match=r'needs captum: pip install "rlhf-kit\[explain\]"'):
         RewardExplainer(words_reward(len), SHAPLEY)
 

@@ -192,11 +192,9 @@ def test_onnx_has_the_logits_of_the_model(runs: Runs, tmp_path: Path):
     import onnxruntime
 
     config = ExportConfig(str(runs.sft), str(tmp_path / "out"), onnx=True)
-    result = export_model(config).onnx
-    assert result is not None
-    assert result.written, result.message
-    assert result.difference is not None
-    assert result.difference <= 1e-4
+    message = export_model(config).onnx
+    assert message is not None
+    assert message.startswith("model.onnx: its logits in onnxruntime differ by at most"), message
     session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
     ids = torch.randint(5, 80, (4, 23), generator=torch.Generator().manual_seed(0))
     feed = {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
@@ -226,9 +224,9 @@ def test_a_failed_conversion_to_onnx_is_stated(exports, monkeypatch: pytest.Monk
         raise RuntimeError("unsupported operator\nmore")
 
     monkeypatch.setattr(onnx_export, "_export", fail)
-    result = onnx_export.write_onnx(exports["sft"])
-    assert not result.written
-    assert result.message.endswith("the conversion failed: unsupported operator")
+    message = onnx_export.write_onnx(exports["sft"])
+    assert not list(exports["sft"].glob("*.onnx*"))
+    assert message.endswith("the conversion failed: unsupported operator")
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):

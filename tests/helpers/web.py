@@ -1,15 +1,23 @@
-"""A command of the toolkit that serves a page, in a process of its own."""
+"""A command of the toolkit that serves a page, in a process of its own; a server in a thread."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from rlhf.web import server as web_server
+from rlhf.web.server import GRACEFUL_SECONDS, Listener, open_listener
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +75,24 @@ class ServedCommand:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate(timeout=120)
+
+
+@contextlib.contextmanager
+def serve_in_thread(app: ASGIApp, *, unread_seconds: float | None = None) -> Iterator[Listener]:
+    """Serve an application in a thread of this process."""
+    listener = open_listener()
+    server = web_server._server(app, GRACEFUL_SECONDS, unread_seconds)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener.socket])), daemon=True
+    )
+    thread.start()
+    deadline = time.monotonic() + 30
+    try:
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.started, "the server did not start"
+        yield listener
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.socket.close()

@@ -16,8 +16,9 @@ from rlhf.config.serve import ServerLimits
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.serving.app import Server
 from rlhf.serving.model import ServedModel
-from rlhf.web.server import Listener, serve_in_thread
+from rlhf.web.server import Listener
 from tests.helpers.models import tiny_model
+from tests.helpers.web import serve_in_thread
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from rlhf.models.rewards import load_rewards
 from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.serving.app import Server
 from rlhf.serving.model import ServedModel
-from rlhf.web.server import serve_in_thread
 from tests.helpers.documentation import blocks
 from tests.helpers.models import tiny_model
+from tests.helpers.web import serve_in_thread
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 NAME, URL = "smollm2-135m-instruct", "http://127.0.0.1:8000"

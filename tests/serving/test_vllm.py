@@ -12,9 +12,9 @@ from rlhf.config.serve import ServeConfig
 from rlhf.rollout.vllm.weights import save_untied
 from rlhf.serving.app import Server
 from rlhf.serving.model import load_served_model
-from rlhf.web.server import serve_in_thread
 from tests.helpers.models import recomputed_logprobs, scratch_model, tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
+from tests.helpers.web import serve_in_thread
 from tests.serving.conftest import Running
 
 

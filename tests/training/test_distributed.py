@@ -309,6 +309,9 @@ def test_a_pipeline_in_two_processes_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["run", str(path)]) == 2
     assert "`rlhf run` runs in one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert main(["run", str(path)]) == 2
+    assert "WORLD_SIZE is 'two': set it to a whole number from 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -23,7 +23,8 @@ from rlhf.errors import UserError
 from rlhf.web import security
 from rlhf.web.pages import Templates, asset_routes
 from rlhf.web.security import new_token, secured
-from rlhf.web.server import is_loopback, open_listener, serve_in_thread
+from rlhf.web.server import is_loopback, open_listener
+from tests.helpers.web import serve_in_thread
 
 SECRET = "the content of the page"
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,10 +281,3 @@ def test_a_signal_lets_requests_finish_and_ends_with_its_code(number: signal.Sig
     assert errors == f"rlhf: stopped by {number.name}; all is saved\n"
     with pytest.raises(OSError):
         socket.create_connection((host, int(port)), timeout=5)
-
-
-def test_a_server_in_a_thread_ends_with_its_block():
-    with serve_in_thread(secured(Starlette(routes=[Route("/", content)]))) as listener:
-        assert httpx.get(listener.url()).text == SECRET
-    with pytest.raises(httpx.TransportError):
-        httpx.get(listener.url())

@@ -8,13 +8,10 @@ from rlhf.explain.counterfactuals import Counterfactual
 from rlhf.explain.neighbors import Neighbor
 from rlhf.explain.prompt_influence import PromptInfluence
 from rlhf.explain.reward.explanation import PairExplanation, RewardExplanation, TextExplanation
-from rlhf.explain.token_markup import (
-    ShadedTokens,
-    html_with_shading_selector,
-    strongest_tokens_text,
-)
+from rlhf.explain.token_markup import ShadedTokens, strongest_tokens_text
 from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import esc, interval_text, number_text
+from rlhf.reports.tokens import html_with_shading_selector
 
 _MARGIN_NOTE = (
     "Green tokens support the chosen reply, red tokens the rejected reply. Point at a token to see "

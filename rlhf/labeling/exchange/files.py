@@ -123,11 +123,7 @@ def _labels_in(
     if not isinstance(content, list):
         raise UserError(f"{path}: expected the list of {form} records, found another value")
     for label in _FROM[form](content, names, problem):
-        yield label if annotator is None else _with_annotator(label, annotator)
-
-
-def _with_annotator(label: ForeignLabel, annotator: str) -> ForeignLabel:
-    return replace(label, annotator=annotator)
+        yield label if annotator is None else replace(label, annotator=annotator)
 
 
 def _without_nulls(row: Row) -> dict[str, Any]:

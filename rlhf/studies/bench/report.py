@@ -118,12 +118,7 @@ def _comparison_list_html(findings: Findings) -> str:
     if it is significantly worse. An item on two algorithms that differ significantly is green.
     """
     significant = [d for d in findings.pairs if d.winner]
-    items = [
-        verdict_item_html(
-            d, SCORE_METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
-        )
-        for d in findings.against_baseline
-    ]
+    items = [verdict_item_html(d, SCORE_METRIC) for d in findings.against_baseline]
     items += [verdict_item_html(d, SCORE_METRIC, "good") for d in significant]
     lines = verdict_lines(findings)[len(items) :]
     coverage = {simulated_coverage_text(d) for d in findings.differences}

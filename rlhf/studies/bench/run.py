@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from rlhf.studies.bench.result import protocol_sentences
 from rlhf.studies.bench.scores import analyze_scores, read_scores
 from rlhf.studies.jobs import JobsFailedError, failed_jobs_text, lock_study_directory, run_job
 from rlhf.studies.launchers import make_launcher
-
-log = logging.getLogger(__name__)
 
 MANIFEST_FILE = "bench.yaml"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.imports import check_extra_installed
 from rlhf.config.launcher import LauncherConfig
 from rlhf.errors import UserError, first_line
 from rlhf.runs.interrupt import StopSignalRecorder
@@ -36,10 +37,9 @@ class RayLauncher(FutureLauncher):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would otherwise set CUDA_VISIBLE_DEVICES to nothing in tasks that reserve no GPU.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError as error:
-            raise UserError('--launcher ray needs Ray: pip install "rlhf-kit[ray]"') from error
+        check_extra_installed("--launcher ray", "ray", "ray")
+        import ray
+
         self.ray: Any = ray
         self.capacity = config.jobs
         self.config = config

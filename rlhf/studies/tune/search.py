@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.imports import check_extra_installed
 from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 
@@ -57,12 +58,11 @@ class AlgorithmSearch:
         seed: int,
         count: int | None = None,
     ) -> None:
-        try:
-            import optuna
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise UserError('rlhf tune needs Optuna: pip install "rlhf-kit[tuning]"') from error
+        check_extra_installed("rlhf tune", "tuning", "optuna")
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # The run directory is locked by one process, so an existing lock of Optuna belongs to a
         # killed process. Optuna would wait for this lock, and never end if the path is relative.

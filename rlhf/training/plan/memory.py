@@ -80,9 +80,7 @@ class TrainingState:
     itemsize: int = 4
     """Bytes of a weight, in the widest dtype of the weights."""
 
-    def memory_per_device(
-        self, shards: int, *, with_gradients: bool, with_optimizer: bool = True
-    ) -> Memory:
+    def memory_per_device(self, shards: int, *, with_gradients: bool) -> Memory:
         """Return the memory that the training state needs on one device.
 
         Args:
@@ -91,13 +89,12 @@ class TrainingState:
                 blocks, of which one is prefetched, are whole while a pass uses them. A reference
                 model is sharded in the same way, and learned rewards are not sharded.
             with_gradients: Whether the gradients of all trained weights exist.
-            with_optimizer: Whether the optimizer has taken a step, which allocates its state.
         """
         gathered = self.embeddings + 2 * self.largest_block if shards > 1 else 0
         return Memory(
             weights=self.weights / shards,
             gradients=self.gradients / shards if with_gradients else 0,
-            optimizer=(self.optimizer if with_optimizer else self.master_weights) / shards,
+            optimizer=self.optimizer / shards,
             reference=self.reference / shards,
             critic=self.critic / shards,
             rewards=self.rewards,
@@ -289,15 +286,10 @@ def update_memory(
 
 
 def scoring_memory(
-    state: TrainingState,
-    passes: PassSize,
-    head: HeadSize | None,
-    *,
-    shards: int = 1,
-    optimizer: bool = True,
+    state: TrainingState, passes: PassSize, head: HeadSize | None, *, shards: int = 1
 ) -> Memory:
-    """Return the memory of a forward pass without gradients, before or after optimizer steps."""
-    before = state.memory_per_device(shards, with_gradients=False, with_optimizer=optimizer)
+    """Return the memory of a forward pass without gradients, after the first optimizer step."""
+    before = state.memory_per_device(shards, with_gradients=False)
     logits = 0 if head is None else head.chunk_logit_bytes
     return _with_added_bytes(before, logits=logits, temporary=passes.forward)
 

@@ -6,7 +6,6 @@ The trainers are configured only by their public arguments, without subclasses.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import trl
 
 from rlhf.common.files import read_json
 from rlhf.common.foreign import user_code_location
+from rlhf.common.launcher import launcher_number
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import copy_base_and_set_its_path
@@ -246,7 +246,7 @@ def make_training_arguments(
         UserError: The batch size is not a multiple of the micro-batch size times the number of
             processes, or the value of an option is invalid.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = launcher_number("WORLD_SIZE")
     check_batch_is_divisible(config, processes=world)
     steps = num_steps(config, num_rows)
     every = steps_between_evaluations(config, steps)
