@@ -404,7 +404,8 @@ def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, capsys, echo_
             r"the settings follow a \*",
         ),
         (
-            "from rlhf.plugins import *\nregister_data_format('f', columns=('a',), kinds=('sfft',))\n",
+            "from rlhf.plugins import *\n"
+            "register_data_format('f', columns=('a',), kinds=('sfft',))\n",
             r"data format 'f': kinds: there is no kind 'sfft'; did you mean 'sft'\? \(mine.py:2\)",
         ),
     ],
