@@ -517,7 +517,14 @@ def register_data_format(
         columns: Columns that a dataset of this format has.
         kinds: Kinds of rows that the function can yield; docs/data.md describes them.
         optional_columns: Further columns that the function reads.
+
+    Raises:
+        UserError: A kind does not exist, the name is taken, or the signature is wrong.
     """
+    for kind in kinds:
+        if kind not in (known := typing.get_args(Kind)):
+            hint = did_you_mean(kind, known)
+            raise UserError(f"data format {name!r}: kinds: there is no kind {kind!r}{hint}")
 
     def decorate(read: T) -> T:
         from rlhf.data.schemas import SCHEMAS, Schema

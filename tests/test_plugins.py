@@ -257,6 +257,29 @@ def test_a_kind_of_reward_model(tmp_path, echo_model):
     assert first == pytest.approx(1, abs=0.1)  # equal scores: max(0, 1 - 0)
 
 
+def test_an_optimizer_with_the_trainer_of_transformers(tmp_path, echo_model):
+    """The only step of signSGD moves every weight with a gradient by the learning rate."""
+    tree = pairs_tree(
+        tmp_path,
+        echo_model,
+        plugins=[*plugin("reward_model"), *plugin("optimizer")],
+        kind="hinge",
+        trainer={"optim": "sign_sgd", "max_steps": 1, "learning_rate": 2.0**-10},
+        evaluations=1,
+    )
+    tree["trainer"]["lr_scheduler_type"] = "constant"
+    final = run_command("reward", tree)
+    from tests.helpers.training import tensors_of
+
+    before, after = tensors_of(echo_model), tensors_of(final)
+    moved = {
+        round(float(abs(after[k] - before[k]).max()) * 2**10, 3)
+        for k in before
+        if k in after and not torch.equal(after[k], before[k])
+    }
+    assert moved == {1.0}
+
+
 # Where code is found
 
 
@@ -379,6 +402,11 @@ def test_an_installed_plugin_is_found_by_its_entry_point(tmp_path, capsys, echo_
         (
             "from rlhf.plugins import *\n@register_reward('r')\ndef r(c, limit): ...\n",
             r"the settings follow a \*",
+        ),
+        (
+            "from rlhf.plugins import *\n"
+            "register_data_format('f', columns=('a',), kinds=('sfft',))\n",
+            r"data format 'f': kinds: there is no kind 'sfft'; did you mean 'sft'\? \(mine.py:2\)",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from rlhf.common.files import read_json
 from rlhf.common.foreign import user_code_location
 from rlhf.common.launcher import launcher_number
 from rlhf.config.offline import OfflineConfig
+from rlhf.config.optimization import OPTIMIZERS
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import copy_base_and_set_its_path
 from rlhf.models.architecture import unwrap_peft
@@ -277,12 +278,18 @@ def make_training_arguments(
         "metric_for_best_model": "loss",
         "greater_is_better": False,
     }
-    requested = {
-        key: value for key, value in config.trainer.items() if key not in spec.handled_options
-    }
+    # The training arguments accept only transformers' optimizers, see `make_trainer`.
+    handled = spec.handled_options | ({"optim"} if _plugin_optimizer(config) else set())
+    requested = {key: value for key, value in config.trainer.items() if key not in handled}
     arguments = {**defaults, **spec.defaults, **requested, **fixed, **spec.fixed}
     with option_errors_as_user_errors():
         return spec.options(**arguments)
+
+
+def _plugin_optimizer(config: OfflineConfig) -> str | None:
+    """Return ``trainer.optim`` if it is the optimizer of a plug-in, else None."""
+    name = config.trainer.get("optim")
+    return name if isinstance(name, str) and name in OPTIMIZERS.sources else None
 
 
 def check_batch_is_divisible(config: OfflineConfig, *, processes: int) -> None:
@@ -315,8 +322,9 @@ def make_trainer(
     if config.patience is not None:
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
     trained = [p for p in setup.model.parameters() if p.requires_grad]
-    if any(p.dtype != torch.float32 for p in trained):
-        name = toolkit_optimizer_name(getattr(options.optim, "value", options.optim))
+    name = _plugin_optimizer(config)
+    if name or any(p.dtype != torch.float32 for p in trained):
+        name = name or toolkit_optimizer_name(getattr(options.optim, "value", options.optim))
         optimizer = make_optimizer(name, trained, optimizer_settings(options))
         extra["optimizers"] = (optimizer, None)
     with option_errors_as_user_errors():
