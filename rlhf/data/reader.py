@@ -155,7 +155,7 @@ class TableReader:
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             location = self.plugin_location
             why = f" ({_describe_failure(error, location)})" if location else ""
-            yield RowDropped(f"row that does not have the {self.schema.name} format{why}")
+            yield RowDropped(f"rows that do not have the {self.schema.name} format{why}")
 
     def _schema_items(self, schema: Schema, row: Row) -> Iterable[Any]:
         """Return the cells of the canonical rows of a row.

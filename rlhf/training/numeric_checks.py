@@ -202,12 +202,15 @@ def check_parameters_are_trained(
     learning = {id(weight) for weight in weights if weight.requires_grad}
     expected = {id(weight) for weight in (*weights, *trained)}
     frozen = len(expected - learning)
-    if frozen or all(weight.grad is None for weight in weights):
+    if frozen:
         raise Halt(
             "frozen",
-            f"alarm frozen: {frozen or len(expected)} of {len(expected)} trained parameter tensors "
-            "have no gradient",
+            f"alarm frozen: {frozen} of {len(expected)} trained parameter tensors do not require a "
+            "gradient, or are not in the optimizer",
         )
+    if all(weight.grad is None for weight in weights):
+        message = f"none of the {len(expected)} trained parameter tensors has a gradient"
+        raise Halt("frozen", f"alarm frozen: {message}")
 
 
 def check_weights_are_finite(

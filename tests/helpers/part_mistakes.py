@@ -147,7 +147,7 @@ _TRACKER = (
     "complete"
 )
 _DROPPED = (
-    "no usable row (… row that does not have the exam format ({} (mine.py:LINE))); read as exam"
+    "no usable row (… rows that do not have the exam format ({} (mine.py:LINE))); read as exam"
 )
 _PAIRS = "kind mine: pair_losses (mine.py:LINE) returned a {}: return a tensor of shape …"
 _OUTPUT = "command 'mine' (mine.py:LINE) {}: write it as a generator: …"
@@ -360,6 +360,16 @@ PARTS: dict[str, dict[str, Case]] = {
         "unknown token": Case(
             _engine(_completion("[10**6]", "[-1.0]")),
             _POLL.format("returned a token that is not one of the … ids of the model"),
+        ),
+        "twice": Case(
+            _engine(_completion("[1]", "[-1.0]") + " * 2"),
+            _POLL.format("returned a completion that was not requested, or a second one for …"),
+        ),
+        "unknown version": Case(
+            _engine(
+                "return [Completion(r, [1], [-1.0], FinishReason.LENGTH, -1) for r in requests]"
+            ),
+            _POLL.format("returned a completion with policy_version -1: return the version …"),
         ),
         "exit": Case(_engine("os._exit(0)  # here", here=""), _EXIT),
         "hang": Case(

@@ -25,6 +25,8 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "close": (),
 }
 """Method of an engine -> its arguments."""
+_EMPTY_POLL_SECONDS = 0.001
+"""Pause after a poll without a completion, because the collector polls again at once."""
 
 
 class CheckedEngine(EngineBase):
@@ -43,6 +45,8 @@ class CheckedEngine(EngineBase):
         self.engine, self.what, self.vocabulary = engine, what, vocabulary
         self._last_completion = math.inf
         """Time of the last completion or request."""
+        self._requested: set[int] = set()
+        """Ids of the requests without a completion."""
         for name, arguments in _ARGUMENTS.items():
             check_accepts_arguments(
                 getattr(engine, name),
@@ -63,6 +67,7 @@ class CheckedEngine(EngineBase):
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
         self._last_completion = time.monotonic()
+        self._requested |= {request.request_id for request in requests}
         self._call("submit", list(requests))
 
     def poll(self) -> list[Completion]:
@@ -81,9 +86,12 @@ class CheckedEngine(EngineBase):
         elif now - self._last_completion > user_code.SLOW_SECONDS:
             problem = f"has returned no completion for {user_code.SLOW_SECONDS:g} s: {_ADVICE}"
             user_code.warn_once(str(self._error("poll", problem)))
+        if not completions:
+            time.sleep(_EMPTY_POLL_SECONDS)
         for completion in completions:
             if problem := self._problem_of(completion):
                 raise self._error("poll", problem)
+            self._requested.discard(completion.request.request_id)
         return list(completions)
 
     def release(self, episode_id: int) -> None:
@@ -92,6 +100,7 @@ class CheckedEngine(EngineBase):
 
     def reset(self) -> None:
         """Release all episodes."""
+        self._requested.clear()
         self._call("reset")
 
     def metrics(self) -> dict[str, float]:
@@ -123,6 +132,14 @@ class CheckedEngine(EngineBase):
         if not isinstance(completion, Completion):
             type_name = type(completion).__name__
             return f"returned a list with a {type_name}: return a list of Completion"
+        if completion.request.request_id not in self._requested:
+            return "returned a completion that was not requested, or a second one for its request"
+        version, latest = completion.policy_version, self.policy_version
+        if type(version) is not int or not 0 <= version <= latest:
+            return (
+                f"returned a completion with policy_version {version}: return the version of the "
+                f"weights that sampled it, 0 to {latest}"
+            )
         tokens, logprobs = completion.tokens, completion.logprobs
         maximum = completion.request.max_new_tokens
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):

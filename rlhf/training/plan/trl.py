@@ -40,7 +40,7 @@ def estimate_trl(
     the logits of all tokens, padding included.
     """
     model = setup.model
-    name = "sgd" if "sgd" in str(config.trainer.get("optim", "")) else "adamw"
+    name = "sgd" if config.trainer.get("optim") == "sgd" else "adamw"
     reference = model if setup.trainer and "ref_model" in setup.trainer.arguments else None
     state = training_state(model, optimizer=name, blocks=blocks_or_none(model), reference=reference)
     read = [examples[index] for index in range(min(len(examples), MAX_EXAMPLES))]
