@@ -283,7 +283,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if case.sharded:
         tree["sharding"] = "fsdp"
     config = COMMANDS.config_from_tree(case.command, tree)
-    opened = Run.open(COMMANDS.effective_tree(case.command, config))
+    opened = Run.open(COMMANDS.effective_config_tree(case.command, config))
     load = LoadReading.now()
     import_object(COMMANDS[case.command].run)(case.command, config, TimedRun(opened.directory))
     others = LoadReading.now().cores_used_by_others(load)

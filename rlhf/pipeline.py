@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
-from rlhf.commands.dry_run import check_without_data
+from rlhf.commands.dry_run import check_config_without_data
 from rlhf.common.names import FILE_NAME_RULE, did_you_mean, is_file_name
 from rlhf.common.ranges import Seed, convert_to_type
 from rlhf.config.base import DirectoryConfig
@@ -35,7 +35,7 @@ from rlhf.runs.renamed import check_no_old_names
 
 log = logging.getLogger(__name__)
 
-PREFIX = "stage:"
+REFERENCE_PREFIX = "stage:"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _check_stage(
     stage = pipeline.stages[index]
     try:
         for reference in _stage_references(stage):
-            target = reference.removeprefix(PREFIX).partition("/")[0]
+            target = reference.removeprefix(REFERENCE_PREFIX).partition("/")[0]
             if target not in names[:index]:
                 raise UserError(
                     f"{reference}: no earlier stage is called {target!r}"
@@ -120,7 +120,7 @@ def _check_stage(
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_model_references(stage, commands_by_name)
         config = commands.config_from_tree(stage["command"], stage_config_tree(pipeline, stage))
-        check_without_data(stage["command"], config, with_model=False)
+        check_config_without_data(stage["command"], config, with_model=False)
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
@@ -157,9 +157,9 @@ def _referenced_command(spec: Any, commands_by_name: Mapping[str, str]) -> str |
     The result is None if ``spec`` has no such reference.
     """
     path = spec.get("path") if isinstance(spec, Mapping) else None
-    if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
+    if not isinstance(path, str) or not path.startswith(REFERENCE_PREFIX) or "/" in path:
         return None
-    return commands_by_name[path.removeprefix(PREFIX)]
+    return commands_by_name[path.removeprefix(REFERENCE_PREFIX)]
 
 
 def replace_missing_with_initial_model(
@@ -176,11 +176,11 @@ def replace_missing_with_initial_model(
     """
     stages = {str(other["name"]): other for other in pipeline.stages}
     model = stage.get("model")
-    while isinstance(model, Mapping) and str(model.get("path", "")).startswith(PREFIX):
+    while isinstance(model, Mapping) and str(model.get("path", "")).startswith(REFERENCE_PREFIX):
         path = str(model["path"])
         if _reference_path(Path(pipeline.output_dir), path).exists():
             break
-        origin = stages[path.removeprefix(PREFIX).partition("/")[0]].get("model")
+        origin = stages[path.removeprefix(REFERENCE_PREFIX).partition("/")[0]].get("model")
         if not isinstance(origin, Mapping) or "/" in path or not origin.get("path"):
             break
         model = {**model, "path": origin["path"]}
@@ -192,7 +192,7 @@ def _stage_references(value: Any) -> list[str]:
         return [name for item in value.values() for name in _stage_references(item)]
     if isinstance(value, list):
         return [name for item in value for name in _stage_references(item)]
-    return [value] if isinstance(value, str) and value.startswith(PREFIX) else []
+    return [value] if isinstance(value, str) and value.startswith(REFERENCE_PREFIX) else []
 
 
 def missing_references(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
@@ -202,7 +202,7 @@ def missing_references(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str
 
 
 def _reference_path(root: Path, reference: str) -> Path:
-    name, _, file = reference.removeprefix(PREFIX).partition("/")
+    name, _, file = reference.removeprefix(REFERENCE_PREFIX).partition("/")
     return root / name / (file or "final")
 
 
@@ -235,7 +235,7 @@ def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str,
             return {key: with_reference_paths(item) for key, item in value.items()}
         if isinstance(value, list):
             return [with_reference_paths(item) for item in value]
-        if isinstance(value, str) and value.startswith(PREFIX):
+        if isinstance(value, str) and value.startswith(REFERENCE_PREFIX):
             return str(_reference_path(root, value))
         return value
 
@@ -299,9 +299,9 @@ def _check_changes_allow_resume(pipeline: Pipeline, commands: CommandTable) -> N
         if changes is None:
             continue
         origins = {
-            key: value.removeprefix(PREFIX).partition("/")[0]
+            key: value.removeprefix(REFERENCE_PREFIX).partition("/")[0]
             for key, value in leaf_items(stage)
-            if isinstance(value, str) and value.startswith(PREFIX)
+            if isinstance(value, str) and value.startswith(REFERENCE_PREFIX)
         }
         for key, origin in origins.items():
             if origin in continuing and not permits_content_change(stage, key):
@@ -365,5 +365,5 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     has_model = (
         isinstance(model, Mapping) and "path" in model and not missing_references(pipeline, model)
     )
-    check_without_data(command, config, with_model=has_model)
+    check_config_without_data(command, config, with_model=has_model)
     return f"keys and types are valid; {note}"

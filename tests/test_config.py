@@ -11,10 +11,10 @@ from typing import Literal
 import pytest
 
 from rlhf.cli.arguments import parse_arguments
-from rlhf.commands.data_check import CheckConfig
+from rlhf.commands.data_check import DataCheckConfig
 from rlhf.commands.demos import DemosConfig
 from rlhf.commands.generate import GenerateConfig
-from rlhf.commands.models import MergeConfig
+from rlhf.commands.models import AdapterMergeConfig
 from rlhf.commands.pairs import PairsConfig
 from rlhf.commands.report import ReportConfig
 from rlhf.commands.score import ScoreConfig
@@ -45,7 +45,7 @@ CONFIGS = [
     PairsConfig,
     GenerateConfig,
     ScoreConfig,
-    CheckConfig,
+    DataCheckConfig,
 ]
 
 
@@ -162,15 +162,17 @@ def test_arguments_without_a_flag_set_the_keys_of_the_row():
         ]
 
     assert overrides(["a", "b"], ["directories"], ReportConfig) == [(("directories", ["a", "b"]),)]
-    assert overrides(["a", "b"], ["path"], CheckConfig) == [(("path", "a"),), (("path", "b"),)]
+    assert overrides(["a", "b"], ["path"], DataCheckConfig) == [(("path", "a"),), (("path", "b"),)]
     merge_keys = ["adapter", "target"]
-    assert overrides(["a", "b"], merge_keys, MergeConfig) == [(("adapter", "a"), ("target", "b"))]
-    assert overrides([], ["path"], CheckConfig) == [()]
+    assert overrides(["a", "b"], merge_keys, AdapterMergeConfig) == [
+        (("adapter", "a"), ("target", "b"))
+    ]
+    assert overrides([], ["path"], DataCheckConfig) == [()]
     files = parse_arguments(["a.yaml", "--config", "b.yaml"])
-    (call,) = files.bind_positional_to_keys("x", ["config"], CheckConfig)
+    (call,) = files.bind_positional_to_keys("x", ["config"], DataCheckConfig)
     assert call.files == ("a.yaml", "b.yaml")
     with pytest.raises(UserError, match="x: unexpected argument 'c'"):
-        overrides(["a", "b", "c"], merge_keys, MergeConfig)
+        overrides(["a", "b", "c"], merge_keys, AdapterMergeConfig)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_wrong_types_are_told_in_one_line_with_key_and_value(tree, parts):
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_numpy_or_torch_refuse_are_refused(seed):
     with pytest.raises(UserError, match=r"seed must be (>=|<) "):
-        build_config(CheckConfig, {"path": "a.jsonl", "seed": seed})
+        build_config(DataCheckConfig, {"path": "a.jsonl", "seed": seed})
 
 
 @dataclass

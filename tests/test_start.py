@@ -134,9 +134,9 @@ def test_the_doctor_states_what_is_chosen_and_missing(capsys, echo_model, monkey
     assert features["--launcher slurm"] == "missing: sbatch is not on PATH"
     assert "HF_HUB_OFFLINE" in features["models of the Hugging Face Hub"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    from rlhf.commands.doctor import _features
+    from rlhf.commands.doctor import _feature_availability
 
-    assert _features()["rlhf tune"] == 'missing: pip install "rlhf-kit[tuning]"'
+    assert _feature_availability()["rlhf tune"] == 'missing: pip install "rlhf-kit[tuning]"'
 
 
 def test_the_extras_of_the_doctor_exist():

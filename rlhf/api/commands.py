@@ -49,7 +49,7 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     """
     commands = load_command_table()
     checked = commands.read_config(command, as_sources(config), list(overrides.items()))
-    return commands.run_config(command, checked)
+    return commands.run_command_with_config(command, checked)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:

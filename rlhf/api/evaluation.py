@@ -43,5 +43,5 @@ def evaluate(
     default = {"output_dir": "runs/evaluate"}
     sources = [default, *as_sources(config), to_evaluation_config(options)]
     checked = commands.read_config("evaluate", sources, [])
-    commands.run_config("evaluate", checked)
+    commands.run_command_with_config("evaluate", checked)
     return Run(checked.output_dir)

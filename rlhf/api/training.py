@@ -63,7 +63,7 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
         tree["env"] = {"id": None, "prompts": [], **tree["env"]}
     default = {"output_dir": f"runs/{command}"}
     checked = commands.read_config(command, [default, *sources, tree], [])
-    commands.run_config(command, checked)
+    commands.run_command_with_config(command, checked)
     return Run(checked.output_dir)
 
 

@@ -104,12 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for call in calls:
             config = COMMANDS.read_config(name, call.files, call.overrides)
             if call.has_any_flag("--print-config"):
-                print(dump_yaml(COMMANDS.effective_tree(name, config)))
+                print(dump_yaml(COMMANDS.effective_config_tree(name, config)))
             elif call.has_any_flag("--dry-run"):
                 if text := COMMANDS.plan(name, config):  # only the first process returns a text
                     print(escape_invisible(text))
             elif command.makes_run:
-                print(escape_invisible(str(COMMANDS.run_config(name, config))))
+                print(escape_invisible(str(COMMANDS.run_command_with_config(name, config))))
             else:
                 code = max(code, _run_and_print_output(name, config))
         sys.stdout.flush()

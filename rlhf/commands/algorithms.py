@@ -24,7 +24,7 @@ class AlgorithmsConfig(CommandConfig):
     """Print all algorithms as JSON instead of a table."""
 
 
-def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
+def list_algorithms(config: AlgorithmsConfig) -> Iterator[str]:
     """Yield the text to print: one algorithm, JSON, or the table of all algorithms."""
     from rlhf.algorithms.registry import algorithm_table
 

@@ -152,7 +152,7 @@ class CommandTable(dict[str, Command]):
         """
         return self.read_config(name, [tree], [])
 
-    def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
+    def effective_config_tree(self, name: str, config: Any) -> dict[str, Any]:
         """Return a configuration as plain data, with exactly the settings that the run uses.
 
         The defaults of a trainer are added. The settings of an algorithm that have no effect are
@@ -183,7 +183,7 @@ class CommandTable(dict[str, Command]):
         directory = Path(tree["output_dir"])
         if (directory / "config.yaml").exists():
             config = self.config_from_tree(name, tree)
-            check_only_permitted_changes(directory, self.effective_tree(name, config))
+            check_only_permitted_changes(directory, self.effective_config_tree(name, config))
 
     def changes_on_resume(self, name: str, tree: Mapping[str, Any]) -> tuple[Change, ...] | None:
         """Return the changes with which the run in ``output_dir`` would continue.
@@ -198,7 +198,7 @@ class CommandTable(dict[str, Command]):
         if not (directory / "config.yaml").exists():
             return None
         return find_and_check_changes(
-            directory, self.effective_tree(name, self.config_from_tree(name, tree))
+            directory, self.effective_config_tree(name, self.config_from_tree(name, tree))
         )
 
     def plan(self, name: str, config: Any) -> str:
@@ -231,7 +231,7 @@ class CommandTable(dict[str, Command]):
         Raises:
             UserError: The configuration or the data are invalid, or the directory cannot be used.
         """
-        return self.run_config(name, self.config_from_tree(name, tree))
+        return self.run_command_with_config(name, self.config_from_tree(name, tree))
 
     def check_command_makes_run(self, name: str) -> None:
         """Check that a command writes a run directory.
@@ -242,8 +242,8 @@ class CommandTable(dict[str, Command]):
         if not self[name].makes_run:
             raise UserError(f"{name} writes no run: use it on the command line, as rlhf {name}")
 
-    def run_config(self, name: str, config: Any) -> Path:
-        """Run a command like `run_command`, with a configuration from `read_config`."""
+    def run_command_with_config(self, name: str, config: Any) -> Path:
+        """Run a command like `run_command`, with a configuration that is built already."""
         from rlhf.reports import write_report
         from rlhf.reports.run_page import REPORT_FILE
 
@@ -253,7 +253,7 @@ class CommandTable(dict[str, Command]):
             from rlhf.training.distributed import init_distributed
 
             init_distributed()
-        tree = self.effective_tree(name, config)
+        tree = self.effective_config_tree(name, config)
         check_trackers_installed(tree.get("track", ()))
         run = Run.open(tree)
         try:

@@ -49,15 +49,15 @@ class _CommandsWithSameKeys:
 
 def shell_completion_script(config: ShellCompletionConfig, commands: CommandTable) -> Iterator[str]:
     """Yield the script for a shell."""
-    key_sets = _key_sets(commands)
+    key_sets = _group_commands_by_keys(commands)
     if config.shell == "fish":
         yield _fish_script(commands, key_sets)
     else:
         yield _bash_script(commands, key_sets, zsh=config.shell == "zsh")
 
 
-def _key_sets(commands: CommandTable) -> list[_CommandsWithSameKeys]:
-    """Return the configuration keys of all commands; commands with the same keys share a set."""
+def _group_commands_by_keys(commands: CommandTable) -> list[_CommandsWithSameKeys]:
+    """Group all commands by their configuration keys."""
     sets: dict[tuple[str, ...], _CommandsWithSameKeys] = {}
     for name, command in commands.items():
         keys = {key.name: key for key in _keys_of(command)}
@@ -125,7 +125,7 @@ def _bash_script(
             for first, second in sorted(_second_words(commands).items())
         ),
         names=shlex.quote(f"{names} --help --version"),
-        key_sets="\n".join(_bash_case(key_set) for key_set in key_sets),
+        key_sets="\n".join(_bash_case_branch(key_set) for key_set in key_sets),
         common=" ".join(f"--{name}" for name in COMMON_OPTIONS),
     )
 
@@ -140,8 +140,8 @@ def _second_words(commands: CommandTable) -> dict[str, list[str]]:
     return words
 
 
-def _bash_case(key_set: _CommandsWithSameKeys) -> str:
-    """Return the branch of the keys and values of a set of commands."""
+def _bash_case_branch(key_set: _CommandsWithSameKeys) -> str:
+    """Return the `case` branch in bash with the keys and their values of a group of commands."""
     pattern = "|".join(shlex.quote(name) for name in key_set.commands)
     keys = " ".join(f"--{name}" for name in key_set.keys)
     values = "".join(
@@ -182,22 +182,22 @@ def _fish_script(commands: CommandTable, key_sets: Sequence[_CommandsWithSameKey
             condition, word = f"__rlhf_words 2 {first}", rest[0]
         else:
             condition, word = "__rlhf_words 1", first
-        lines.append(_fish_line("-f", n=condition, a=word, d=command.summary))
+        lines.append(_fish_complete_command("-f", n=condition, a=word, d=command.summary))
     for first in sorted(commands.first_words):
-        lines.append(_fish_line("-f", n="__rlhf_words 1", a=first))
-    lines += [_fish_line(l=name, d=text) for name, text in COMMON_OPTIONS.items()]
+        lines.append(_fish_complete_command("-f", n="__rlhf_words 1", a=first))
+    lines += [_fish_complete_command(l=name, d=text) for name, text in COMMON_OPTIONS.items()]
     for key_set in key_sets:
         condition = f"__rlhf_command {' '.join(map(_fish_quoted, key_set.commands))}"
         for key in key_set.keys.values():
             described = {"n": condition, "l": key.name, "d": shorten(key.description, 80)}
             if key.choices:
-                lines.append(_fish_line("-rf", **described, a=" ".join(key.choices)))
+                lines.append(_fish_complete_command("-rf", **described, a=" ".join(key.choices)))
             else:
-                lines.append(_fish_line("-r", **described))
+                lines.append(_fish_complete_command("-r", **described))
     return _FISH.format(first_words=" ".join(sorted(commands.first_words)), lines="\n".join(lines))
 
 
-def _fish_line(*flags: str, **values: str) -> str:
+def _fish_complete_command(*flags: str, **values: str) -> str:
     """Return a `complete` command of fish with short options, such as ``d`` for a description."""
     options = [f"-{name} {_fish_quoted(value)}" for name, value in values.items()]
     return " ".join(["complete -c rlhf", *flags, *options])

@@ -11,7 +11,7 @@ from rlhf.config.data import DataSpec, Kind
 
 
 @dataclass(frozen=True)
-class CheckConfig(CommandConfig):
+class DataCheckConfig(CommandConfig):
     """Configuration of `rlhf data check`."""
 
     path: str
@@ -29,7 +29,7 @@ class CheckConfig(CommandConfig):
     """Random seed of the cross-validation folds in the search for suspect pairs."""
 
 
-def check(config: CheckConfig) -> Generator[str, None, int]:
+def check_data(config: DataCheckConfig) -> Generator[str, None, int]:
     """Yield the report on a dataset in Markdown.
 
     Returns:

@@ -52,8 +52,8 @@ def doctor(config: DoctorConfig) -> Iterator[str]:
     """Yield the report as text or as JSON."""
     report = {
         "versions and hardware": _versions_and_hardware(),
-        "automatic settings": _chosen_settings(config.model),
-        "features": _features(),
+        "automatic settings": _automatic_settings(config.model),
+        "features": _feature_availability(),
         "installed plug-ins": {name: str(file) for name, file in installed_plugin_files().items()},
     }
     if config.json:
@@ -90,7 +90,7 @@ def _toolkit_version(machine: dict[str, Any]) -> str:
     return f"{__version__}, checkout at commit {commit[:12]}" if commit else __version__
 
 
-def _chosen_settings(spec: ModelSpec | None) -> dict[str, str]:
+def _automatic_settings(spec: ModelSpec | None) -> dict[str, str]:
     """Return the automatic settings for a model: device, dtype, threads and others."""
     import torch
 
@@ -119,7 +119,7 @@ def _chosen_settings(spec: ModelSpec | None) -> dict[str, str]:
     }
 
 
-def _features() -> dict[str, str]:
+def _feature_availability() -> dict[str, str]:
     """Return feature -> "available" or what is missing, and how the Hub can be accessed."""
     rows = {}
     for feature, (package, extra) in OPTIONAL_PACKAGES.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlhf.training.plan.plan import Parallelism, Plan
 
 
-def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
+def check_config_without_data(command: str, config: Any, *, with_model: bool) -> None:
     """Check the configuration of a training command whose data or rewards do not exist yet.
 
     Args:
@@ -88,7 +88,13 @@ def _plan_text(
 ) -> str:
     """Return the text of a dry run; "" in all processes but the first.
 
-    Within a dry run, this process is alone, because it does not communicate.
+    While `describe` runs, WORLD_SIZE is unset, because the processes do not communicate.
+
+    Args:
+        describe: `describe_offline` or `describe_online`.
+        command: Name of the command.
+        config: Its configuration.
+        keys: `OFFLINE_KEYS` or `ONLINE_KEYS` of `rlhf.training.plan.text`.
     """
     from rlhf.models.precision import default_device
     from rlhf.runs.launch import configure_malloc_to_keep_memory, configure_malloc_to_return_memory
@@ -97,7 +103,7 @@ def _plan_text(
     from rlhf.training.plan.text import plan_lines
 
     processes = launcher_number("WORLD_SIZE")
-    given = os.environ.pop("WORLD_SIZE", None)
+    world_size = os.environ.pop("WORLD_SIZE", None)
     try:
         if launcher_number("RANK") != 0:
             return ""
@@ -111,8 +117,8 @@ def _plan_text(
         return "\n".join(lines)
     finally:
         configure_malloc_to_keep_memory()
-        if given is not None:
-            os.environ["WORLD_SIZE"] = given
+        if world_size is not None:
+            os.environ["WORLD_SIZE"] = world_size
 
 
 def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
@@ -217,11 +223,11 @@ def _model_line(model: Any) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dtype = str(model.dtype).removeprefix("torch.")
     return (
-        f"model: {_count_text(total)} parameters, {_count_text(trained)} trained, {dtype} on "
-        f"{model.device.type}"
+        f"model: {_parameter_count_text(total)} parameters, {_parameter_count_text(trained)} "
+        f"trained, {dtype} on {model.device.type}"
     )
 
 
-def _count_text(number: int) -> str:
+def _parameter_count_text(number: int) -> str:
     """Format a number of parameters: in millions if it is at least 100,000, otherwise in full."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"

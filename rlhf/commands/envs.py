@@ -12,7 +12,7 @@ from rlhf.config.base import CommandConfig
 
 
 @dataclass(frozen=True)
-class ListConfig(CommandConfig):
+class EnvListConfig(CommandConfig):
     """Configuration of `rlhf envs list`."""
 
     json: bool = False
@@ -28,7 +28,7 @@ class EnvConfig(CommandConfig):
     defines."""
 
 
-def list_environments(config: ListConfig) -> Iterator[str]:
+def list_environments(config: EnvListConfig) -> Iterator[str]:
     """Yield the catalog of environments as a table or as JSON."""
     from rlhf.envs.catalog import catalog
 

@@ -62,13 +62,13 @@ def init(config: InitConfig) -> Iterator[str]:
         above = next(folder for folder in file.parents if os.path.lexists(folder))
         if not above.is_dir():
             raise UserError(f"init: {above} is not a folder: choose another --directory")
-    _write_all({file: source.read_text(encoding="utf-8") for source, file in files.items()})
+    _write_all_or_none({file: source.read_text(encoding="utf-8") for source, file in files.items()})
     yield from map(str, files.values())
     folder = "" if target == Path() else f"cd {shlex.quote(str(target))} && "
     yield f"start with: {folder}{_FIRST_COMMAND[config.template]}"
 
 
-def _write_all(texts: Mapping[Path, str]) -> None:
+def _write_all_or_none(texts: Mapping[Path, str]) -> None:
     """Write new files; if this fails, remove them again, so that the command can be repeated."""
     folders = {folder for file in texts for folder in file.parents if not folder.exists()}
     try:

@@ -107,7 +107,7 @@ def label(config: LabelConfig) -> Iterator[str]:
             from rlhf.labeling.terminal import label_in_terminal
 
             label_in_terminal(session)
-            yield _summary(session.progress(), config.output)
+            yield _progress_text(session.progress(), config.output)
             return
         yield from _serve_page(config, session)
 
@@ -153,7 +153,7 @@ def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:
     serve(app, listener, stopped=f"the labels are in {config.output}")
 
 
-def _summary(progress: Any, output: str) -> str:
+def _progress_text(progress: Any, output: str) -> str:
     return (
         f"{progress.labeled} of {progress.total} items labeled, {progress.skipped} skipped; the "
         f"labels are in {output}"

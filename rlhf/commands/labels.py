@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
-class AgreementConfig(CommandConfig):
+class LabelAgreementConfig(CommandConfig):
     """Configuration of `rlhf labels agreement`."""
 
     files: list[str]
@@ -26,7 +26,7 @@ class AgreementConfig(CommandConfig):
 
 
 @dataclass(frozen=True)
-class ExportConfig(CommandConfig):
+class LabelExportConfig(CommandConfig):
     """Configuration of `rlhf labels export`."""
 
     files: list[str]
@@ -43,7 +43,7 @@ class ExportConfig(CommandConfig):
 
 
 @dataclass(frozen=True)
-class ImportConfig(CommandConfig):
+class LabelImportConfig(CommandConfig):
     """Configuration of `rlhf labels import`."""
 
     path: str
@@ -60,12 +60,12 @@ class ImportConfig(CommandConfig):
     """Annotator of all labels. By default, the annotator in the file."""
 
 
-def agreement(config: AgreementConfig) -> Iterator[str]:
+def report_agreement(config: LabelAgreementConfig) -> Iterator[str]:
     """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON."""
     from rlhf.data.labels import check_labels_have_one_scale
     from rlhf.labeling.agreement import agreement_report
 
-    rows = _labels_in(config.files)
+    rows = _read_labels_of_one_mode(config.files)
     check_labels_have_one_scale(
         rows, "files", ["scale"]
     )  # the strength of a preference has no effect
@@ -76,13 +76,13 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
     from rlhf.commands.tables import table_text
 
     yield table_text(
-        [_printed_values(_fields_of(row)) for row in report.annotators],
-        [*_fields_of(report.annotators[0])],
+        [_printed_values(_dataclass_values(row)) for row in report.annotators],
+        [*_dataclass_values(report.annotators[0])],
     )
     if report.pairs:
         yield table_text(
-            [_printed_values(_fields_of(row)) for row in report.pairs],
-            [*_fields_of(report.pairs[0])],
+            [_printed_values(_dataclass_values(row)) for row in report.pairs],
+            [*_dataclass_values(report.pairs[0])],
         )
     if report.fleiss is None:
         yield "No item has labels of several annotators, so there is no agreement to measure."
@@ -91,7 +91,7 @@ def agreement(config: AgreementConfig) -> Iterator[str]:
         yield f"Fleiss' kappa of {report.shared_items} shared items: {kappa}"
 
 
-def export(config: ExportConfig) -> Iterator[str]:
+def export_label_files(config: LabelExportConfig) -> Iterator[str]:
     """Write labels to a file or folder; yield a line with their number."""
     from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
@@ -107,17 +107,17 @@ def export(config: ExportConfig) -> Iterator[str]:
         raise UserError(f"path: {path} exists; choose another path or set --overwrite")
     if path.is_dir():
         check_folder_is_unchanged(path, DATASET_MARKER, "a dataset of `rlhf labels export`")
-    rows = _labels_in(config.files)
+    rows = _read_labels_of_one_mode(config.files)
     if config.format != "datasets":  # it keeps the column with the range
         check_labels_have_one_scale(rows, "files")
     if config.pseudonyms:
         rows = with_numbered_annotators(rows)
     problems = export_labels(rows, path, config.format)
     count = count_text(len(labels_not_undone(rows)), "label")
-    yield f"{count} written to {path}{_reasons_text(problems)}"
+    yield f"{count} written to {path}{_problem_counts_text(problems)}"
 
 
-def import_(config: ImportConfig) -> Iterator[str]:
+def import_label_file(config: LabelImportConfig) -> Iterator[str]:
     """Append the new labels of a file to the file ``output``; yield a line with their number."""
     from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import import_labels
@@ -144,10 +144,11 @@ def import_(config: ImportConfig) -> Iterator[str]:
         for row in new.values():
             file.append(row)
     problems["already in the file"] += len(rows) - len(new)
-    yield f"{count_text(len(new), 'label')} appended to {config.output}{_reasons_text(+problems)}"
+    count = count_text(len(new), "label")
+    yield f"{count} appended to {config.output}{_problem_counts_text(+problems)}"
 
 
-def _labels_in(files: Sequence[str]) -> list[dict[str, Any]]:
+def _read_labels_of_one_mode(files: Sequence[str]) -> list[dict[str, Any]]:
     """Return the labels of several files of one mode.
 
     Raises:
@@ -172,7 +173,7 @@ def _labels_in(files: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _fields_of(row: Any) -> dict[str, Any]:
+def _dataclass_values(row: Any) -> dict[str, Any]:
     """Return the fields of a dataclass without converting their values."""
     return {f.name: getattr(row, f.name) for f in fields(row)}
 
@@ -198,10 +199,10 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, Interval):
         return value.as_dict()
     if is_dataclass(value):
-        return {name: _json_value(part) for name, part in _fields_of(value).items()}
+        return {name: _json_value(part) for name, part in _dataclass_values(value).items()}
     return [_json_value(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _reasons_text(problems: Counter[str]) -> str:
+def _problem_counts_text(problems: Counter[str]) -> str:
     parts = [f"{count:,} {reason}" for reason, count in problems.items()]
     return f"; {'; '.join(parts)}" if parts else ""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class ListConfig:
+class ModelListConfig:
     """Configuration of `rlhf models list`, which has no options."""
 
 
 @dataclass(frozen=True)
-class GetConfig:
+class ModelDownloadConfig:
     """Configuration of `rlhf models get`: the model to download."""
 
     name: str
@@ -21,7 +21,7 @@ class GetConfig:
 
 
 @dataclass(frozen=True)
-class MergeConfig:
+class AdapterMergeConfig:
     """Configuration of `rlhf models merge`: an adapter, and the folder of the merged model."""
 
     adapter: str
@@ -30,7 +30,7 @@ class MergeConfig:
     """Folder to which the merged model is written."""
 
 
-def list_models(config: ListConfig) -> Iterator[str]:
+def list_models(config: ModelListConfig) -> Iterator[str]:
     """Yield a line per model in `SHORT_NAMES`: name, size, license and Hugging Face Hub id."""
     from rlhf.models.hub import SHORT_NAMES
 
@@ -38,7 +38,7 @@ def list_models(config: ListConfig) -> Iterator[str]:
         yield f"{name}  {row.parameters}  {row.license}  {row.hub}"
 
 
-def download_model(config: GetConfig) -> Iterator[str]:
+def download_model(config: ModelDownloadConfig) -> Iterator[str]:
     """Download a model, unless the name is a local folder; yield the folder of the model."""
     from rlhf.models.hub import SHORT_NAMES, fetch_by_short_name, fetch_model_folder
 
@@ -46,7 +46,7 @@ def download_model(config: GetConfig) -> Iterator[str]:
     yield str(download(config.name))
 
 
-def merge_model(config: MergeConfig) -> Iterator[str]:
+def merge_model(config: AdapterMergeConfig) -> Iterator[str]:
     """Merge an adapter into its base model; yield the folder of the merged model."""
     from rlhf.models.loading import merge_adapter
 

@@ -70,7 +70,7 @@ def sample_pairs_into_run(command: str, config: PairsConfig, run: Run) -> Path:
         config.model,
         config.env,
         config.rollout,
-        seeds=[training_seed(config.seed, prompt) for prompt in range(config.prompts)],
+        start_seeds=[training_seed(config.seed, prompt) for prompt in range(config.prompts)],
         samples=config.samples,
         seed=config.seed,
     )

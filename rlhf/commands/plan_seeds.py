@@ -43,10 +43,10 @@ class PlanSeedsConfig:
     """Print JSON instead of Markdown."""
 
     def __post_init__(self) -> None:
-        given = self.seed_sd is not None, self.episode_sd is not None
-        if self.runs and any(given):
+        are_set = self.seed_sd is not None, self.episode_sd is not None
+        if self.runs and any(are_set):
             raise UserError("plan-seeds: give runs, or --seed_sd and --episode_sd, but not both")
-        if not self.runs and not all(given):
+        if not self.runs and not all(are_set):
             raise UserError(
                 "plan-seeds: give --seed_sd and --episode_sd, or evaluated runs with several "
                 "training seeds from which they are estimated"
@@ -57,7 +57,7 @@ class PlanSeedsConfig:
             raise UserError("plan-seeds: --metric has no effect without runs")
 
 
-def plan(config: PlanSeedsConfig) -> Iterator[str]:
+def report_seed_plan(config: PlanSeedsConfig) -> Iterator[str]:
     """Yield the plan as Markdown or JSON.
 
     Raises:
@@ -66,12 +66,12 @@ def plan(config: PlanSeedsConfig) -> Iterator[str]:
     from rlhf.evaluation.seed_plan import DifferenceDeviations, plan_seeds
 
     spread = (
-        _spread_of_runs(config)
+        _deviations_of_runs(config)
         if config.runs
         else DifferenceDeviations(config.seed_sd or 0.0, config.episode_sd or 0.0)
     )
     limits = [spread.seed_sd] + [spread.seed_sd_limit] * (spread.seed_sd_limit is not None)
-    sizes = [
+    plans_by_episodes = [
         [
             plan_seeds(
                 config.difference,
@@ -86,11 +86,13 @@ def plan(config: PlanSeedsConfig) -> Iterator[str]:
         for episodes in config.episodes
     ]
     yield (
-        _json_text(config, spread, sizes) if config.json else _plan_markdown(config, spread, sizes)
+        _plan_json(config, spread, plans_by_episodes)
+        if config.json
+        else _plan_markdown(config, spread, plans_by_episodes)
     )
 
 
-def _spread_of_runs(config: PlanSeedsConfig) -> DifferenceDeviations:
+def _deviations_of_runs(config: PlanSeedsConfig) -> DifferenceDeviations:
     """Return the standard deviations that the runs have."""
     from rlhf.evaluation.compare import default_metric
     from rlhf.evaluation.records import read_runs
@@ -101,13 +103,14 @@ def _spread_of_runs(config: PlanSeedsConfig) -> DifferenceDeviations:
 
 
 def _plan_markdown(
-    config: PlanSeedsConfig, spread: DifferenceDeviations, sizes: list[list[SeedPlan]]
+    config: PlanSeedsConfig, spread: DifferenceDeviations, plans_by_episodes: list[list[SeedPlan]]
 ) -> str:
     columns = ["episodes", "seeds", "power"]
     if spread.seed_sd_limit is not None:
         columns = ["episodes", "seeds (estimate)", "power", "seeds (upper limit)", "power"]
     rows = [
-        [str(row[0].episodes), *(cell for size in row for cell in _cells(size))] for row in sizes
+        [str(row[0].episodes), *(cell for size in row for cell in _seeds_and_power_cells(size))]
+        for row in plans_by_episodes
     ]
     deviations = f"{spread.seed_sd:.3g} over training seeds, {spread.episode_sd:.3g} over episodes"
     notes = [
@@ -129,7 +132,7 @@ def _plan_markdown(
     )
 
 
-def _cells(size: SeedPlan) -> list[str]:
+def _seeds_and_power_cells(size: SeedPlan) -> list[str]:
     """Return the cells of a planned size: the number of seeds and the power."""
     from rlhf.evaluation.seed_plan import MAX_SEEDS
 
@@ -139,15 +142,15 @@ def _cells(size: SeedPlan) -> list[str]:
     return [str(size.seeds), f"{power.value:.1%} [{power.low:.1%}, {power.high:.1%}]"]
 
 
-def _json_text(
-    config: PlanSeedsConfig, spread: DifferenceDeviations, sizes: list[list[SeedPlan]]
+def _plan_json(
+    config: PlanSeedsConfig, spread: DifferenceDeviations, plans_by_episodes: list[list[SeedPlan]]
 ) -> str:
     def tree(size: SeedPlan) -> dict[str, Any]:
         return {**asdict(size), "power": size.power and size.power.as_dict()}
 
     plans = [
         {"estimate": tree(row[0])} | ({"upper_limit": tree(row[1])} if len(row) > 1 else {})
-        for row in sizes
+        for row in plans_by_episodes
     ]
     settings = {key: getattr(config, key) for key in ("difference", "power", "comparisons")}
     return json.dumps({**settings, **asdict(spread), "plans": plans}, indent=2, ensure_ascii=False)

@@ -22,14 +22,14 @@ def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str
 
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(Text(_cell_text(row.get(column))) for column in columns))
+        table.add_row(*(Text(_terminal_cell_text(row.get(column))) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 160)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")
 
 
-def _cell_text(value: Any) -> str:
+def _terminal_cell_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else escape_invisible(str(value))

@@ -26,9 +26,9 @@ from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_runs
 from rlhf.evaluation.reward_accuracy import ACCURACY, as_reward_accuracy_runs
 from rlhf.evaluation.run_groups import (
-    Episodes,
     MetricValuesByMethod,
     Setting,
+    ValuesByUnit,
     collect_metric_values,
     method_evaluations,
     training_seed,
@@ -194,10 +194,10 @@ def compare_runs(
         for name, method in methods.items()
         for setting, seeds in method.items()
     ]
-    opponents = _pairs_to_compare(
+    method_pairs = _pairs_to_compare(
         methods, baseline, untrained_methods=values.untrained_methods, every_pair=every_pair
     )
-    differences, errors = _compare_pairs(values, opponents, metric, notes)
+    differences, errors = _compare_pairs(values, method_pairs, metric, notes)
     if errors and not differences and not keep_going:
         raise errors[0]
     notes += [f"not compared: {error}" for error in errors]
@@ -341,19 +341,19 @@ def _reward_name(spec: Mapping[str, object]) -> str:
 def _method_score(
     method: str,
     setting: Setting,
-    seeds: Mapping[int, Episodes],
+    values_by_seed: Mapping[int, ValuesByUnit],
     metric: str,
     values: MetricValuesByMethod,
 ) -> MethodScore:
     """Return the mean of the metric for one method in one setting.
 
-    `seeds` maps each training seed of the method to its episodes in this setting.
+    `values_by_seed` maps each training seed of the method to its values in this setting.
     """
     env = setting[0]
-    samples = [pair for units in seeds.values() for pair in units.items()]
+    samples = [pair for units in values_by_seed.values() for pair in units.items()]
     column = [value for _, unit_values in samples for value in unit_values]
-    if len(seeds) > 1:
-        means = [float(unit_means(units, units).mean()) for units in seeds.values()]
+    if len(values_by_seed) > 1:
+        means = [float(unit_means(units, units).mean()) for units in values_by_seed.values()]
         unit, estimate = (
             "training seeds",
             interval(means, kind="mean", bounds=values.binary_values_by_env[env]),
@@ -373,10 +373,10 @@ class _PairedMethodRuns:
     baseline: str
     setting: Setting
     unit: UnitName
-    runs: Mapping[int, Episodes]
-    """Training seed -> episodes of the method."""
-    baseline_runs: Mapping[int, Episodes]
-    """Training seed -> episodes of the baseline."""
+    runs: Mapping[int, ValuesByUnit]
+    """Training seed -> values of the method."""
+    baseline_runs: Mapping[int, ValuesByUnit]
+    """Training seed -> values of the baseline."""
     untrained_methods: Container[str]
     """Methods that are not trained."""
     notes: list[str]
@@ -449,7 +449,7 @@ class _PairedMethodRuns:
         return [(seed, seed) for seed in common]
 
     def _common_unit_means(
-        self, first: Episodes, second: Episodes
+        self, first: ValuesByUnit, second: ValuesByUnit
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the means of two runs on each of their common units.
 
@@ -475,14 +475,14 @@ class _PairedMethodRuns:
 
 
 def _method_pairings(
-    values: MetricValuesByMethod, opponents: Sequence[tuple[str, str]], notes: list[str]
+    values: MetricValuesByMethod, method_pairs: Sequence[tuple[str, str]], notes: list[str]
 ) -> Iterator[_PairedMethodRuns]:
     """Yield every pair of methods in every setting in which both methods were evaluated.
 
     The random and the expert policy are evaluated without decoding. As a baseline, they are
     therefore paired with every decoding of a method in the same environment.
     """
-    for method, baseline in opponents:
+    for method, baseline in method_pairs:
         for setting, runs in values.methods[method].items():
             for other, baseline_runs in values.methods[baseline].items():
                 without_decoding = baseline in REFERENCE_POLICIES
@@ -502,7 +502,7 @@ def _method_pairings(
 
 def _compare_pairs(
     values: MetricValuesByMethod,
-    opponents: Sequence[tuple[str, str]],
+    method_pairs: Sequence[tuple[str, str]],
     metric: str,
     notes: list[str],
 ) -> tuple[list[Difference], list[UserError]]:
@@ -511,7 +511,7 @@ def _compare_pairs(
     Pairs need common training seeds and common units. Notes on omitted data are added to `notes`.
     """
     paired, errors = [], []
-    for pairing in _method_pairings(values, opponents, notes):
+    for pairing in _method_pairings(values, method_pairs, notes):
         try:
             paired.append((pairing, pairing.paired_unit_means()))
         except UserError as error:

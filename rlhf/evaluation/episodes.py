@@ -39,22 +39,22 @@ from rlhf.rollout.seeds import evaluation_seed
 from rlhf.rollout.turns import StepResult, opening_messages
 from rlhf.stats import Interval
 
-FILES = frozenset({"episodes.jsonl", "summary.json"})
+EVALUATION_FILES = frozenset({"episodes.jsonl", "summary.json"})
 """Names of the files of an evaluation."""
 RANDOM_STREAM = 11
 """First element of the seed of the random policy's generator."""
-_FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
+_METRIC_FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
 """Fields of an episode that are metrics of the summary. The reward components are also metrics."""
 
 
 def evaluation_episode_seeds(
-    start_states: int, *, first: int = 0, samples: int = 1
+    num_start_states: int, *, first: int = 0, samples: int = 1
 ) -> list[EpisodeSeed]:
-    """Return ``samples`` episode seeds for each of ``start_states`` held-out start states.
+    """Return ``samples`` episode seeds for each of ``num_start_states`` held-out start states.
 
     ``first`` is the index of the first start state.
     """
-    numbers = range(first, first + start_states)
+    numbers = range(first, first + num_start_states)
     return [
         EpisodeSeed(evaluation_seed(i), i, sample) for i in numbers for sample in range(samples)
     ]
@@ -89,7 +89,7 @@ def play_model_episodes(
         counts.update(collector.workers.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return scored_episode_rows(
-        rollouts, rewards, gold=gold, decoding=decoding, seconds=seconds, counts=counts
+        rollouts, rewards, gold=gold, decoding=decoding, seconds_per_episode=seconds, counts=counts
     )
 
 
@@ -145,7 +145,12 @@ def play_reference_episodes(
         counts.update(calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return scored_episode_rows(
-        rollouts, rewards, decoding=policy, seconds=seconds, counts=counts, tokens_known=False
+        rollouts,
+        rewards,
+        decoding=policy,
+        seconds_per_episode=seconds,
+        counts=counts,
+        tokens_known=False,
     )
 
 
@@ -201,7 +206,7 @@ def scored_episode_rows(
     *,
     gold: Any = None,
     decoding: str,
-    seconds: float,
+    seconds_per_episode: float,
     counts: Counter[str] | None,
     tokens_known: bool = True,
 ) -> list[dict[str, Any]]:
@@ -209,8 +214,8 @@ def scored_episode_rows(
 
     The values of ``rewards`` are the component "score", unless they are equal to the only
     component. Those of ``gold``, a reward that is only measured, are the component "gold".
-    ``seconds`` is the mean duration of an episode. ``tokens_known`` is False if the policy does not
-    report its numbers of tokens. Reasons for missing scores are added to ``counts``.
+    ``seconds_per_episode`` is a mean. ``tokens_known`` is False if the policy does not report its
+    numbers of tokens. Reasons for missing scores are added to ``counts``.
     """
     conversations = [rollout.scored_conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}
@@ -236,7 +241,7 @@ def scored_episode_rows(
             "invalid": rollout.invalid,
             "length_limited": rollout.num_length_limited,
             "tokens": rollout.num_sampled_tokens if tokens_known else None,
-            "seconds": round(seconds, 4),
+            "seconds": round(seconds_per_episode, 4),
             "components": {name: column[index] for name, column in columns.items()},
             "messages": rollout.conversation,
         }
@@ -268,13 +273,13 @@ def random_and_optimal_return(env: gym.Env) -> tuple[float | None, float | None]
     return values[0], values[1]
 
 
-def summarize(
+def summarize_episodes(
     rows: Sequence[dict[str, Any]],
     *,
     name: str,
     env: str,
-    random: float | None = None,
-    optimal: float | None = None,
+    random_return: float | None = None,
+    optimal_return: float | None = None,
     turn_limit: int | None = None,
     outcomes: Mapping[str, tuple[float, float]] | None = None,
     counts: Mapping[str, int] | None = None,
@@ -290,8 +295,8 @@ def summarize(
         rows: Episodes of one policy, as in ``episodes.jsonl``.
         name: Name of the policy.
         env: Id of the environment, or "prompts" for a prompt dataset.
-        random: Expected return of the random policy, if known.
-        optimal: Expected return of the optimal policy, if known.
+        random_return: Expected return of the random policy, if known.
+        optimal_return: Expected return of the optimal policy, if known.
         turn_limit: Maximum number of turns of an episode, if known.
         outcomes: Reward component -> its two possible scores, see `binary_outcomes_by_name`; if
             None, the components named after kinds that score 0 or 1 have these scores.
@@ -301,7 +306,7 @@ def summarize(
     rows = [{"env": env, **row} for row in rows]
     units = {row["seed"]: independent_unit_of(row) for row in rows}
     scored = _scores_by_metric_and_seed(rows)
-    returns = ReferenceReturns.if_known(random, optimal)
+    returns = ReferenceReturns.if_known(random_return, optimal_return)
     limits = MetricLimits(returns, turn_limit, outcomes)
     metrics = {
         key: _interval_over_units(key, seeds, units, limits) for key, seeds in scored.items()
@@ -319,8 +324,8 @@ def summarize(
         "episodes": len(rows),
         "unit": unit_name([units[row["seed"]] for row in rows]),
         "units": len(set(units.values())),
-        "random": random,
-        "optimal": optimal,
+        "random": random_return,
+        "optimal": optimal_return,
         "turn_limit": turn_limit,
         "outcomes": None if outcomes is None else dict(outcomes),
         "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
@@ -336,7 +341,7 @@ def _scores_by_metric_and_seed(
     """Return metric -> seed -> the values of its episodes that are not missing."""
     scored: dict[str, dict[Hashable, list[float]]] = {}
     for row in rows:
-        fields = {name: row[name] for name in _FIELDS} | row["components"]
+        fields = {name: row[name] for name in _METRIC_FIELDS} | row["components"]
         for key, value in fields.items():
             if value is not None:
                 scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
@@ -361,7 +366,7 @@ def _interval_over_units(
 
 def is_complete_evaluation(folder: Path) -> bool:
     """Return whether a folder has all files of an evaluation."""
-    return all((folder / name).is_file() for name in FILES)
+    return all((folder / name).is_file() for name in EVALUATION_FILES)
 
 
 def write_evaluation(
@@ -376,7 +381,7 @@ def write_evaluation(
     """
     target = directory / "evaluation" / summary["name"]
     if target.exists() and (
-        is_complete_evaluation(target) or {p.name for p in target.iterdir()} - FILES
+        is_complete_evaluation(target) or {p.name for p in target.iterdir()} - EVALUATION_FILES
     ):
         raise UserError(
             f"{target} exists already, and an evaluation is never overwritten: choose another name "

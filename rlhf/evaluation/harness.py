@@ -72,7 +72,7 @@ def evaluate_on_tasks(
     except (OSError, ValueError, ConnectionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tasks {', '.join(spec.names)}: {reason}") from error
-    return metrics_from_output(output)
+    return metrics_from_harness_output(output)
 
 
 def with_default_template_options(tokenizer: Any) -> Any:
@@ -89,7 +89,7 @@ def with_default_template_options(tokenizer: Any) -> Any:
     return copied
 
 
-def metrics_from_output(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def metrics_from_harness_output(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Convert the output of the harness to ``TASK/METRIC`` -> the metric with its interval.
 
     The keys "acc,none" and "acc_stderr,none" of a task become ``TASK/acc``. The part after the

@@ -46,9 +46,9 @@ class ReferenceReturns:
 class MetricLimits:
     """Known limits of the metrics of an environment."""
 
-    returns: ReferenceReturns | None = None
+    reference_returns: ReferenceReturns | None = None
     """Returns of the random and the optimal policy; None if they are unknown."""
-    turns: int | None = None
+    turn_limit: int | None = None
     """Maximum number of turns of an episode; None if it is unknown."""
     outcomes: Mapping[str, tuple[float, float]] | None = None
     """Reward component -> its two possible scores, see `Reward.outcomes`; None if it is unknown
@@ -70,7 +70,11 @@ class MetricLimits:
                 if all((limits.outcomes or {}).get(name) == values for limits in rest)
             }
         return cls(
-            first.returns if all(limits.returns == first.returns for limits in rest) else None,
-            first.turns if all(limits.turns == first.turns for limits in rest) else None,
+            first.reference_returns
+            if all(limits.reference_returns == first.reference_returns for limits in rest)
+            else None,
+            first.turn_limit
+            if all(limits.turn_limit == first.turn_limit for limits in rest)
+            else None,
             outcomes,
         )

@@ -49,7 +49,7 @@ def metric_interval(
         limits: Known limits of the metrics. The returns are used for the metrics "return" and
             "normalized", the turn limit for metrics that count turns, and the outcomes for rewards.
     """
-    turns = limits.turns if limits else None
+    turns = limits.turn_limit if limits else None
     if metric not in COUNT_METRICS:
         return interval(values, units, kind="mean", bounds=binary_values(metric, values, limits))
     least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
@@ -74,7 +74,7 @@ def binary_values(
         return 0.0, 1.0
     if metric in COUNT_METRICS:
         return None
-    returns, outcomes = (limits.returns, limits.outcomes) if limits else (None, None)
+    returns, outcomes = (limits.reference_returns, limits.outcomes) if limits else (None, None)
     if outcomes is None:
         outcomes = _BINARY_KINDS
     declared = outcomes.get(metric)
@@ -157,7 +157,7 @@ def start_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any
         return None
     # Different games may have the same first text.
     hidden = [{"game": info["game"]}] if info.get("game") is not None else []
-    return _digest([*messages_for_models(messages), *hidden])
+    return _digest_of_all_keys([*messages_for_models(messages), *hidden])
 
 
 def messages_before_first_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -171,9 +171,9 @@ def messages_digest(messages: Sequence[Mapping[str, Any]]) -> str:
 
     Keys that only rewards read do not change it.
     """
-    return _digest(messages_for_models(messages))
+    return _digest_of_all_keys(messages_for_models(messages))
 
 
-def _digest(messages: Sequence[Mapping[str, Any]]) -> str:
+def _digest_of_all_keys(messages: Sequence[Mapping[str, Any]]) -> str:
     text = json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -279,7 +279,7 @@ def has_recorded_tokens(row: Mapping[str, Any]) -> bool:
     return bool((row.get("tokens") or {}).get("text"))
 
 
-def _stage_sort_key(root: Path):
+def _stage_sort_key(root: Path) -> Callable[[Path], tuple[int, str, str]]:
     """Return a sort key function for the run directories of a pipeline directory.
 
     It sorts by the order of `stages` in pipeline.yaml, then by date, then by name.

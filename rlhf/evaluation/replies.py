@@ -29,7 +29,7 @@ def play_episode_groups(
     env: EnvSpec,
     rollout: RolloutSpec,
     *,
-    seeds: Sequence[int],
+    start_seeds: Sequence[int],
     samples: int,
     seed: int,
 ) -> list[list[Rollout]]:
@@ -39,14 +39,14 @@ def play_episode_groups(
         model: Model to load.
         env: Environment or prompt dataset.
         rollout: Sampling hyperparameters.
-        seeds: Seed of each start state. If all seeds are results of ``evaluation_seed``, the start
+        start_seeds: Seed of each start state. If all are results of ``evaluation_seed``, the start
             states are from the test split of the environment, otherwise from the train split.
         samples: Number of episodes for each start state.
         seed: Seed for loading the model and the data.
 
     Returns:
-        The episodes of each start state, in the order of ``seeds``. Episodes that failed are
-        omitted if ``env.errors`` is "count".
+        The episodes of each start state, in the order of ``start_seeds``. Episodes that failed
+        are omitted if ``env.errors`` is "count", and with them a start state that has no other.
 
     Raises:
         UserError: The environment or the model cannot be loaded, every episode failed, or an
@@ -55,7 +55,7 @@ def play_episode_groups(
     rows = load_and_log(env.prompts, "prompt", data_name="prompts", seed=seed)
     prompts = [prompt_with_tools(row) for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
-    held_out = all(start >= EVALUATION_BLOCK for start in seeds)
+    held_out = all(start >= EVALUATION_BLOCK for start in start_seeds)
     collector = Collector.open(
         policy,
         tokenizer,
@@ -66,7 +66,7 @@ def play_episode_groups(
     )
     starts = [
         EpisodeSeed(start, group_index, sample_index)
-        for group_index, start in enumerate(seeds)
+        for group_index, start in enumerate(start_seeds)
         for sample_index in range(samples)
     ]
     try:
@@ -101,7 +101,7 @@ def sample_replies(
         UserError: See ``play_episode_groups``, or an episode of every start state failed.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
-    groups = play_episode_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
+    groups = play_episode_groups(model, env, rollout, start_seeds=seeds, samples=samples, seed=seed)
     complete = [group for group in groups if len(group) == samples]
     if len(complete) < prompts:
         log.warning(
@@ -118,13 +118,13 @@ def sample_replies(
     )
 
 
-def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:
+def score_replies(reward: Any, groups: list[list[Any]], *, reward_name: str) -> np.ndarray:
     """Return the score of every conversation as an array [prompts, samples].
 
     Args:
         reward: Reward that scores conversations.
         groups: Conversations of each prompt; all prompts must have the same number.
-        what: Name of the reward in error messages.
+        reward_name: Name of the reward in error messages.
 
     Raises:
         UserError: A reply has no score, or prompts have different numbers of replies.
@@ -138,7 +138,7 @@ def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndar
     scores = reward.score([conversation for group in groups for conversation in group])
     if scores.unscored:
         raise UserError(
-            f"{what}: {scores.unscored} of {len(scores.values)} replies could not be scored "
+            f"{reward_name}: {scores.unscored} of {len(scores.values)} replies could not be scored "
             f"({dict(scores.counts)})"
         )
     return np.array(scores.values, dtype=float).reshape(len(groups), -1)

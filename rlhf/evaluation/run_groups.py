@@ -23,15 +23,15 @@ _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
 """Environment and decoding of an evaluation. Methods are compared only within one setting."""
-Episodes = dict[Hashable, list[float]]
+ValuesByUnit = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
-Method = dict[Setting, dict[int, Episodes]]
+MethodValues = dict[Setting, dict[int, ValuesByUnit]]
 """Setting -> training seed -> values of the metric by independent unit."""
 
 
-def unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
-    """Return the mean of the metric over the episodes of each unit, [units]."""
-    return np.array([np.mean(episodes[unit]) for unit in units])
+def unit_means(values: ValuesByUnit, units: Iterable[Hashable]) -> np.ndarray:
+    """Return the mean of the metric over the episodes of each of `units`, [units]."""
+    return np.array([np.mean(values[unit]) for unit in units])
 
 
 def method_names(directories: Sequence[Path]) -> list[str]:
@@ -129,7 +129,7 @@ def _evaluations_and_omission_notes(
 class MetricValuesByMethod:
     """Values of one metric for every method."""
 
-    methods: dict[str, Method]
+    methods: dict[str, MethodValues]
     """Name of the method -> its values."""
     notes: list[str]
     """Notes on omitted or repeated episodes."""
@@ -150,7 +150,7 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     Raises:
         UserError: An episode does not have the metric.
     """
-    methods: dict[str, Method] = {}
+    methods: dict[str, MethodValues] = {}
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
     values: dict[str, list[float]] = defaultdict(list)
@@ -187,14 +187,16 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
     by_env: dict[str, list[MetricLimits]] = defaultdict(list)
-    for (_, (env, _)), found in limits.items():
-        by_env[env] += found
+    for (_, (env, _)), evaluation_limits in limits.items():
+        by_env[env] += evaluation_limits
     binary_values_by_env = {
         env: binary_values(metric, column, MetricLimits.common_to(by_env[env]))
         for env, column in values.items()
     }
     untrained_methods = frozenset(item.method for item in evaluations if item.has_untrained_policy)
-    common = {key: MetricLimits.common_to(found) for key, found in limits.items()}
+    common = {
+        key: MetricLimits.common_to(evaluation_limits) for key, evaluation_limits in limits.items()
+    }
     return MetricValuesByMethod(
         methods, notes, binary_values_by_env, common, untrained_methods, names
     )

@@ -29,13 +29,13 @@ from rlhf.evaluation.episodes import (
     play_reference_episodes,
     random_and_optimal_return,
     scored_episode_rows,
-    summarize,
+    summarize_episodes,
     write_evaluation,
 )
 from rlhf.evaluation.harness import evaluate_on_tasks, require_harness
 from rlhf.evaluation.pairs import write_pair_evaluation
 from rlhf.evaluation.text import CompletionLosses, completion_losses
-from rlhf.evaluation.text_policies import TextEpisodes, TextPolicy, make_text_policy
+from rlhf.evaluation.text_policies import TextEpisodePlayer, TextPolicy, make_text_policy
 from rlhf.models.loading import find_model_folder, load_model
 from rlhf.models.policy import Policy
 from rlhf.models.rewards import check_component_names, load_rewards
@@ -131,12 +131,12 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationInputs, run: Run) -> None
         with temporary_environment(make_env, timeout=config.env.timeout) as env:
             limit, items = turn_limit(env), str(getattr(env.unwrapped, "items", "unknown"))
             low, high = random_and_optimal_return(env) if config.env.id else (None, None)
-        summary = summarize(
+        summary = summarize_episodes(
             rows,
             name=spec.name,
             env=short_name(config.env.id or "prompts"),
-            random=low,
-            optimal=high,
+            random_return=low,
+            optimal_return=high,
             turn_limit=limit,
             outcomes=binary_outcomes_by_name(data.rewards),
             counts=counts,
@@ -269,17 +269,17 @@ def _play_text_episodes(
     assert config.env is not None
     calls = EnvironmentCaller.from_spec(config.env)
     make_env = make_env_factory(config.env, data.prompts, split="test")
-    episodes = TextEpisodes(policy, make_env, config.rollout, examples=examples, calls=calls)
+    player = TextEpisodePlayer(policy, make_env, config.rollout, examples=examples, calls=calls)
     began = time.monotonic()
-    rollouts = episodes.play(starts)
+    rollouts = player.play(starts)
     counts.update(calls.failures)
     return scored_episode_rows(
         rollouts,
         data.rewards,
         decoding=config.decoding,
-        seconds=(time.monotonic() - began) / len(rollouts),
+        seconds_per_episode=(time.monotonic() - began) / len(rollouts),
         counts=counts,
-        tokens_known=episodes.tokens_known,
+        tokens_known=player.tokens_known,
     )
 
 
@@ -315,13 +315,15 @@ def text_loss_metrics(
     _, index = cluster_index(list(range(columns.shape[1])) if units is None else units)
     _, index = cluster_index(np.array(index)[has_tokens].tolist())
     nats, tokens, size = (np.bincount(index, weights=row[has_tokens]) for row in columns)
-    loss = _clipped_at_zero(ratio_interval(nats, tokens))
+    loss = _with_low_at_least_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):
         value, low, high = np.exp([loss.value, loss.low, loss.high]).tolist()
     perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
-        metrics["text_bits_per_byte"] = _clipped_at_zero(ratio_interval(nats / math.log(2), size))
+        metrics["text_bits_per_byte"] = _with_low_at_least_zero(
+            ratio_interval(nats / math.log(2), size)
+        )
     return {name: estimate.as_dict() for name, estimate in metrics.items()}
 
 
@@ -331,7 +333,7 @@ def _example_key(row: Mapping[str, Any]) -> str:
     return json.dumps(content, sort_keys=True, default=repr)
 
 
-def _clipped_at_zero(estimate: Interval) -> Interval:
+def _with_low_at_least_zero(estimate: Interval) -> Interval:
     """Return the interval with a lower end of at least 0, because a loss is not negative."""
     return replace(estimate, low=max(0.0, estimate.low)) if estimate.known else estimate
 

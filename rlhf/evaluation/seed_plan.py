@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.evaluation.records import RunRecord
-from rlhf.evaluation.run_groups import Method, collect_metric_values, unit_means
+from rlhf.evaluation.run_groups import MethodValues, collect_metric_values, unit_means
 from rlhf.evaluation.significance import FEWEST_SEEDS, first_method_wins
 from rlhf.stats import Interval, interval
 from rlhf.stats.power import sample_size, upper_standard_deviation
@@ -150,7 +150,7 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
     return DifferenceDeviations(seed_sd, episode_sd, seed_limit, tuple(notes))
 
 
-def _values_or_differences_by_seed(methods: Mapping[str, Method]) -> list[np.ndarray]:
+def _values_or_differences_by_seed(methods: Mapping[str, MethodValues]) -> list[np.ndarray]:
     """Return the value, or the paired difference, of each unit, for each training seed.
 
     Args:

@@ -120,13 +120,15 @@ class ReferenceUncertainty:
         return 2 * float(special.stdtr(total.freedom, -mean / total.error))
 
 
-def _moments_with_both_errors(own: EstimateMoments, shared: EstimateMoments) -> EstimateMoments:
+def _moments_with_both_errors(
+    estimate: EstimateMoments, additional: EstimateMoments
+) -> EstimateMoments:
     """Return the moments of a mean whose error is the sum of two independent errors.
 
-    The mean is that of `own`. The degrees of freedom are Satterthwaite's.
+    The mean is that of `estimate`. The degrees of freedom are Satterthwaite's.
     """
-    first, second = own.error**2, shared.error**2
+    first, second = estimate.error**2, additional.error**2
     variance = first + second
-    freedom = variance**2 / (first**2 / own.freedom + second**2 / shared.freedom)
-    third = own.skewness * own.error**3 + shared.skewness * shared.error**3
-    return EstimateMoments(own.mean, np.sqrt(variance), third / variance**1.5, freedom)
+    freedom = variance**2 / (first**2 / estimate.freedom + second**2 / additional.freedom)
+    third = estimate.skewness * estimate.error**3 + additional.skewness * additional.error**3
+    return EstimateMoments(estimate.mean, np.sqrt(variance), third / variance**1.5, freedom)

@@ -85,11 +85,11 @@ class _PairedTest:
     unit: Unit
     level: float
     """Significance level."""
-    runs: int
+    fewest_runs: int
     """Smallest number of training runs of a method; reference policies are not counted."""
     p_value: float
     """Two-sided p value of the sign-flip test, increased by the shared error."""
-    shared: ReferenceUncertainty | None = None
+    shared_error: ReferenceUncertainty | None = None
     """Error that all differences have in common, that of the single evaluation of a reference
     policy; None if there is none."""
     excludes_zero: bool = True
@@ -103,12 +103,12 @@ class _PairedTest:
     @property
     def fewest_runs_for_winner(self) -> int:
         """Minimum number of training seeds of each method that is not a reference policy."""
-        return fewest_seeds_to_see_failed_run(self.level) if self.shared else FEWEST_SEEDS
+        return fewest_seeds_to_see_failed_run(self.level) if self.shared_error else FEWEST_SEEDS
 
     @property
     def too_few_runs(self) -> bool:
         """Whether the units are training seeds and a method has too few runs for a winner."""
-        return self.unit == "training seeds" and self.runs < self.fewest_runs_for_winner
+        return self.unit == "training seeds" and self.fewest_runs < self.fewest_runs_for_winner
 
     @property
     def same_sign(self) -> bool:
@@ -134,12 +134,12 @@ class _PairedTest:
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
         p_value = 2 * float(special.stdtr(self.n - 1, -t))
-        return _p_value_with_shared_error(p_value, self.deltas, self.shared) <= self.level
+        return _p_value_with_shared_error(p_value, self.deltas, self.shared_error) <= self.level
 
 
 def compare_means(
     values: Sequence[float] | np.ndarray,
-    against: Sequence[float] | np.ndarray,
+    baseline_values: Sequence[float] | np.ndarray,
     *,
     method: str,
     baseline: str,
@@ -162,7 +162,7 @@ def compare_means(
 
     Args:
         values: Value of `method` for each unit, [n].
-        against: Value of `baseline` for each unit in the same order, [n].
+        baseline_values: Value of `baseline` for each unit in the same order, [n].
         method: Name of the method.
         baseline: Name of the baseline.
         unit: Name of the units.
@@ -180,19 +180,19 @@ def compare_means(
     Raises:
         ValueError: The lengths differ, there are no values, or some values are not finite.
     """
-    deltas = paired_deltas(values, against)
-    span = span or _binary_span(metric, [*values, *against])
+    deltas = paired_deltas(values, baseline_values)
+    span = span or _binary_span(metric, [*values, *baseline_values])
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
-    shared = None
+    shared_error = None
     if shared_differences is not None:
-        shared = ReferenceUncertainty.from_unit_differences(shared_differences, span)
+        shared_error = ReferenceUncertainty.from_unit_differences(shared_differences, span)
     is_count, level = metric in COUNT_METRICS, 0.05 / comparisons
-    estimate = _difference_interval(deltas, is_count, span, shared)
-    test = _paired_test(deltas, unit, level, runs, is_count, span, shared)
+    estimate = _difference_interval(deltas, is_count, span, shared_error)
+    test = _paired_test(deltas, unit, level, runs, is_count, span, shared_error)
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant_given_enough_runs and not test.too_few_runs else None
     verdict = _result_text(test, method, baseline, leader)
-    simulated = measure_coverage and not shared
+    simulated = measure_coverage and not shared_error
     coverage = _normal_and_observed_coverage(deltas, estimate, span) if simulated else (None, None)
     return Difference(
         method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
@@ -218,14 +218,14 @@ def _paired_test(
     runs: int,
     is_count: bool,
     span: float | None,
-    shared: ReferenceUncertainty | None,
+    shared_error: ReferenceUncertainty | None,
 ) -> _PairedTest:
-    """Return the test of the differences `deltas`, with the error `shared` if there is one."""
-    p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared)
+    """Return the test of the differences `deltas`, with the shared error, if any."""
+    p_value = _p_value_with_shared_error(sign_flip_test(deltas), deltas, shared_error)
     excludes_zero = _zero_is_outside_interval_with_shared_error(
-        deltas, is_count, span, shared, level
+        deltas, is_count, span, shared_error, level
     )
-    return _PairedTest(deltas, unit, level, runs, p_value, shared, excludes_zero)
+    return _PairedTest(deltas, unit, level, runs, p_value, shared_error, excludes_zero)
 
 
 def _binary_span(metric: str, values: Sequence[float]) -> float | None:
@@ -238,10 +238,10 @@ def _difference_interval(
     deltas: np.ndarray,
     is_count: bool,
     span: float | None,
-    shared: ReferenceUncertainty | None,
+    shared_error: ReferenceUncertainty | None,
     level: float = 0.95,
 ) -> Interval:
-    """Return the interval of a mean difference, widened by the error `shared` if there is one."""
+    """Return the interval of a mean difference, widened by the shared error, if any."""
     if span:
         # Differences of outcomes such as 0.5 and 0.6 are multiples of the span only up to rounding.
         shares, whole = deltas / span, np.rint(deltas / span)
@@ -249,33 +249,33 @@ def _difference_interval(
         estimate = delta_interval(shares, kind="share", level=level).scaled(span)
     else:
         estimate = delta_interval(deltas, kind="count" if is_count else "mean", level=level)
-    return shared.widened_interval(estimate, deltas, level) if shared else estimate
+    return shared_error.widened_interval(estimate, deltas, level) if shared_error else estimate
 
 
 def _zero_is_outside_interval_with_shared_error(
     deltas: np.ndarray,
     is_count: bool,
     span: float | None,
-    shared: ReferenceUncertainty | None,
+    shared_error: ReferenceUncertainty | None,
     significance_level: float,
 ) -> bool:
-    """Return whether the interval that is widened by `shared` excludes 0; True without `shared`.
+    """Return whether the interval that is widened by the shared error excludes 0.
 
-    The confidence level of the interval exceeds 1 - `significance_level`, see
-    `confidence_level_of_stricter_test`.
+    The result is True without a shared error. The confidence level of the interval exceeds
+    1 - `significance_level`, see `confidence_level_of_stricter_test`.
     """
-    if shared is None:
+    if shared_error is None:
         return True
-    confidence = shared.confidence_level_of_stricter_test(significance_level)
-    interval = _difference_interval(deltas, is_count, span, shared, confidence)
+    confidence = shared_error.confidence_level_of_stricter_test(significance_level)
+    interval = _difference_interval(deltas, is_count, span, shared_error, confidence)
     return interval.low > 0 or interval.high < 0
 
 
 def _p_value_with_shared_error(
-    p_value: float, deltas: np.ndarray, shared: ReferenceUncertainty | None
+    p_value: float, deltas: np.ndarray, shared_error: ReferenceUncertainty | None
 ) -> float:
     """Return the p value of the mean of `deltas` [n], increased by the shared error, if any."""
-    return shared.increased_p_value(p_value, deltas) if shared else p_value
+    return shared_error.increased_p_value(p_value, deltas) if shared_error else p_value
 
 
 def fewest_pairs_for_significance(level: float = 0.05) -> int:
@@ -296,8 +296,8 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
     if test.too_few_runs:
         if not test.significant_given_enough_runs and not test.same_sign:
             return no_winner
-        runs = test.runs
-        of_each = "" if test.shared else " of each"
+        runs = test.fewest_runs
+        of_each = "" if test.shared_error else " of each"
         number = "a single run of one method is" if runs == 1 else f"{runs} training seeds are"
         return (
             f"{leader} has the better mean in these runs, but {number} not enough to call it "
@@ -310,7 +310,7 @@ def _result_text(test: _PairedTest, method: str, baseline: str, leader: str) -> 
         )
     if not test.significant_given_enough_runs:
         # More pairs do not reduce the shared error.
-        return no_winner + ("" if test.shared else _sample_size_hint(test))
+        return no_winner + ("" if test.shared_error else _sample_size_hint(test))
     p_value = f"p = {test.p_value:.2g}" if test.p_value >= 1e-4 else "p < 0.0001"
     if unit != "training seeds":
         return (

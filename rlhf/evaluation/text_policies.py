@@ -196,7 +196,7 @@ class ApiPolicy:
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
-            result = result_within(self.spec.timeout, lambda: self._request(messages))
+            result = result_within(self.spec.timeout, lambda: self._request_reply(messages))
             if isinstance(result, Reply):
                 return result
             if not _is_temporary(result):
@@ -204,10 +204,10 @@ class ApiPolicy:
             log.warning("%s: %s", self.what, _error_text(result))
         raise UserError(
             f"{self.what}: {self.spec.model} on {self.spec.url} gave no reply: "
-            f"{_error_text(result)}; finished policies are kept: continue with --resume"
+            f"{_error_text(result)}; finished policies are continuing: continue with --resume"
         ) from result
 
-    def _request(self, messages: Messages) -> Reply | Exception:
+    def _request_reply(self, messages: Messages) -> Reply | Exception:
         """Return the reply of the server, or the exception of the request."""
         try:
             response = self.complete({**self.query, **_request_messages_and_tools(messages)})
@@ -248,12 +248,12 @@ def _request_messages_and_tools(messages: Messages) -> dict[str, Any]:
     for message in messages:
         turn = {key: value for key, value in message.items() if key != "tools"}
         if calls := message.get("tool_calls"):
-            turn["tool_calls"] = [_with_arguments_as_text(call) for call in calls]
+            turn["tool_calls"] = [_tool_call_with_arguments_as_text(call) for call in calls]
         sent.append(turn)
     return {"messages": sent, **({"tools": tools} if tools else {})}
 
 
-def _with_arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_call_with_arguments_as_text(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
     if isinstance(function["arguments"], str):
         return dict(call)
@@ -288,7 +288,7 @@ class _Episode:
         ]
 
 
-class TextEpisodes:
+class TextEpisodePlayer:
     """Plays episodes of an environment with a policy that replies with text.
 
     Args:
@@ -326,12 +326,12 @@ class TextEpisodes:
         try:
             while waiting or active:
                 while waiting and free:
-                    episode = self._start(*waiting.popleft(), free.pop())
+                    episode = self._start_episode(*waiting.popleft(), free.pop())
                     if isinstance(episode, _Episode):
                         active.append(episode)
                     else:
                         free.append(episode)
-                active, released = self._take_turn(active)
+                active, released = self._take_turns(active)
                 free += released
         finally:
             for env in (*free, *(episode.env for episode in active)):
@@ -342,11 +342,11 @@ class TextEpisodes:
             )
         return [self.finished[index] for index in sorted(self.finished)]
 
-    def _start(self, index: int, start: EpisodeSeed, env: gym.Env) -> _Episode | gym.Env:
+    def _start_episode(self, index: int, start: EpisodeSeed, env: gym.Env) -> _Episode | gym.Env:
         """Start an episode; return a new environment if this one failed."""
         opening = self.calls.run(start.seed, lambda: reset_environment(env, start.seed))
         if opening is None:
-            return self._replace(env)
+            return self._replace_failed_env(env)
         observation, info = opening
         start_info = {**info, "observation": observation}
         rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
@@ -354,7 +354,7 @@ class TextEpisodes:
         rng = np.random.default_rng([POLICY_STREAM, start.seed, start.sample_index])
         return _Episode(index, env, rollout, rng)
 
-    def _take_turn(self, active: Sequence[_Episode]) -> tuple[list[_Episode], list[gym.Env]]:
+    def _take_turns(self, active: Sequence[_Episode]) -> tuple[list[_Episode], list[gym.Env]]:
         """Take one turn of every episode.
 
         Returns:
@@ -363,20 +363,20 @@ class TextEpisodes:
         replies = self.policy.reply(
             [e.messages_for_policy() for e in active], [e.rng for e in active]
         )
-        kept, released = [], []
+        continuing, released = [], []
         for episode, reply in zip(active, replies, strict=True):
             env, text, seed = episode.env, reply.text, episode.rollout.seed
             result = self.calls.run(
                 seed, lambda env=env, text=text: step_with_reply(env, text, self.spec)
             )
             if result is None:
-                released.append(self._replace(env))
+                released.append(self._replace_failed_env(env))
             elif self._record_turn(episode, reply, result):
                 self.finished[episode.index] = episode.rollout
                 released.append(env)
             else:
-                kept.append(episode)
-        return kept, released
+                continuing.append(episode)
+        return continuing, released
 
     def _record_turn(self, episode: _Episode, reply: Reply, result: StepResult) -> bool:
         """Append a reply and the result of its step; return whether the episode is over."""
@@ -389,7 +389,7 @@ class TextEpisodes:
         _, _, terminated, truncated, _ = result
         return terminated or truncated
 
-    def _replace(self, env: gym.Env) -> gym.Env:
+    def _replace_failed_env(self, env: gym.Env) -> gym.Env:
         """Return a new environment instead of one that failed."""
         self.calls.close(env)
         return self.make_env()

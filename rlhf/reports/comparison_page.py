@@ -22,7 +22,7 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import (
     Cell,
     Table,
-    acronym_label_html,
+    capital_acronyms_html,
     capitalize_acronyms,
     esc,
     section_html,
@@ -56,7 +56,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     check_page_path(target)
     directories = dict.fromkeys(Path(os.path.realpath(directory)) for directory in run_dirs)
     runs = [run for directory in directories for run in read_runs(directory)]
-    methods = _runs_by_method(runs)
+    runs_by_method = _runs_by_method(runs)
     rewards = as_reward_accuracy_runs(runs)
     compared = rewards.runs if rewards else runs
     metric = headline_metric(compared)
@@ -65,11 +65,11 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
         results.evaluation_table(compared, label_by_method=True),
         results.difference_table(comparisons),
     ]
-    tables += [final_metric_table(methods), config_difference_table(methods)]
+    tables += [final_metric_table(runs_by_method), config_difference_table(runs_by_method)]
     filled = [table for table in tables if table.rows]
     save_tables_beside_other_files(target.parent / f"{target.stem}_tables", filled)
-    counts = _run_counts(runs, methods)
-    colors = _method_color_classes(counts, methods)
+    counts = _run_counts(runs, runs_by_method)
+    colors = _method_color_classes(counts, runs_by_method)
     first = comparisons[0] if comparisons else None
     body = [_header_html(_page_title(first, counts), counts, colors)]
     if first:
@@ -79,7 +79,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
         )
         body.append(section_html("Result", forests, results.difference_plots_html(first)))
     body.append(section_html("Reward models", reward_reports_html(runs, links=False)))
-    body.append(section_html("Curves", _metric_charts_html(methods, colors)))
+    body.append(section_html("Curves", _metric_charts_html(runs_by_method, colors)))
     body += [section_html(table.title, table.to_html()) for table in filled]
     body.append(results.notes_html(comparisons))
     if rewards:
@@ -91,13 +91,15 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
 
 def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Group runs by method; runs of `rlhf evaluate` are omitted if there are training runs."""
-    methods: dict[str, list[RunRecord]] = {}
+    runs_by_method: dict[str, list[RunRecord]] = {}
     for run, label in zip(runs, method_names([r.directory for r in runs]), strict=True):
-        methods.setdefault(label, []).append(run)
+        runs_by_method.setdefault(label, []).append(run)
     trained = {
-        name: group for name, group in methods.items() if not _evaluates_listed_policies(group[0])
+        name: group
+        for name, group in runs_by_method.items()
+        if not _evaluates_listed_policies(group[0])
     }
-    return trained or methods
+    return trained or runs_by_method
 
 
 def _evaluates_listed_policies(run: RunRecord) -> bool:
@@ -113,7 +115,7 @@ def _evaluates_listed_policies(run: RunRecord) -> bool:
 
 
 def _run_counts(
-    runs: Sequence[RunRecord], methods: Mapping[str, Sequence[RunRecord]]
+    runs: Sequence[RunRecord], runs_by_method: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, int]:
     """Return the number of runs of each method; methods with evaluations come first.
 
@@ -125,23 +127,25 @@ def _run_counts(
         if not item.has_untrained_policy:
             seeds.setdefault(item.method, set()).add(item.seed)
     evaluated = {name: len(numbers) for name, numbers in seeds.items()}
-    counts = {name: len(group) for name, group in methods.items()}
+    counts = {name: len(group) for name, group in runs_by_method.items()}
     trained = {
-        name: counts[name] for name in methods if not _evaluates_listed_policies(methods[name][0])
+        name: counts[name]
+        for name in runs_by_method
+        if not _evaluates_listed_policies(runs_by_method[name][0])
     }
     return evaluated | trained or counts
 
 
 def _method_color_classes(
-    counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
+    counts: Mapping[str, int], runs_by_method: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, str]:
     """Return the CSS color class of each method.
 
     Methods whose training runs are not on the page are gray, if other training runs are on it.
     """
-    known = [name for name in counts if name in methods] or list(counts)
+    known = [name for name in counts if name in runs_by_method] or list(counts)
     tones = {name: f"c{index % 6 + 1}" for index, name in enumerate(known)}
-    return {name: tones.get(name, "ref") for name in (*counts, *methods)}
+    return {name: tones.get(name, "ref") for name in (*counts, *runs_by_method)}
 
 
 def _page_title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
@@ -153,13 +157,16 @@ def _page_title(comparison: Comparison | None, counts: Mapping[str, int]) -> str
 
 def _header_html(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
     runs = {name: count_text(count, "run") for name, count in counts.items()}
-    return f"<header><h1>{acronym_label_html(title)}</h1>{method_tiles_html(runs, colors)}</header>"
+    return (
+        f"<header><h1>{capital_acronyms_html(title)}</h1>{method_tiles_html(runs, colors)}</header>"
+    )
 
 
 def method_tiles_html(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
     """Return a tile for each method as HTML, with its color, its name and the text of `facts`."""
     tiles = "".join(
-        f'<li class="{colors[name]}"><b>{acronym_label_html(name)}</b><span>{esc(fact)}</span></li>'
+        f'<li class="{colors[name]}"><b>{capital_acronyms_html(name)}</b>'
+        f"<span>{esc(fact)}</span></li>"
         for name, fact in facts.items()
     )
     return f'<ul class="chain sides">{tiles}</ul>'
@@ -178,12 +185,12 @@ def _transcripts_html(runs: Sequence[RunRecord], comparison: Comparison | None) 
     return _collapsible_html(title, note + cards)
 
 
-def config_difference_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
+def config_difference_table(runs_by_method: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Return a table of the configuration keys that differ between the methods' first runs.
 
     Keys of output directories are omitted.
     """
-    flat = {name: flatten_keys(runs[0].config) for name, runs in methods.items()}
+    flat = {name: flatten_keys(runs[0].config) for name, runs in runs_by_method.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
     rows: list[list[Cell]] = [
         [key, *(_one_line_yaml(config.get(key)) for config in flat.values())]
@@ -191,16 +198,16 @@ def config_difference_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table
         if key.split(".")[-1] not in DIRECTORY_KEYS
         and len({repr(config.get(key)) for config in flat.values()}) > 1
     ]
-    return Table("configs", "Configuration differences", ["key", *methods], rows)
+    return Table("configs", "Configuration differences", ["key", *runs_by_method], rows)
 
 
-def final_metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
+def final_metric_table(runs_by_method: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Return a table of the last value of every metric, as the mean over training seeds."""
     rows = [
-        [key, *(_mean_last_value(runs, key) for runs in methods.values())]
-        for key in _metric_keys(methods)
+        [key, *(_mean_last_value(runs, key) for runs in runs_by_method.values())]
+        for key in _shown_metric_names(runs_by_method)
     ]
-    return Table("metrics", "Final metrics", ["metric", *methods], rows)
+    return Table("metrics", "Final metrics", ["metric", *runs_by_method], rows)
 
 
 def mean_metric_curve_over_runs(
@@ -220,7 +227,7 @@ def mean_metric_curve_over_runs(
 
 
 def _metric_charts_html(
-    methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]
+    runs_by_method: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]
 ) -> str:
     """Return the charts of all metrics as HTML.
 
@@ -228,8 +235,10 @@ def _metric_charts_html(
     `_FIRST_METRICS`. Constant metrics are listed as text.
     """
     shared, alone, constant = [], [], []
-    for key in _metric_keys(methods):
-        bands = {name: mean_metric_curve_over_runs(runs, key) for name, runs in methods.items()}
+    for key in _shown_metric_names(runs_by_method):
+        bands = {
+            name: mean_metric_curve_over_runs(runs, key) for name, runs in runs_by_method.items()
+        }
         lines = [
             Series.from_estimates(capitalize_acronyms(name), steps, estimates, colors[name])
             for name, (steps, estimates) in bands.items()
@@ -269,9 +278,9 @@ def _constant_text(lines: Sequence[Series]) -> str:
     return ", ".join(f"{level} ({line.name})" for level, line in zip(levels, lines, strict=True))
 
 
-def _metric_keys(methods: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+def _shown_metric_names(runs_by_method: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     """Return the names of the logged metrics to show, the most important ones first."""
-    rows = [row for runs in methods.values() for run in runs for row in run.metrics]
+    rows = [row for runs in runs_by_method.values() for run in runs for row in run.metrics]
     logged = dict.fromkeys(key for row in rows for key in row)
     keys = [k for k in logged if "/" in k and not k.startswith(_IGNORED_PREFIXES)]
     first = [key for key in _FIRST_METRICS if key in keys]

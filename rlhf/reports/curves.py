@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series
-from rlhf.reports.tables import logged_keys
+from rlhf.reports.tables import logged_metric_names
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
 
 _Panel = tuple[str, str, tuple[tuple[str, str], ...]]
@@ -133,14 +133,16 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
     return _charts_and_constants(run, panels)
 
 
-def other_metric_keys(run: RunRecord) -> list[str]:
+def metric_keys_without_panel(run: RunRecord) -> list[str]:
     """Return the metrics of a run that no other chart or table of the report shows."""
     shown = {key for _, _, lines in _PANELS for key, _ in lines}
     shown |= {key for key, _ in _component_keys_and_names(run)}
     if is_online(run):
         shown |= {"reward/mean", "policy/kl", gold_metric_key(run)}
     return [
-        key for key in logged_keys(run) if key not in shown and not key.startswith(_TABLE_METRICS)
+        key
+        for key in logged_metric_names(run)
+        if key not in shown and not key.startswith(_TABLE_METRICS)
     ]
 
 

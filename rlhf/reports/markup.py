@@ -52,7 +52,7 @@ class Table:
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
             f'<th scope="col"{_alignment_attribute(i in numeric)}>'
-            f"{acronym_label_html(self.columns[i])}</th>"
+            f"{capital_acronyms_html(self.columns[i])}</th>"
             for i in shown
         )
         body = "".join(
@@ -109,7 +109,7 @@ class Table:
     def _caption_html(self) -> str:
         """Return the note with the columns in the caption, or an empty string."""
         facts = [
-            f"{acronym_label_html(self.columns[i])} {self._common_cell_html(i)}"
+            f"{capital_acronyms_html(self.columns[i])} {self._common_cell_html(i)}"
             for i in range(len(self.columns))
             if self._is_shown_in_caption(i) and self.rows[0][i] is not None
         ]
@@ -178,14 +178,16 @@ def capitalize_acronyms(text: str) -> str:
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
-def acronym_label_html(text: str) -> str:
+def capital_acronyms_html(text: str) -> str:
     """Return the escaped text with acronyms in capitals."""
     return esc(capitalize_acronyms(text))
 
 
 def sentence_html(text: str) -> str:
     """Return a sentence as HTML: first letter and acronyms in capitals, backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", acronym_label_html(text[:1].upper() + text[1:]))
+    return re.sub(
+        r"`([^`]+)`", r"<code>\1</code>", capital_acronyms_html(text[:1].upper() + text[1:])
+    )
 
 
 def with_minus_signs(text: str) -> str:

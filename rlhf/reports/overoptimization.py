@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.files import read_json
@@ -13,7 +13,7 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.markup import (
     Cell,
     Table,
-    acronym_label_html,
+    capital_acronyms_html,
     interval_text,
     sentence_html,
     with_minus_signs,
@@ -32,7 +32,7 @@ PROXY_NAMES = {
 Result = Mapping[str, Any]
 
 
-def read_results(runs: Sequence[RunRecord]) -> list[Result]:
+def read_overoptimization_results(runs: Sequence[RunRecord]) -> list[Result]:
     """Return the content of `overoptimization.json` of every run that has this file."""
     paths = [run.directory / RESULT_FILE for run in runs]
     return [read_json(path) for path in paths if path.is_file()]
@@ -50,7 +50,7 @@ def overoptimization_section_html(results: Sequence[Result]) -> str:
             name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
             seeds = f"<small>{count_text(row['seeds'], 'training seed')}</small>"
             charts = charts_html(_charts_of_rl_runs(row, result["start"]))
-            parts.append(f"<h3>{acronym_label_html(name)} {seeds}</h3>{charts}")
+            parts.append(f"<h3>{capital_acronyms_html(name)} {seeds}</h3>{charts}")
         parts.append(f"<h3>Best of n</h3>{charts_html(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
 
@@ -172,7 +172,7 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     return charts
 
 
-def _gold_chart(title: str, rows: Sequence[Result], name_of: Any) -> Chart:
+def _gold_chart(title: str, rows: Sequence[Result], name_of: Callable[[Result], str]) -> Chart:
     """Return a chart with the gold curve of every row; `name_of` returns the name of a curve."""
     lines = [_mean_series(row, name_of(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
     return Chart(title, lines, x_label="√KL", y_label="score")

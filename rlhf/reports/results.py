@@ -23,7 +23,7 @@ from rlhf.reports.forest import ForestRow, titled_forest_plot_html
 from rlhf.reports.markup import (
     Cell,
     Table,
-    acronym_label_html,
+    capital_acronyms_html,
     esc,
     interval_text,
     number_text,
@@ -74,7 +74,7 @@ def verdict_item_html(d: Difference, metric: str, tone: str = "") -> str:
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone}"><strong>{verdict_html(d.verdict)}</strong>'
-        f"<span>{acronym_label_html(f'{d.method} − {d.baseline}')}: "
+        f"<span>{capital_acronyms_html(f'{d.method} − {d.baseline}')}: "
         f"{signed_value_text(d.estimate)} "
         f"{esc(metric)}, 95% {interval_text(d.estimate)}, "
         f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
@@ -84,7 +84,7 @@ def verdict_item_html(d: Difference, metric: str, tone: str = "") -> str:
 def verdict_html(verdict: str) -> str:
     """Return a verdict as HTML; the first letter is a capital unless a name is the first word."""
     starts_with_word = verdict.startswith(("no ", "one "))
-    return sentence_html(verdict) if starts_with_word else acronym_label_html(verdict)
+    return sentence_html(verdict) if starts_with_word else capital_acronyms_html(verdict)
 
 
 def score_plots_html(
@@ -303,13 +303,13 @@ def _has_several_values(runs: Sequence[RunRecord], metric: str) -> bool:
 
 
 def _score_row(
-    row: MethodScore, bound: ReferenceReturns | None, colors: Mapping[str, str]
+    row: MethodScore, reference_returns: ReferenceReturns | None, colors: Mapping[str, str]
 ) -> ForestRow:
     """Return the row of a forest plot for the score of a method."""
     tone = "ref" if row.decoding in ("random", "expert") else colors.get(row.method, "c1")
     text = interval_text(row.estimate)
-    if bound:
-        fraction = bound.normalize(row.estimate.value)
+    if reference_returns:
+        fraction = reference_returns.normalize(row.estimate.value)
         text = f"{f'{fraction:.0%} of optimal' if fraction >= 0 else 'below random'} · {text}"
     detail = f"{row.estimate.units:,} {row.unit}"
     return ForestRow(row.method, detail, row.estimate, number_text(row.estimate.value), text, tone)

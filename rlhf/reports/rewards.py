@@ -13,7 +13,7 @@ from rlhf.reports.charts import Chart, Series, charts_html
 from rlhf.reports.forest import ForestRow, forest_plot_html, titled_forest_plot_html
 from rlhf.reports.markup import (
     Table,
-    acronym_label_html,
+    capital_acronyms_html,
     capitalize_acronyms,
     esc,
     interval_text,
@@ -40,13 +40,13 @@ def reward_reports_html(runs: Sequence[RunRecord], *, links: bool = True) -> str
     for run in runs:
         for evaluation in filter(is_reward_report, run.evaluations):
             report = evaluation.summary
-            name = acronym_label_html(str(report.get("reward") or evaluation.name))
+            name = capital_acronyms_html(str(report.get("reward") or evaluation.name))
             parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
             parts += [findings_html(report), accuracy_plot_html(report)]
             if len(runs) == 1:
                 parts += [
                     accuracy_gain_plot_html(report),
-                    charts_html(_report_charts(report)),
+                    charts_html(_preference_report_charts(report)),
                     stress_test_plot_html(report),
                 ]
             elif links and (run.directory / "report.html").exists():
@@ -146,7 +146,7 @@ def stress_test_plot_html(report: Report) -> str:
     return titled_forest_plot_html("Stress tests", detail, lines, [(0.0, "unchanged")])
 
 
-def _report_charts(report: Report) -> list[Chart]:
+def _preference_report_charts(report: Report) -> list[Chart]:
     margins, gaps = report["by_margin"], report["by_length_gap"]
     charts = [
         Chart(
@@ -233,5 +233,5 @@ def _benchmark_table(evaluation: Evaluation) -> Table:
 
 
 def color_class_of_gain(gain: Interval) -> str:
-    """Return the color class of a difference: good above 0, bad below 0."""
+    """Return the CSS class of a gain: gold if its interval is above 0, c6 if below, else c5."""
     return "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"

@@ -9,11 +9,11 @@ from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_runs
 from rlhf.reports import results, transcripts
-from rlhf.reports.markup import Table, acronym_label_html, esc, section_html
+from rlhf.reports.markup import Table, capital_acronyms_html, esc, section_html
 from rlhf.reports.overoptimization import (
     overoptimization_section_html,
     overoptimization_tables,
-    read_results,
+    read_overoptimization_results,
 )
 from rlhf.reports.page import page_html, write_page
 from rlhf.reports.profile import profile_tables
@@ -50,7 +50,7 @@ def write_report(directory: str | Path) -> Path:
     comparisons = results.compare_by_each_metric(runs, metric, every_pair=True) if metric else []
     tables = [results.evaluation_table(runs), results.difference_table(comparisons)]
     tables = [table for table in tables if table.rows]
-    tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
+    tables += [*reward_tables(runs), *overoptimization_tables(read_overoptimization_results(runs))]
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
     # The curves are saved as CSV only, because metrics.jsonl already has them as JSON.
@@ -81,7 +81,9 @@ def _body_html(
     parts.append(section_html("Proxy and gold reward", reward_curves_html(runs)))
     parts.append(section_html("Reward models", reward_reports_html(runs)))
     parts.append(
-        section_html("Over-optimization", overoptimization_section_html(read_results(runs)))
+        section_html(
+            "Over-optimization", overoptimization_section_html(read_overoptimization_results(runs))
+        )
     )
     shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
     parts.append(section_html("Tables", *shown, results.notes_html(comparisons)))
@@ -97,12 +99,12 @@ def _transcripts_html(runs: Sequence[RunRecord], comparisons: Sequence[Compariso
     if comparisons and (cards := transcripts.methods_side_by_side_html(runs, comparisons[0])):
         parts.append(f"<h3>The same prompts, every trained method</h3>{cards}")
     for run in runs:
-        if cards := transcripts.before_and_after_html(run):
+        if cards := transcripts.samples_before_and_after_html(run):
             parts.append(
-                f"<h3>{acronym_label_html(run.name)} <small>before and after</small></h3>{cards}"
+                f"<h3>{capital_acronyms_html(run.name)} <small>before and after</small></h3>{cards}"
             )
         if cards := token_samples_html(run):
             parts.append(
-                f"<h3>{acronym_label_html(run.name)} <small>token by token</small></h3>{cards}"
+                f"<h3>{capital_acronyms_html(run.name)} <small>token by token</small></h3>{cards}"
             )
     return "".join(parts)

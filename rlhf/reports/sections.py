@@ -15,12 +15,12 @@ from rlhf.reports.curves import (
     is_online,
     learning_charts_and_constants,
     metric_charts_and_constants,
-    other_metric_keys,
+    metric_keys_without_panel,
     reward_charts,
 )
 from rlhf.reports.markup import (
-    acronym_label_html,
     breakable_html,
+    capital_acronyms_html,
     capitalize_acronyms,
     duration_text,
     esc,
@@ -45,13 +45,14 @@ def header_html(title: str, runs: Sequence[RunRecord]) -> str:
     processor = next((run.environment.get("processor") for run in runs), None)
     facts += [str(processor)] if processor else []
     chain = "".join(
-        f"<li><b>{acronym_label_html(run.name)}</b>"
+        f"<li><b>{capital_acronyms_html(run.name)}</b>"
         + "".join(f"<span>{breakable_html(line)}</span>" for line in _stage_summary_lines(run))
         + "</li>"
         for run in runs
     )
     return (
-        f'<header><h1>{acronym_label_html(title)}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
+        f"<header><h1>{capital_acronyms_html(title)}</h1>"
+        f'<p class="lede">{esc(" · ".join(facts))}</p>'
         f'<ol class="chain">{chain}</ol></header>'
     )
 
@@ -100,7 +101,7 @@ def warning_box_html(runs: Sequence[RunRecord]) -> str:
 def reward_curves_html(runs: Sequence[RunRecord]) -> str:
     """Return the curves of proxy reward, gold reward and KL for every online stage, as HTML."""
     return "".join(
-        f"<h3>{acronym_label_html(run.name)}</h3>{charts_html(reward_charts(run))}"
+        f"<h3>{capital_acronyms_html(run.name)}</h3>{charts_html(reward_charts(run))}"
         for run in filter(is_online, runs)
     )
 
@@ -115,12 +116,12 @@ def learning_curves_html(runs: Sequence[RunRecord]) -> str:
         body = _charts_and_constants_html(*learning_charts_and_constants(run))
         body += _other_metrics_html(run)
         if body:
-            parts.append(f"<h3>{acronym_label_html(run.name)}</h3>{body}")
+            parts.append(f"<h3>{capital_acronyms_html(run.name)}</h3>{body}")
     return "".join(parts)
 
 
 def _other_metrics_html(run: RunRecord) -> str:
-    keys = other_metric_keys(run)
+    keys = metric_keys_without_panel(run)
     shown = keys[:_MAX_OTHER_METRICS]
     body = _charts_and_constants_html(*metric_charts_and_constants(run, shown))
     if not body:
@@ -143,7 +144,7 @@ def run_details_html(runs: Sequence[RunRecord]) -> str:
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
         fold = f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
         parts.append(
-            f"<h3>{acronym_label_html(run.name)}</h3>"
+            f"<h3>{capital_acronyms_html(run.name)}</h3>"
             + (f'<dl class="facts">{facts}</dl>' if facts else "")
             + (fold if run.config else '<p class="note">No config.yaml yet.</p>')
         )
@@ -167,12 +168,12 @@ def _model_origin_text(config: Mapping[str, Any]) -> str:
     model = config.get("model")
     if isinstance(model, Mapping):
         if model.get("path"):
-            return _origin_text(str(model["path"]))
+            return _stage_or_path_text(str(model["path"]))
         return "model from scratch" if model.get("scratch") else ""
-    return _origin_text(str(model)) if model else ""
+    return _stage_or_path_text(str(model)) if model else ""
 
 
-def _origin_text(path: str) -> str:
+def _stage_or_path_text(path: str) -> str:
     """Return "from SFT" for the `final/` folder of the run `sft`, else the end of the path."""
     parts = path.rstrip("/").split("/")
     return (

@@ -28,7 +28,7 @@ def save_curves_csv(folder: Path, runs: Sequence[RunRecord]) -> None:
         for run in runs:
             name, cells = (
                 formula_safe_csv_cell(run.name),
-                {key: formula_safe_csv_cell(key) for key in logged_keys(run)},
+                {key: formula_safe_csv_cell(key) for key in logged_metric_names(run)},
             )
             for row in run.metrics:
                 step = row.get("step")
@@ -39,7 +39,7 @@ def save_curves_csv(folder: Path, runs: Sequence[RunRecord]) -> None:
                 )
 
 
-def logged_keys(run: RunRecord) -> list[str]:
+def logged_metric_names(run: RunRecord) -> list[str]:
     """Return the names of the metrics that a run logged, in order of first appearance."""
     return [
         key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _X_COLUMNS

@@ -11,7 +11,7 @@ from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
 from rlhf.reports.markup import (
-    acronym_label_html,
+    capital_acronyms_html,
     capitalize_acronyms,
     esc,
     number_text,
@@ -35,12 +35,14 @@ class TranscriptColumn:
     messages: Sequence[Mapping[str, str]]
 
 
-def before_and_after_html(run: RunRecord) -> str:
+def samples_before_and_after_html(run: RunRecord) -> str:
     """Return cards with samples of the same seed before and after training, as HTML."""
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
-    chosen = _select_seeds([(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds])
+    chosen = _select_seeds_by_change(
+        [(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds]
+    )
     if not any("score" in row or "return_trained" in row for row in run.samples):
         chosen = [("Held-out prompt", seed) for seed in seeds[:_MAX_CASES]]  # of offline training
     cards = []
@@ -72,7 +74,7 @@ def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison)
     first, last = next(iter(columns.values())), list(columns.values())[-1]
     shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
     metric = comparison.metric
-    chosen = _select_seeds(
+    chosen = _select_seeds_by_change(
         [(_metric_or_zero(last[s], metric) - _metric_or_zero(first[s], metric), s) for s in shared]
     )
     methods = capitalize_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
@@ -106,22 +108,22 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     }
 
 
-def transcript_card_html(description: str, label: str, replies: Sequence[TranscriptColumn]) -> str:
-    """Return a card as HTML: the common first messages, then a column for each reply."""
-    shared = _count_common_opening_messages(replies)
+def transcript_card_html(description: str, label: str, columns: Sequence[TranscriptColumn]) -> str:
+    """Return a card as HTML: the common first messages, then the rest of each column."""
+    shared = _count_common_opening_messages(columns)
     opening = "".join(
-        message_html(message, show_assistant_role=True) for message in replies[0].messages[:shared]
+        message_html(message, show_assistant_role=True) for message in columns[0].messages[:shared]
     )
-    columns = "".join(
-        f"<div><h4>{acronym_label_html(reply.title)} <span>{esc(reply.score)}</span></h4>"
-        + "".join(message_html(m, show_assistant_role=False) for m in reply.messages[shared:])
+    columns_html = "".join(
+        f"<div><h4>{capital_acronyms_html(column.title)} <span>{esc(column.score)}</span></h4>"
+        + "".join(message_html(m, show_assistant_role=False) for m in column.messages[shared:])
         + "</div>"
-        for reply in replies
+        for column in columns
     )
     return (
         f'<article class="case"><header class="prompt">'
         f"<small>{esc(description)} · {esc(label)}</small>"
-        f'{opening}</header><div class="columns">{columns}</div></article>'
+        f'{opening}</header><div class="columns">{columns_html}</div></article>'
     )
 
 
@@ -143,17 +145,17 @@ def message_html(message: Mapping[str, str], *, show_assistant_role: bool) -> st
     return f'<div class="turn">{name}{esc(head)}{fold if rest else ""}</div>'
 
 
-def _count_common_opening_messages(replies: Sequence[TranscriptColumn]) -> int:
+def _count_common_opening_messages(columns: Sequence[TranscriptColumn]) -> int:
     """Return the number of messages before the first reply that are equal in all columns."""
-    shortest = min(len(reply.messages) for reply in replies)
+    shortest = min(len(column.messages) for column in columns)
     for index in range(shortest):
-        messages = [reply.messages[index] for reply in replies]
+        messages = [column.messages[index] for column in columns]
         if messages[0].get("role") == "assistant" or any(m != messages[0] for m in messages):
             return index
     return shortest
 
 
-def _select_seeds(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
+def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
     """Select seeds by their (change, seed) pairs: the largest, two typical and the smallest change.
 
     All seeds are selected if there are at most `_MAX_CASES`.

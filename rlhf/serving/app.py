@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from rlhf.config.serve import ServerLimits
 from rlhf.reward_models.core import Reward
 from rlhf.serving.completions import CompletionRoutes
-from rlhf.serving.errors import ApiError, refusal, unknown_model
+from rlhf.serving.errors import ApiError, refusal_response, unknown_model_error
 from rlhf.serving.metrics import RequestCounter, ServerMetrics
 from rlhf.serving.model import ServedModel
 from rlhf.serving.scheduler import EngineFailed
@@ -53,7 +53,7 @@ class Server:
         self.completions = self.scores = None
         if model is not None:
             self.completions = CompletionRoutes(model, self.metrics)
-            self.metrics.watch(model.scheduler)
+            self.metrics.add_completion_gauges(model.scheduler)
         if reward is not None:
             self.scores = ScoreRoute(reward_name, reward, self.limits, self.metrics)
 
@@ -66,11 +66,11 @@ class Server:
         """
         routes = self._routes()
         handlers: Any = {
-            ApiError: _api_error,
-            HTTPException: _http_error,
-            EngineFailed: _engine_failed,
-            ClientDisconnect: _client_disconnected,
-            Exception: _internal_error,
+            ApiError: _api_error_response,
+            HTTPException: _http_error_response,
+            EngineFailed: _engine_failure_response,
+            ClientDisconnect: _client_disconnected_response,
+            Exception: _internal_error_response,
         }
         app = secured(
             Starlette(routes=routes, exception_handlers=handlers),
@@ -80,7 +80,7 @@ class Server:
             open_paths=OPEN_PATHS,
             max_body_bytes=self.limits.body_bytes,
             headers=_HEADERS,
-            refusal=refusal,
+            refusal=refusal_response,
         )
         return RequestCounter(app, self.metrics, routes)
 
@@ -93,7 +93,7 @@ class Server:
     def _routes(self) -> list[Route]:
         routes = [
             Route("/health", self._health),
-            Route("/metrics", self._prometheus),
+            Route("/metrics", self._prometheus_metrics),
             Route("/v1/models", self._list_models),
             Route("/v1/models/{name:path}", self._get_model),
         ]
@@ -112,20 +112,20 @@ class Server:
             return JSONResponse({"status": "the model cannot be used any more"}, 503)
         return JSONResponse({"status": "ok"})
 
-    async def _prometheus(self, request: Request) -> Response:
+    async def _prometheus_metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": self._models()})
+        return JSONResponse({"object": "list", "data": self._model_descriptions()})
 
     async def _get_model(self, request: Request) -> Response:
-        name, models = request.path_params["name"], self._models()
+        name, models = request.path_params["name"], self._model_descriptions()
         for model in models:
             if model["id"] == name:
                 return JSONResponse(model)
-        raise unknown_model(name, [model["id"] for model in models])
+        raise unknown_model_error(name, [model["id"] for model in models])
 
-    def _models(self) -> list[dict[str, Any]]:
+    def _model_descriptions(self) -> list[dict[str, Any]]:
         """Return the descriptions of the model and of the reward."""
         shared = {"object": "model", "created": self._created, "owned_by": "rlhf"}
         rows: list[dict[str, Any]] = []
@@ -137,24 +137,24 @@ class Server:
         return rows
 
 
-async def _api_error(request: Request, error: ApiError) -> Response:
+async def _api_error_response(request: Request, error: ApiError) -> Response:
     return error.response()
 
 
-async def _http_error(request: Request, error: HTTPException) -> Response:
+async def _http_error_response(request: Request, error: HTTPException) -> Response:
     """Return the error for an unknown path, or for a method that the path does not support."""
     message = f"{request.method} {request.url.path[:100]}: {error.detail}"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
 
-async def _engine_failed(request: Request, error: EngineFailed) -> Response:
+async def _engine_failure_response(request: Request, error: EngineFailed) -> Response:
     return ApiError(500, str(error)).response()
 
 
-async def _client_disconnected(request: Request, error: ClientDisconnect) -> Response:
+async def _client_disconnected_response(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=_CLIENT_GONE)
 
 
-async def _internal_error(request: Request, error: Exception) -> Response:
+async def _internal_error_response(request: Request, error: Exception) -> Response:
     """Return the error for an unexpected exception. The server logs its traceback."""
     return ApiError(500, "internal error; the log of the server contains the traceback").response()

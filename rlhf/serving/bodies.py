@@ -29,7 +29,7 @@ MAX_DEPTH = 32
 
 B = TypeVar("B", bound="Body")
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, 0.0),
     "presence_penalty": (0, 0.0),
     "repetition_penalty": (1, 1.0),
@@ -50,7 +50,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
 }
 """Option that is not supported -> values that have no effect."""
-_LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+_LABEL_OPTIONS = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Options that only label a request. They are accepted and have no effect."""
 
 
@@ -210,13 +210,13 @@ class SamplingBody(Body):
         Args:
             stop_ids: Tokens that end a completion of the model.
         """
-        own = frozenset(self.stop_token_ids)
+        requested = frozenset(self.stop_token_ids)
         return SamplingParams(
             temperature=self.temperature,
             top_k=max(0, self.top_k),
             top_p=self.top_p,
             min_p=self.min_p,
-            stop_ids=own if self.ignore_eos else own | stop_ids,
+            stop_ids=requested if self.ignore_eos else requested | stop_ids,
         )
 
     def option_needing_local_engine(self) -> str | None:
@@ -300,7 +300,7 @@ def read_body(kind: type[B], content: bytes) -> B:
         ApiError: The body is not JSON, or an option is unknown, not supported or invalid.
     """
     try:
-        data = json.loads(content, parse_constant=_refuse_constant)
+        data = json.loads(content, parse_constant=_refuse_nan_and_infinity)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(data, dict):
@@ -311,7 +311,7 @@ def read_body(kind: type[B], content: bytes) -> B:
         raise _api_error_of_validation_error(kind, error) from error
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_nan_and_infinity(name: str) -> None:
     """Raise ValueError for NaN and infinities, which Python's JSON parser would accept."""
     raise ValueError(f"{name} is not a number in JSON")
 
@@ -324,8 +324,8 @@ def _drop_or_refuse_unsupported_options(
     Raises:
         ApiError: An option that is not supported has a value with an effect.
     """
-    neutral = _NEUTRAL if issubclass(kind, SamplingBody) else {}
-    labels = _LABELS if issubclass(kind, SamplingBody) else ()
+    neutral = _NEUTRAL_VALUES if issubclass(kind, SamplingBody) else {}
+    labels = _LABEL_OPTIONS if issubclass(kind, SamplingBody) else ()
     options = {}
     for name, value in data.items():
         known = name in kind.model_fields or name in neutral

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from rlhf.serving.bodies import ChatBody, CompletionBody, SamplingBody, read_body
 from rlhf.serving.disconnect import result_while_connected
 from rlhf.serving.errors import ApiError
-from rlhf.serving.generation import Generation, Piece, prompt_piece
+from rlhf.serving.generation import Generation, Piece, echoed_prompt_piece
 from rlhf.serving.metrics import ServerMetrics
 from rlhf.serving.model import ServedModel
 from rlhf.serving.responses import ChatCompletionJson, CompletionJson, TextCompletionJson
@@ -49,10 +49,12 @@ class CompletionRoutes:
         prompts = await self._call_in_encoding_thread(
             lambda: [model.encode_prompt(p) for p in body.prompt]
         )
-        max_new_tokens = model.max_new_tokens(prompts, body.max_tokens)
-        heads: list[Piece] = []
+        max_new_tokens = model.checked_max_new_tokens(prompts, body.max_tokens)
+        echoed_prompts: list[Piece] = []
         if body.echo:
-            heads = await result_while_connected(request, self._echoed_prompts(body, prompts))
+            echoed_prompts = await result_while_connected(
+                request, self._echoed_prompts(body, prompts)
+            )
         generation = model.start_generation(
             prompts,
             body,
@@ -60,7 +62,7 @@ class CompletionRoutes:
             num_alternatives=body.logprobs or 0,
             continues_prompt=True,
             with_offsets=body.logprobs is not None,
-            text_offsets=[len(head.text) for head in heads],
+            text_offsets=[len(prompt.text) for prompt in echoed_prompts],
         )
         json_format = TextCompletionJson(
             model.name,
@@ -69,7 +71,7 @@ class CompletionRoutes:
             with_logprobs=body.logprobs is not None,
             with_token_ids=body.return_token_ids,
         )
-        return await self._respond(request, body, generation, heads, json_format)
+        return await self._respond(request, body, generation, echoed_prompts, json_format)
 
     async def chat(self, request: Request) -> Response:
         """Reply to a conversation."""
@@ -77,7 +79,7 @@ class CompletionRoutes:
         self._check_server_limits_and_options(body, 1)
         ids = await self._call_in_encoding_thread(lambda: model.encode_messages(body.messages))
         option = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        max_new_tokens = model.max_new_tokens([ids], getattr(body, option), option=option)
+        max_new_tokens = model.checked_max_new_tokens([ids], getattr(body, option), option=option)
         generation = model.start_generation(
             [ids],
             body,
@@ -137,7 +139,7 @@ class CompletionRoutes:
         ]
         rows = zip(texts, prompts, scored, strict=True)
         return [
-            prompt_piece(text, ids, score, tokenizer, with_alternatives=bool(body.logprobs))
+            echoed_prompt_piece(text, ids, score, tokenizer, with_alternatives=bool(body.logprobs))
             for text, ids, score in rows
         ]
 
@@ -146,20 +148,22 @@ class CompletionRoutes:
         request: Request,
         body: SamplingBody,
         generation: Generation,
-        heads: Sequence[Piece],
+        echoed_prompts: Sequence[Piece],
         json_format: CompletionJson,
     ) -> Response:
         """Return the response with the choices, as a whole or as a stream.
 
-        ``heads`` are the echoed prompts, if there are any.
+        ``echoed_prompts`` has a piece for each prompt, or is empty.
         """
         choices = generation.choices
         self.metrics.prompt_tokens.inc(sum(len(c.prompt_ids) for c in choices[:: body.n]))
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            stream = self._stream(generation, heads, json_format, include_usage=usage)
+            stream = self._stream_events(
+                generation, echoed_prompts, json_format, include_usage=usage
+            )
             return StreamingResponse(stream, media_type="text/event-stream")
-        pieces = _first_pieces(generation, heads, json_format.samples)
+        pieces = _first_pieces(generation, echoed_prompts, json_format.samples)
 
         async def collect() -> None:
             async with contextlib.aclosing(generation.pieces()) as new_pieces:
@@ -170,10 +174,10 @@ class CompletionRoutes:
         await result_while_connected(request, collect())
         return JSONResponse(json_format.complete_response(list(zip(choices, pieces, strict=True))))
 
-    async def _stream(
+    async def _stream_events(
         self,
         generation: Generation,
-        heads: Sequence[Piece],
+        echoed_prompts: Sequence[Piece],
         json_format: CompletionJson,
         *,
         include_usage: bool,
@@ -182,8 +186,8 @@ class CompletionRoutes:
         keeps_empty = json_format.with_logprobs or json_format.with_token_ids
         started: set[int] = set()
         try:
-            if heads:
-                firsts = _first_pieces(generation, heads, json_format.samples)
+            if echoed_prompts:
+                firsts = _first_pieces(generation, echoed_prompts, json_format.samples)
                 for choice, piece in zip(generation.choices, firsts, strict=True):
                     started.add(choice.index)
                     yield _server_sent_event(json_format.chunk(choice, piece, is_first=True))
@@ -208,11 +212,11 @@ class CompletionRoutes:
 def _first_pieces(
     generation: Generation, echoed_prompts: Sequence[Piece], samples: int
 ) -> list[Piece]:
-    """Return the first piece of each choice: the echoed prompt, or nothing.
+    """Return the first piece of each choice: the echoed prompt, or an empty piece.
 
     Args:
         generation: The choices, ``samples`` for each prompt.
-        echoed_prompts: The echoed prompts, if there are any.
+        echoed_prompts: A piece for each prompt, or an empty list.
         samples: Number of completions of each prompt.
     """
     pieces = [

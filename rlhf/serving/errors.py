@@ -55,7 +55,7 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def unknown_model(name: str, known: Sequence[str], *, place: str = "this server") -> ApiError:
+def unknown_model_error(name: str, known: Sequence[str], *, place: str = "this server") -> ApiError:
     """Return the error for a name that is not among the names of the models of a place."""
     return ApiError(
         404,
@@ -65,7 +65,7 @@ def unknown_model(name: str, known: Sequence[str], *, place: str = "this server"
     )
 
 
-def overloaded(retry_seconds: int) -> ApiError:
+def overloaded_error(retry_seconds: int) -> ApiError:
     """Return the error for a full queue, with the time until the client should try again."""
     return ApiError(
         503,
@@ -75,7 +75,7 @@ def overloaded(retry_seconds: int) -> ApiError:
     )
 
 
-def timed_out(seconds: float) -> ApiError:
+def timeout_error(seconds: float) -> ApiError:
     """Return the error for a request that exceeds the time limit."""
     # Without the header, the official client would repeat the request.
     return ApiError(
@@ -86,7 +86,7 @@ def timed_out(seconds: float) -> ApiError:
     )
 
 
-def refusal(status: int, reason: str) -> JSONResponse:
+def refusal_response(status: int, reason: str) -> JSONResponse:
     """Return the response of a request that the access rules refuse."""
     if status == 401:
         reason = "missing or wrong API key; send the header Authorization: Bearer KEY"

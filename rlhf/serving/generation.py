@@ -9,9 +9,9 @@ from typing import Any
 
 from rlhf.rollout.sampling.base import Alternatives, FinishReason, NewTokens
 from rlhf.rollout.text_decoder import IncrementalTextDecoder
-from rlhf.serving.errors import overloaded, timed_out
+from rlhf.serving.errors import overloaded_error, timeout_error
 from rlhf.serving.scheduler import Job, Overloaded, Progress, Scheduler
-from rlhf.serving.text import StopStrings
+from rlhf.serving.text import StopStringFilter
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Choice:
         decoder: Decodes the tokens of the completion.
         stop: Strings that end the completion.
         with_offsets: Whether the offsets of the tokens are needed.
-        position: Number of characters before the completion, for offsets.
+        text_offset: Number of characters before the completion, for offsets.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class Choice:
         *,
         stop: Sequence[str],
         with_offsets: bool = False,
-        position: int = 0,
+        text_offset: int = 0,
     ) -> None:
         self.index, self.prompt_ids = index, prompt_ids
         self.tokens: list[int] = []
         """Sampled tokens."""
         self.finish_reason: str | None = None
-        self._decoder, self._stop, self._position = decoder, StopStrings(stop), position
+        self._decoder, self._stop, self._text_offset = decoder, StopStringFilter(stop), text_offset
         self._token_by_token = with_offsets or bool(stop)
 
     def receive(self, progress: Progress) -> Piece:
         """Decode new tokens. A stop string ends the choice; tokens after it are discarded."""
-        new = progress.new
+        new = progress.new_tokens
         if self._token_by_token:
             piece = self._decode_token_by_token(new)
         else:
@@ -96,17 +96,17 @@ class Choice:
             piece.tokens.append(token)
             piece.logprobs.append(new.logprobs[index])
             piece.alternatives += new.alternatives[index : index + 1]
-            piece.offsets.append(self._position)
-            self._position += len(decoded)
+            piece.offsets.append(self._text_offset)
+            self._text_offset += len(decoded)
             if self._stop.found:
                 break
         return piece
 
 
-def prompt_piece(
+def echoed_prompt_piece(
     text: str,
     ids: Sequence[int],
-    scored: NewTokens | None,
+    prompt_logprobs: NewTokens | None,
     tokenizer: Any,
     *,
     with_alternatives: bool,
@@ -116,12 +116,12 @@ def prompt_piece(
     Args:
         text: Text of the prompt.
         ids: Its tokens.
-        scored: Log-probabilities of its tokens from the second one on. If None, the piece has only
-            the text.
+        prompt_logprobs: Log-probabilities of its tokens from the second one on. If None, the piece
+            has only the text.
         tokenizer: The tokenizer.
         with_alternatives: Whether the request asks for the most likely tokens at each position.
     """
-    if scored is None:
+    if prompt_logprobs is None:
         return Piece(text, is_prompt=True)
     decoder, offsets, position = IncrementalTextDecoder(tokenizer), [], 0
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
@@ -132,8 +132,8 @@ def prompt_piece(
         if not decoded and text.startswith(name, position):
             decoded = name  # a special token that the client wrote in the text
         position += len(decoded)
-    alternatives = [[], *scored.alternatives] if with_alternatives else []
-    logprobs = [None, *scored.logprobs]
+    alternatives = [[], *prompt_logprobs.alternatives] if with_alternatives else []
+    logprobs = [None, *prompt_logprobs.logprobs]
     return Piece(text, list(ids), logprobs, alternatives, offsets, is_prompt=True)
 
 
@@ -142,11 +142,11 @@ class Generation:
 
     Args:
         scheduler: Samples the completions.
-        seconds: Time limit.
+        time_limit: Time limit of the request in seconds.
     """
 
-    def __init__(self, scheduler: Scheduler, *, seconds: float) -> None:
-        self._scheduler, self._seconds = scheduler, seconds
+    def __init__(self, scheduler: Scheduler, *, time_limit: float) -> None:
+        self._scheduler, self._time_limit = scheduler, time_limit
         self.choices: list[Choice] = []
         self._choice_of: dict[Job, Choice] = {}
         self._events: asyncio.Queue[Progress | None] = asyncio.Queue()
@@ -165,7 +165,7 @@ class Generation:
         try:
             self._scheduler.submit(jobs)
         except Overloaded as error:
-            raise overloaded(error.retry_seconds) from error
+            raise overloaded_error(error.retry_seconds) from error
         self.choices = list(choices)
         self._choice_of = dict(zip(jobs, choices, strict=False))
         for choice in self.choices[len(jobs) :]:
@@ -192,12 +192,12 @@ class Generation:
             EngineFailed: The engine failed.
         """
         unfinished = len(self._choice_of)
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._end_at_time_limit)
+        timer = asyncio.get_running_loop().call_later(self._time_limit, self._end_at_time_limit)
         try:
             while unfinished:
                 progress = await self._events.get()
                 if progress is None:
-                    raise timed_out(self._seconds)
+                    raise timeout_error(self._time_limit)
                 if progress.error is not None:
                     raise progress.error
                 choice = self._choice_of[progress.job]

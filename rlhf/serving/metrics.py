@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf.serving.scheduler import Scheduler
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_DURATION_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Upper limits of the buckets of the histogram of durations, in seconds."""
 
 
@@ -27,7 +27,7 @@ class ServerMetrics:
             "rlhf_request_seconds",
             "Time from the start of a request to the end of its response.",
             ["route"],
-            buckets=_SECONDS,
+            buckets=_DURATION_BUCKETS,
             registry=self.registry,
         )
         self.prompt_tokens = Counter(
@@ -40,7 +40,7 @@ class ServerMetrics:
             "rlhf_scored_conversations", "Conversations that were scored.", registry=self.registry
         )
 
-    def watch(self, scheduler: Scheduler) -> None:
+    def add_completion_gauges(self, scheduler: Scheduler) -> None:
         """Add the numbers of running and of unfinished completions of a scheduler."""
         running = Gauge(
             "rlhf_completions_running", "Completions in the engine.", registry=self.registry
@@ -77,8 +77,10 @@ class RequestCounter:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        found = (r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE)
-        route = next(found, "other")
+        matching_paths = (
+            r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE
+        )
+        route = next(matching_paths, "other")
         began, status = time.monotonic(), 499  # a disconnected client receives no status
 
         async def send_and_note_status(message: Message) -> None:

@@ -20,7 +20,7 @@ from rlhf.rollout.sampling.verification import check_sampler_or_disable_cache
 from rlhf.rollout.text_decoder import IncrementalTextDecoder
 from rlhf.serving.bodies import SamplingBody
 from rlhf.serving.engine_thread import EngineThread
-from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
+from rlhf.serving.errors import ApiError, overloaded_error, timeout_error, unknown_model_error
 from rlhf.serving.generation import Choice, Generation
 from rlhf.serving.prompt_logprobs import prompt_logprobs
 from rlhf.serving.scheduler import PREFILL_TOKENS, Job, Overloaded, Scheduler
@@ -68,7 +68,7 @@ class ServedModel:
     def check_name(self, name: str) -> None:
         """Raise ApiError if the name is not that of this model."""
         if name != self.name:
-            raise unknown_model(name, [self.name], place="the routes for completions")
+            raise unknown_model_error(name, [self.name], place="the routes for completions")
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the token ids of the prompt of a text completion.
@@ -121,14 +121,14 @@ class ServedModel:
                 code="context_length_exceeded",
             )
 
-    def max_new_tokens(
+    def checked_max_new_tokens(
         self,
         prompts: Sequence[Sequence[int]],
         requested: int | None,
         *,
         option: str = "max_tokens",
     ) -> int:
-        """Return the maximum number of tokens of the completions of prompts.
+        """Check and return the maximum number of tokens of the completions of prompts.
 
         Args:
             prompts: Token ids of the prompts.
@@ -164,15 +164,15 @@ class ServedModel:
             async with asyncio.timeout(self.limits.seconds):
                 for start in range(0, len(prompts), rows_per_pass):
                     part = prompts[start : start + rows_per_pass]
-                    results += await self.scheduler.call(
+                    results += await self.scheduler.call_in_engine_thread(
                         lambda part=part: prompt_logprobs(
                             self.model, part, num_alternatives=num_alternatives
                         )
                     )
         except Overloaded as error:
-            raise overloaded(error.retry_seconds) from error
+            raise overloaded_error(error.retry_seconds) from error
         except TimeoutError as error:
-            raise timed_out(self.limits.seconds) from error
+            raise timeout_error(self.limits.seconds) from error
         return results
 
     def start_generation(
@@ -202,7 +202,7 @@ class ServedModel:
             ApiError: The queue is full.
             EngineFailed: The engine cannot be used.
         """
-        generation = Generation(self.scheduler, seconds=self.limits.seconds)
+        generation = Generation(self.scheduler, time_limit=self.limits.seconds)
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
         sampling = body.sampling_params(frozenset(self.chat_format.stop_ids))
         starts = [(number, sample) for number in range(len(prompts)) for sample in range(body.n)]
@@ -213,7 +213,7 @@ class ServedModel:
                 IncrementalTextDecoder(self.tokenizer, prompts[number] if continues_prompt else ()),
                 stop=body.stop,
                 with_offsets=with_offsets,
-                position=text_offsets[number] if text_offsets else 0,
+                text_offset=text_offsets[number] if text_offsets else 0,
             )
             for index, (number, _) in enumerate(starts)
         ]
@@ -249,7 +249,7 @@ def load_served_model(config: ServeConfig) -> ServedModel:
     """
     thread = EngineThread()
     try:
-        model, tokenizer, engine = thread.call(lambda: _load(config))
+        model, tokenizer, engine = thread.call(lambda: _load_model_and_engine(config))
     except BaseException:
         thread.close()
         raise
@@ -264,7 +264,7 @@ def load_served_model(config: ServeConfig) -> ServedModel:
     )
 
 
-def _load(config: ServeConfig) -> tuple[Any, Any, RolloutEngine]:
+def _load_model_and_engine(config: ServeConfig) -> tuple[Any, Any, RolloutEngine]:
     """Return the model of a configuration, its tokenizer and its engine."""
     assert config.model is not None
     model, tokenizer = load_model(config.model, seed=0)

@@ -154,13 +154,13 @@ class ChatCompletionJson(CompletionJson):
         rows = zip(piece.tokens, piece.logprobs, likely, strict=True)
         content = [
             {
-                **self._token(token, logprob),
-                "top_logprobs": [self._token(*pair) for pair in pairs],
+                **self._token_json(token, logprob),
+                "top_logprobs": [self._token_json(*pair) for pair in pairs],
             }
             for token, logprob, pairs in rows
         ]
         return {"content": content, "refusal": None}
 
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+    def _token_json(self, token: int, logprob: float | None) -> dict[str, Any]:
         content = list(self.names.bytes_of(token))
         return {"token": self.names.name(token), "logprob": logprob, "bytes": content}

@@ -61,7 +61,7 @@ class Overloaded(Exception):
 
 
 class EngineFailed(Exception):
-    """The engine failed while it sampled a completion."""
+    """The engine failed while it sampled a completion, or cannot be used any more."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Progress:
     """New tokens of a job. A job ends with a finish reason or an error."""
 
     job: Job
-    new: NewTokens
+    new_tokens: NewTokens
     finish_reason: FinishReason | None = None
     error: EngineFailed | None = None
 
@@ -184,9 +184,9 @@ class Scheduler:
         if not job.ended:
             job.ended = True
             self.num_unfinished -= 1
-            self._commands.put(lambda: self._drop(job))
+            self._commands.put(lambda: self._drop_job(job))
 
-    async def call(self, function: Callable[[], Any]) -> Any:
+    async def call_in_engine_thread(self, function: Callable[[], Any]) -> Any:
         """Call a function in the thread of the engine, between two forward passes.
 
         Raises:
@@ -204,7 +204,7 @@ class Scheduler:
                 result, error = function(), None
             except Exception as raised:
                 result, error = None, raised
-            self._call_in_loop(_resolve, future, result, error)
+            self._call_in_loop(_set_result_or_exception, future, result, error)
 
         self._commands.put(lambda: self._calls.append(run))
         self.num_unfinished += 1
@@ -245,7 +245,7 @@ class Scheduler:
         except Exception as error:  # requests must not wait for a thread that has ended
             log.exception("the engine cannot be used any more")
             self.failure = error
-            self._fail_all(error)
+            self._fail_all_jobs(error)
 
     def _run_commands(self) -> None:
         """Run the commands of the event loop; wait for one if there is nothing else to do."""
@@ -287,7 +287,7 @@ class Scheduler:
         except Exception as error:
             log.warning("a forward pass failed: %s", error, exc_info=error)
             self.engine.reset()
-            self._fail_running(error)
+            self._fail_running_jobs(error)
             return
         progress = [self._finish(completion) for completion in completions]
         if self._incremental is not None:
@@ -297,7 +297,7 @@ class Scheduler:
                     job.num_delivered += len(new.tokens)
                     progress.append(Progress(job, new))
         if progress:
-            self._call_in_loop(self._deliver, progress)
+            self._call_in_loop(self._deliver_progress, progress)
 
     def _finish(self, completion: Completion) -> Progress:
         """Release the cache row of a completion; return the tokens that were not delivered yet."""
@@ -310,27 +310,27 @@ class Scheduler:
         )
         return Progress(job, new, completion.finish_reason)
 
-    def _drop(self, job: Job) -> None:
+    def _drop_job(self, job: Job) -> None:
         episode_id = job.request.episode_id
         if self._running.pop(episode_id, None) is not None:
             self.engine.release(episode_id)
         elif job in self._waiting:
             self._waiting.remove(job)
 
-    def _fail_running(self, error: Exception) -> None:
+    def _fail_running_jobs(self, error: Exception) -> None:
         failure = EngineFailed(f"the engine failed: {type(error).__name__}")
         failure.__cause__ = error
         nothing = NewTokens([], [], [])
         progress = [Progress(job, nothing, error=failure) for job in self._running.values()]
         self._running.clear()
-        self._call_in_loop(self._deliver, progress)
+        self._call_in_loop(self._deliver_progress, progress)
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all_jobs(self, error: Exception) -> None:
         while not self._commands.empty():
             self._commands.get()()
         self._running |= {job.request.episode_id: job for job in self._waiting}
         self._waiting.clear()
-        self._fail_running(error)
+        self._fail_running_jobs(error)
         while self._calls:
             self._calls.popleft()()
 
@@ -342,7 +342,7 @@ class Scheduler:
 
     # -- event loop ---------------------------------------------------------------------------
 
-    def _deliver(self, progress: Sequence[Progress]) -> None:
+    def _deliver_progress(self, progress: Sequence[Progress]) -> None:
         for item in progress:
             job = item.job
             if job.ended:
@@ -355,8 +355,10 @@ class Scheduler:
             job.deliver(item)
 
 
-def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    """Set the result of a future, unless its task was canceled."""
+def _set_result_or_exception(
+    future: asyncio.Future[Any], result: Any, error: Exception | None
+) -> None:
+    """Set the result or the exception of a future, unless its task was canceled."""
     if future.done():
         return
     if error is None:

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import Reward, Scores, score_copies
 from rlhf.serving.bodies import ScoreBody, read_body
 from rlhf.serving.disconnect import result_while_connected
-from rlhf.serving.errors import ApiError, overloaded, timed_out, unknown_model
+from rlhf.serving.errors import ApiError, overloaded_error, timeout_error, unknown_model_error
 from rlhf.serving.metrics import ServerMetrics
 
 _RETRY_SECONDS = 5
@@ -46,7 +46,7 @@ class ScoreRoute:
         """Score conversations."""
         body, limits = read_body(ScoreBody, await request.body()), self.limits
         if body.model != self.name:
-            raise unknown_model(body.model, [self.name], place="/v1/score")
+            raise unknown_model_error(body.model, [self.name], place="/v1/score")
         count = len(body.conversations)
         if count > limits.conversations:
             raise ApiError(
@@ -55,14 +55,14 @@ class ScoreRoute:
                 param="conversations",
             )
         if self._num_unfinished + count > limits.conversations + limits.queue:
-            raise overloaded(_RETRY_SECONDS)
+            raise overloaded_error(_RETRY_SECONDS)
         self._num_unfinished += count
         try:
             scores = await result_while_connected(request, self._score(body))
         finally:
             self._num_unfinished -= count
         self.metrics.scored.inc(count)
-        return JSONResponse(self._json(scores))
+        return JSONResponse(self._scores_json(scores))
 
     async def _score(self, body: ScoreBody) -> Scores:
         """Score conversations in the thread of the reward.
@@ -77,9 +77,9 @@ class ScoreRoute:
         except UserError as error:
             raise ApiError(400, f"conversations: {error}", param="conversations") from error
         except TimeoutError as error:
-            raise timed_out(self.limits.seconds) from error
+            raise timeout_error(self.limits.seconds) from error
 
-    def _json(self, scores: Scores) -> dict[str, object]:
+    def _scores_json(self, scores: Scores) -> dict[str, object]:
         return {
             "object": "list",
             "model": self.name,

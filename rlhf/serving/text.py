@@ -10,7 +10,7 @@ from typing import Any
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class StopStrings:
+class StopStringFilter:
     """Ends a text before the first of several strings.
 
     Args:

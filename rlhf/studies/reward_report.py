@@ -184,8 +184,8 @@ def best_of_n_curve(
     from rlhf.models.rewards import load_rewards
     from rlhf.studies.overoptimize.results import best_of_n_result
 
-    by = score_replies(reward, groups, what=reward.name)
-    gold = score_replies(load_rewards(config.gold), groups, what="gold")
+    by = score_replies(reward, groups, reward_name=reward.name)
+    gold = score_replies(load_rewards(config.gold), groups, reward_name="gold")
     if len(groups) < 3 or config.samples < 8 or by.std() == 0:
         log.info(
             "skipping the best-of-n curve: it needs at least 3 prompts, at least 8 samples, and "

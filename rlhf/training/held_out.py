@@ -15,7 +15,7 @@ from rlhf.evaluation.episodes import (
     is_complete_evaluation,
     play_model_episodes,
     random_and_optimal_return,
-    summarize,
+    summarize_episodes,
     write_evaluation,
 )
 from rlhf.reward_models.core import binary_outcomes_by_name
@@ -65,12 +65,12 @@ def evaluate_held_out(
         )
     total = sum(trainer.world.gather(counts), Counter())
     env = short_name(trainer.config.env.id or "prompts")
-    summary = summarize(
+    summary = summarize_episodes(
         rows,
         name=name,
         env=env,
-        random=random_return,
-        optimal=optimal_return,
+        random_return=random_return,
+        optimal_return=optimal_return,
         turn_limit=trainer.eval_collector.turn_limit,
         outcomes=binary_outcomes_by_name(trainer.all_rewards),
         counts=total,

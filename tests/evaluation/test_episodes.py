@@ -18,7 +18,7 @@ from rlhf.evaluation.episodes import (
     evaluation_episode_seeds,
     play_reference_episodes,
     scored_episode_rows,
-    summarize,
+    summarize_episodes,
     write_evaluation,
 )
 from rlhf.evaluation.runner import text_loss_metrics
@@ -42,7 +42,9 @@ def test_reference_policies_are_near_their_known_values():
     expert = play_reference_episodes("expert", make_env, evaluation_episode_seeds(50), rewards=[])
     assert all(row["return"] == 1.0 and row["success"] for row in expert)
     random = play_reference_episodes("random", make_env, evaluation_episode_seeds(400), rewards=[])
-    summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
+    summary = summarize_episodes(
+        random, name="random", env="e", random_return=0.474, optimal_return=1.0
+    )
     found = summary["metrics"]["return"]
     assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
     assert summary["metrics"]["normalized"]["mean"] == pytest.approx(
@@ -101,7 +103,7 @@ def test_an_evaluation_is_never_overwritten(tmp_path):
     def write(episodes: int) -> None:
         starts = evaluation_episode_seeds(episodes)
         rows = play_reference_episodes("expert", make_env_factory(BANDIT), starts, rewards=[])
-        write_evaluation(tmp_path, rows, summarize(rows, name="expert", env="bandit"))
+        write_evaluation(tmp_path, rows, summarize_episodes(rows, name="expert", env="bandit"))
 
     write(2)
     with pytest.raises(UserError, match="never overwritten"):
@@ -270,7 +272,12 @@ def test_the_score_is_what_the_weights_of_rewards_and_gold_make_of_their_compone
         name: [
             row["components"]
             for row in scored_episode_rows(
-                rollouts, rewards, gold=gold, decoding="greedy", seconds=0.0, counts=None
+                rollouts,
+                rewards,
+                gold=gold,
+                decoding="greedy",
+                seconds_per_episode=0.0,
+                counts=None,
             )
         ]
         for name, (rewards, gold) in collected.items()
@@ -287,7 +294,9 @@ def test_rewards_score_the_last_reply_of_a_truncated_episode():
     last = as_reward(
         lambda talks: [float(talk[-1]["content"] == "yes") for talk in talks], name="r"
     )
-    (row,) = scored_episode_rows([rollout], [last], decoding="greedy", seconds=0.0, counts=None)
+    (row,) = scored_episode_rows(
+        [rollout], [last], decoding="greedy", seconds_per_episode=0.0, counts=None
+    )
     assert row["components"] == {"r": 1.0}
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
     score_rollouts([rollout], rewards=last, gold=None, env_weight=1.0)

@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 
-from rlhf.evaluation.episodes import summarize
+from rlhf.evaluation.episodes import summarize_episodes
 from rlhf.evaluation.metrics import pass_at_k_by_seed
 from rlhf.stats.samples import pass_at_k
 
@@ -61,7 +61,9 @@ def test_samples_of_one_seed_are_not_evidence_of_their_own():
             for _ in range(copies)
         ]
 
-    once, often = (summarize(rows(copies), name="p", env="e")["metrics"] for copies in (1, 8))
+    once, often = (
+        summarize_episodes(rows(copies), name="p", env="e")["metrics"] for copies in (1, 8)
+    )
     assert often["return"] == once["return"]
     assert often["success"]["mean"] == once["success"]["mean"]
     assert often["success"]["n"] == 24

@@ -22,7 +22,7 @@ from rlhf.config.evaluate import (
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import classification_report, label_logprobs
-from rlhf.evaluation.harness import evaluate_on_tasks, metrics_from_output
+from rlhf.evaluation.harness import evaluate_on_tasks, metrics_from_harness_output
 from rlhf.evaluation.records import read_summary_file
 from rlhf.evaluation.text import CompletionLosses
 from rlhf.models.policy import Policy
@@ -244,7 +244,7 @@ def test_the_harness_results_become_metrics():
         },
         "n-samples": {"arc": {"original": 90, "effective": 25}, "long": {"effective": 400}},
     }
-    metrics = metrics_from_output(found)
+    metrics = metrics_from_harness_output(found)
     # Half of 25 documents: the exact interval of a share, whatever error the harness gives.
     share = share_interval(12.5, 25)
     assert metrics["arc/acc"]["low"] == pytest.approx(share.low)
@@ -253,7 +253,7 @@ def test_the_harness_results_become_metrics():
     assert metrics["gsm/exact_match (strict)"]["low"] is None
     assert "needs a standard error" in str(metrics["gsm/exact_match (strict)"]["needs"])
     found["n-samples"]["long"]["effective"] = 399
-    needs = metrics_from_output(found)["long/brier"]["needs"]
+    needs = metrics_from_harness_output(found)["long/brier"]["needs"]
     assert needs == "an interval needs a standard error and at least 400 documents"
     assert len(metrics) == 3
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.curves import learning_charts_and_constants, other_metric_keys
+from rlhf.reports.curves import learning_charts_and_constants, metric_keys_without_panel
 from rlhf.reports.sections import learning_curves_html, run_warnings
 from rlhf.runs.alarms import false_alarm_text
 from rlhf.runs.diagnostics import gold_metric_key, over_optimization_peak
@@ -175,7 +175,7 @@ def test_each_metric_without_a_panel_has_a_chart_of_its_own():
     own = {"mine/<b>": rises, "policy/mine": rises, "train/moved": [1.0] * 3}
     run = record(columns | own)
     assert gold_metric_key(run) == "reward/env"
-    assert other_metric_keys(run) == list(own)
+    assert metric_keys_without_panel(run) == list(own)
     page = learning_curves_html([run])
     assert "<b>Entropy per token</b>" in page.partition("<details>")[0]
     others = page.partition("<details>")[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.table import run_command
-from rlhf.evaluation.episodes import summarize
+from rlhf.evaluation.episodes import summarize_episodes
 from rlhf.evaluation.metrics import binary_values, independent_unit_of, start_entry_id, unit_name
 from rlhf.evaluation.records import Evaluation
 from rlhf.reports import write_report
@@ -153,7 +153,9 @@ def rows_of(values: list[float], **fields) -> list[dict]:
 
 
 def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
-    summary = summarize(rows_of([1.0] * 8), name="p", env="e", random=0.0625, optimal=1.0)
+    summary = summarize_episodes(
+        rows_of([1.0] * 8), name="p", env="e", random_return=0.0625, optimal_return=1.0
+    )
     low = 0.05 ** (1 / 8)
     for name in ("return", "math"):
         assert summary["metrics"][name]["low"] == pytest.approx(low)
@@ -184,7 +186,7 @@ def test_a_reward_of_two_declared_scores_has_the_interval_of_a_proportion():
     rows = rows_of([1.0] * 8)
     for row in rows:
         row["components"] = {"polite": 1.0, "style": 0.0, "length": 1.0, "math": 1.0}
-    summary = summarize(rows, name="p", env="e", outcomes=outcomes)
+    summary = summarize_episodes(rows, name="p", env="e", outcomes=outcomes)
     low = 0.05 ** (1 / 8)
     metrics = summary["metrics"]
     polite, style = metrics["polite"], metrics["style"]
@@ -216,7 +218,7 @@ def test_counts_of_turns_are_bounded_by_the_turn_limit():
     """The mid-p test of 0 events in 8 units gives an upper bound of 1 - 0.05^(1/8)."""
     most = 1 - 0.05 ** (1 / 8)
     for limit in (1, 3):
-        summary = summarize(rows_of([1.0] * 8), name="p", env="e", turn_limit=limit)
+        summary = summarize_episodes(rows_of([1.0] * 8), name="p", env="e", turn_limit=limit)
         turns, invalid, tokens = (
             summary["metrics"][name] for name in ("turns", "invalid", "tokens")
         )
@@ -227,7 +229,7 @@ def test_counts_of_turns_are_bounded_by_the_turn_limit():
 
 
 def test_a_turn_limit_below_the_counts_is_not_used():
-    summary = summarize(rows_of([1.0] * 8, turns=4), name="p", env="e", turn_limit=3)
+    summary = summarize_episodes(rows_of([1.0] * 8, turns=4), name="p", env="e", turn_limit=3)
     assert "have the same value" in summary["metrics"]["turns"]["needs"]
 
 
@@ -235,20 +237,20 @@ def test_a_turn_limit_below_the_counts_is_not_used():
 def test_equal_returns_are_not_those_of_a_binary_outcome(random, optimal):
     """Returns of 0 or 10: 36% of samples of twenty with P = 0.05 are all 0, their mean is 0.5."""
     for value in (0.0, 1.0):
-        summary = summarize(
-            rows_of([value] * 20), name="p", env="e", random=random, optimal=optimal
+        summary = summarize_episodes(
+            rows_of([value] * 20), name="p", env="e", random_return=random, optimal_return=optimal
         )
         for name in {"return", "normalized"} & {*summary["metrics"]}:
             assert summary["metrics"][name]["low"] is None
             assert "variance cannot be estimated" in summary["metrics"][name]["needs"]
         assert summary["metrics"]["math"]["low"] is not None
-    mixed = summarize(rows_of([0.0, 1.0] * 5), name="p", env="e")["metrics"]
+    mixed = summarize_episodes(rows_of([0.0, 1.0] * 5), name="p", env="e")["metrics"]
     assert mixed["return"]["low"] == mixed["style"]["low"] == mixed["math"]["low"]
 
 
 def test_repeated_evaluation_seeds_are_noted():
     rows = rows_of([0.5, 0.25, 0.75])
-    summary = summarize([*rows, {**rows[0]}], name="p", env="e")
+    summary = summarize_episodes([*rows, {**rows[0]}], name="p", env="e")
     assert summary["metrics"]["return"]["n"] == 3
     assert any("1 of 4 episodes repeat an evaluation seed" in note for note in summary["notes"])
 
@@ -256,19 +258,23 @@ def test_repeated_evaluation_seeds_are_noted():
 def test_greedy_samples_of_a_start_state_are_not_called_prompts():
     rows = [row | {"decoding": "greedy"} for row in rows_of([0.5, 0.25])]
     twice = [row | {"sample": sample} for row in rows for sample in range(2)]
-    (note,) = summarize(twice, name="p", env="e")["notes"]
+    (note,) = summarize_episodes(twice, name="p", env="e")["notes"]
     assert note.startswith("4 greedy episodes repeat 2 start states: n = 2; to narrow the ")
     assert "evaluate more start states" in note
 
 
 def test_truncated_texts_are_noted():
-    summary = summarize(rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2})
+    summary = summarize_episodes(
+        rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2}
+    )
     assert "learned: 2 of 6 texts were truncated before they were scored" in summary["notes"]
 
 
 def test_dropped_episodes_are_noted_with_their_reasons():
     counts = {"environment: ValueError: broken": 2, "environment: KeyError: 'x'": 1}
-    (note,) = summarize(rows_of([0.5, 0.25, 0.75]), name="p", env="e", counts=counts)["notes"]
+    (note,) = summarize_episodes(rows_of([0.5, 0.25, 0.75]), name="p", env="e", counts=counts)[
+        "notes"
+    ]
     assert note.startswith("3 of 6 episodes were dropped because their environment failed")
     assert note.endswith(": ValueError: broken (2); KeyError: 'x' (1)")
 
@@ -279,5 +285,5 @@ def test_a_list_that_nobody_named_is_suspected():
         {**row, "decoding": "greedy", "messages": [{"role": "user", "content": str(seed % 3)}]}
         for seed, row in enumerate(rows_of([0.5, 0.25, 0.75] * 4))
     ]
-    (note,) = summarize(rows, name="p", env="e")["notes"]
+    (note,) = summarize_episodes(rows, name="p", env="e")["notes"]
     assert "12 greedy episodes contain 3 different conversations" in note

@@ -12,7 +12,7 @@ import yaml
 from rlhf import reward_models
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import COMMANDS
-from rlhf.commands.dry_run import check_without_data
+from rlhf.commands.dry_run import check_config_without_data
 from rlhf.common.imports import import_object
 from rlhf.common.yaml_text import dump_yaml, load_yaml
 from rlhf.config.help import sections_of
@@ -165,13 +165,13 @@ def check_configuration(case: Tree) -> Any:
     try:
         config = COMMANDS.read_config(command, [case["tree"]], [])
         check_further(command, config)
-        record = dump_yaml(COMMANDS.effective_tree(command, config))
+        record = dump_yaml(COMMANDS.effective_config_tree(command, config))
     except UserError:
         return None
     assert not case["unknown"], "a key that no command knows was accepted"
     if COMMANDS[command].makes_run:
         again = COMMANDS.read_config(command, [load_yaml(record)], [])
-        assert dump_yaml(COMMANDS.effective_tree(command, again)) == record
+        assert dump_yaml(COMMANDS.effective_config_tree(command, again)) == record
     return config
 
 
@@ -200,13 +200,13 @@ def mutated_text(generator: random.Random) -> str:
 
 def check_further(command: str, config: Any) -> None:
     """Make the checks of a command that need neither data nor a model."""
-    check_without_data(command, config, with_model=False)
+    check_config_without_data(command, config, with_model=False)
     if command == "bench":
         make_bench(config.manifest(), COMMANDS)
     elif command == "sweep":  # its first run makes these checks
         run_command, tree = make_sweep(config, COMMANDS).jobs()[0].stages[0]
         config = COMMANDS.config_from_tree(run_command, tree)
-        check_without_data(run_command, config, with_model=False)
+        check_config_without_data(run_command, config, with_model=False)
     elif command == "overoptimize":
         COMMANDS.plan(command, config)
     for key in ("rewards", "gold"):

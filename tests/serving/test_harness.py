@@ -11,7 +11,7 @@ import yaml
 
 from rlhf.config.evaluate import HarnessTasksSpec
 from rlhf.config.model import ModelSpec
-from rlhf.evaluation.harness import evaluate_on_tasks, metrics_from_output
+from rlhf.evaluation.harness import evaluate_on_tasks, metrics_from_harness_output
 from rlhf.models.loading import load_model
 from rlhf.models.policy import Policy
 from tests.helpers.models import tiny_model
@@ -99,7 +99,7 @@ def compare_with_evaluate(model: Any, tokenizer: Any, folder: Path) -> dict[str,
         )
     spec = HarnessTasksSpec(names, limit=DOCUMENTS, folder=str(folder))
     expected = evaluate_on_tasks(Policy(model, tokenizer), spec, seed=0)
-    found = metrics_from_output(output)
+    found = metrics_from_harness_output(output)
     assert found == expected
     assert {metric["n"] for metric in found.values()} == {DOCUMENTS}
     assert found["replies/exact_match"]["mean"] == 0.5

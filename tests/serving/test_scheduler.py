@@ -98,10 +98,10 @@ def test_progress_is_the_whole_completion_in_order():
             await until(lambda: scheduler.num_unfinished == 0)
         for progress in parts.values():
             assert [p.is_last for p in progress] == [False] * (len(progress) - 1) + [True]
-            assert sum(len(p.new.tokens) for p in progress) <= 5
+            assert sum(len(p.new_tokens.tokens) for p in progress) <= 5
             assert len(progress) > 1
-            assert sum(len(p.new.logprobs) for p in progress) == sum(
-                len(p.new.tokens) for p in progress
+            assert sum(len(p.new_tokens.logprobs) for p in progress) == sum(
+                len(p.new_tokens.tokens) for p in progress
             )
 
     asyncio.run(run())
@@ -141,9 +141,9 @@ def test_the_cache_is_freed_without_requests(monkeypatch):
 def test_a_function_runs_in_the_thread_of_the_engine():
     async def run() -> None:
         async with scheduling() as (scheduler, _):
-            assert await scheduler.call(lambda: 1 + 1) == 2
+            assert await scheduler.call_in_engine_thread(lambda: 1 + 1) == 2
             with pytest.raises(ZeroDivisionError):
-                await scheduler.call(lambda: 1 / 0)
+                await scheduler.call_in_engine_thread(lambda: 1 / 0)
 
     asyncio.run(run())
 
@@ -153,7 +153,7 @@ def test_the_engine_runs_in_the_thread_that_loaded_the_model() -> None:
     engine = thread.call(lambda: LoggedEngine(2))
     loaded_in = thread.call(threading.current_thread)
     scheduler = Scheduler(engine, max_running=2, max_waiting=1, thread=thread)
-    assert asyncio.run(scheduler.call(threading.current_thread)) is loaded_in
+    assert asyncio.run(scheduler.call_in_engine_thread(threading.current_thread)) is loaded_in
     scheduler.close()
     with pytest.raises(ZeroDivisionError):
         EngineThread().call(lambda: 1 // 0)

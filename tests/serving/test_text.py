@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.rollout.text_decoder import IncrementalTextDecoder
-from rlhf.serving.text import StopStrings, TokenNames
+from rlhf.serving.text import StopStringFilter, TokenNames
 from tests.helpers.models import tiny_tokenizer
 
 TEXTS = [
@@ -93,7 +93,7 @@ def test_a_completion_keeps_the_space_after_its_prompt():
     ],
 )
 def test_stop_strings(stops, parts, text, found):
-    stop = StopStrings(stops)
+    stop = StopStringFilter(stops)
     shown = "".join(stop.append(part) for part in parts)
     assert (shown + stop.finish(), stop.found) == (text, found)
     assert text.startswith(shown)
@@ -104,7 +104,7 @@ def test_stop_strings_equal_a_search_in_the_whole_text():
         draw = random.Random(seed)
         parts = ["".join(draw.choices("ab", k=draw.randint(0, 3))) for _ in range(8)]
         stops = ["".join(draw.choices("ab", k=draw.randint(3, 5))) for _ in range(2)]
-        stop, shown = StopStrings(stops), ""
+        stop, shown = StopStringFilter(stops), ""
         whole = ""
         for part in parts:
             whole += part

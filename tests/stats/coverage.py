@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
 
-from rlhf.evaluation.harness import metrics_from_output
+from rlhf.evaluation.harness import metrics_from_harness_output
 from rlhf.reward_models.report.calibration import temperature_interval
 from rlhf.reward_models.report.intervals import paired_difference_interval
 from rlhf.stats import Interval, difference, interval, ratio_interval
@@ -245,7 +245,7 @@ def harness_errors() -> Iterator[Point]:
             error = float(values.std(ddof=1)) / n**0.5
             results = {"task": {"score,none": float(values.mean()), "score_stderr,none": error}}
             output = {"results": results, "n-samples": {"task": {"effective": n}}}
-            found = metrics_from_output(output)["task/score"]
+            found = metrics_from_harness_output(output)["task/score"]
             return Interval(found["mean"], found["low"], found["high"], n)
 
         yield Point(str(n), name, make, truth)

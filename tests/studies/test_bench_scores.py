@@ -9,7 +9,11 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.studies.bench import result as bench_result
-from rlhf.studies.bench.regression_check import ALL_ENVIRONMENTS, check_regression, read_result
+from rlhf.studies.bench.regression_check import (
+    ALL_ENVIRONMENTS,
+    check_regression,
+    read_bench_result,
+)
 from rlhf.studies.bench.report import write_bench_report
 from rlhf.studies.bench.result import protocol_sentences, verdict_lines
 from rlhf.studies.bench.scores import analyze_scores, read_scores
@@ -31,8 +35,8 @@ def test_scores_are_fractions_of_the_way_from_random_to_optimal(tmp_path):
     # Echo: (.25 - 1/16) / (15/16) = .2;  maze: (.2 - .1) / .5 = .2
     assert scores.trained["sft"][1] == pytest.approx([0.2, 0.2])
     assert scores.trained["good"][:, 1] == pytest.approx([0.8, 0.9, 0.8, 0.9, 0.84])
-    assert scores.references["random"].tolist() == [[0.0, 0.0]]
-    assert scores.references["expert"] == pytest.approx(np.ones((1, 2)))
+    assert scores.untrained["random"].tolist() == [[0.0, 0.0]]
+    assert scores.untrained["expert"] == pytest.approx(np.ones((1, 2)))
     # Halfway the return was .45: (.45 - .0625) / .9375
     assert scores.curves["good"][0, 0] == pytest.approx([0.41333333, 0.89333333])
 
@@ -115,7 +119,7 @@ def test_everything_is_written_and_the_same_scores_give_the_same_text(tmp_path):
         assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert texts[0].removeprefix("# b") == texts[1].removeprefix("# c")
     assert "| good | 0.89 [" in texts[0]
-    result = read_result(tmp_path / "b/bench.json")
+    result = read_bench_result(tmp_path / "b/bench.json")
     assert result["scores"]["good"]["maze"] == pytest.approx([0.8, 0.9, 0.8, 0.9, 0.84])
     assert result["training_episodes"]["echo"] == {"good": 128, "twin": 128}
     lines = (tmp_path / "b/tables/scores.csv").read_text().splitlines()
@@ -126,7 +130,7 @@ def test_everything_is_written_and_the_same_scores_give_the_same_text(tmp_path):
 def test_no_single_budget_is_stated_where_budgets_differ(tmp_path, monkeypatch):
     bench = planted_bench(tmp_path / "b", RETURNS)
     episodes = {"echo": {"good": 128, "twin": 64}, "maze": {"good": 128, "twin": 128}}
-    monkeypatch.setattr(bench_result, "training_episodes", lambda _: episodes)
+    monkeypatch.setattr(bench_result, "training_episode_counts", lambda _: episodes)
     lines = protocol_sentences(bench)
     assert "Budgets differ on echo: good 128, twin 64 training episodes." in lines
     assert "Training episodes of each algorithm: maze 128." in lines
@@ -143,7 +147,7 @@ def test_the_budget_of_tuning_is_told(tmp_path):
 def result_of(folder, returns, **keys):
     bench = planted_bench(folder, returns, **keys)
     write_bench_report(bench, *found(bench))
-    return read_result(folder / "bench.json")
+    return read_bench_result(folder / "bench.json")
 
 
 def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
@@ -209,4 +213,4 @@ def test_a_baseline_that_is_none_is_refused(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=words):
-        read_result(path)
+        read_bench_result(path)

@@ -95,10 +95,10 @@ def test_a_queue_gives_jobs_after_their_dependencies_and_fails_those_of_failed_j
     assert [j.key for j in queue.take_ready(2)] == ["a", "b"]
     assert [j.key for j in queue.take_ready()] == ["e"]
     assert queue.take_ready() == []
-    queue.record("b", None)
+    queue.record_end("b", None)
     assert queue.take_ready() == []
     assert queue.num_ended == 1
-    queue.record("a", "too hot")
+    queue.record_end("a", "too hot")
     assert queue.failed == {"a": "too hot", "c": "a failed", "d": "c failed"}
     assert (queue.waiting, queue.num_ended) == ({}, 4)
 
@@ -141,7 +141,7 @@ def test_a_queue_runs_every_job_of_a_random_forest_once(seed):
         if running:
             chosen = running.pop(rng.randrange(len(running)))
             assert chosen.after is None or chosen.after in ended
-            queue.record(chosen.key, None)
+            queue.record_end(chosen.key, None)
             ended.append(chosen.key)
     assert sorted(ended, key=int) == [str(number) for number in range(30)]
     assert queue.num_ended == 30
@@ -326,7 +326,7 @@ def test_a_task_waits_for_the_checkpoint_of_its_command_after_a_signal(
     monkeypatch.setattr(shutil, "which", lambda name: name)
     launcher = SlurmLauncher(LauncherConfig(launcher="slurm"), COMMANDS, tmp_path / "it's a study")
     stages = (("rloo", {"output_dir": str(tmp_path / "out")}), ("ppo", {"output_dir": "never"}))
-    folder, _ = launcher._write_array([Job("a", stages)])
+    folder, _ = launcher._write_array_scripts([Job("a", stages)])
     process = subprocess.Popen(["sh", str(folder / "array.sh")], start_new_session=True)
     while not (tmp_path / "started").exists():
         time.sleep(0.05)

@@ -9,10 +9,10 @@ import pytest
 from rlhf.studies.overoptimize.fits import (
     Form,
     OveroptimizationFit,
+    best_of_n_kl_bound,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
-    kl_best_of_n,
 )
 
 # alpha, beta and the peak they imply: 2 / (2 * .4) = 2.5 and exp(1 / .5 - 1) = e
@@ -183,10 +183,10 @@ def test_advice_names_the_peak():
 
 
 def test_kl_of_best_of_n():
-    assert kl_best_of_n(1) == 0
-    assert kl_best_of_n(4) == pytest.approx(1.386294 - 0.75, abs=1e-6)
+    assert best_of_n_kl_bound(1) == 0
+    assert best_of_n_kl_bound(4) == pytest.approx(1.386294 - 0.75, abs=1e-6)
     with pytest.raises(ValueError, match="n >= 1"):
-        kl_best_of_n(0)
+        best_of_n_kl_bound(0)
 
 
 def test_scores_equal_brute_force():
@@ -220,8 +220,8 @@ def test_curve_and_fit_of_a_gamed_proxy():
     best = int(np.argmax(golds))
     assert 0 < best < len(ns) - 1
     fit = fit_best_of_n(scores, ns)
-    assert fit.peak.low < math.sqrt(kl_best_of_n(ns[best + 1]))
-    assert fit.peak.high > math.sqrt(kl_best_of_n(ns[best - 1]))
+    assert fit.peak.low < math.sqrt(best_of_n_kl_bound(ns[best + 1]))
+    assert fit.peak.high > math.sqrt(best_of_n_kl_bound(ns[best - 1]))
     assert fit.beta.low > 0
 
 

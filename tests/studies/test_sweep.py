@@ -19,8 +19,8 @@ from rlhf.studies.sweep.run import (
     Setting,
     last_metric_value,
     make_sweep,
+    read_setting_results,
     result_lines,
-    setting_results,
     write_result,
 )
 from tests.helpers.sweep import write_sweep
@@ -49,7 +49,7 @@ def test_settings_are_ordered_by_the_mean_of_their_last_values(tmp_path, goal, o
     grid = {"optimizer.learning_rate": [1e-3, 1e-2, 1e-1]}
     sweep = made(write_sweep(tmp_path, grid=grid), goal=goal)
     write_metrics(sweep, [[0.0, 0.2], [1.0, 0.6], [0.5, 0.3]])
-    ranked = setting_results(sweep)
+    ranked = read_setting_results(sweep)
     assert [r.setting.values for r in ranked] == [sweep.settings[i].values for i in order]
     assert ranked[order.index(1)].values == [1.0, 0.6]
 
@@ -175,7 +175,7 @@ def test_a_setting_with_a_last_value_that_is_not_finite_is_last(tmp_path, goal, 
     grid = {"optimizer.learning_rate": [1e-3, 1e-2, 1e-1]}
     sweep = made(write_sweep(tmp_path, grid=grid), goal=goal)
     write_metrics(sweep, [[0.0, value], [1.0, 0.6], [0.5, 0.3]])
-    ranked = setting_results(sweep)
+    ranked = read_setting_results(sweep)
     assert ranked[-1].setting.values == {"optimizer.learning_rate": 1e-3}
     lines = result_lines(sweep.config, ranked)
     best = "0.01" if goal == "maximize" else "0.1"
@@ -190,7 +190,7 @@ def test_a_setting_with_a_last_value_that_is_not_finite_is_last(tmp_path, goal, 
 def test_a_sweep_without_a_finite_value_names_no_best_setting(tmp_path):
     sweep = made(write_sweep(tmp_path))
     write_metrics(sweep, [[1.0, float("nan")], [float("nan"), 2.0]])
-    lines = result_lines(sweep.config, setting_results(sweep))
+    lines = result_lines(sweep.config, read_setting_results(sweep))
     assert lines == ["no setting has a finite eval/return with every seed"]
 
 
@@ -210,7 +210,7 @@ def plot_of(page):
 def test_the_plot_shows_reward_against_kl_first_and_can_show_every_metric(tmp_path):
     sweep = made(write_sweep(tmp_path))
     write_metrics(sweep, [[0.0, 0.2], [1.0, float("inf")]])
-    write_result(sweep, setting_results(sweep))
+    write_result(sweep, read_setting_results(sweep))
     points, chosen = plot_of((tmp_path / "out/report.html").read_text())
     assert chosen == {"x": "optimizer.learning_rate", "y": "eval/return"}
     assert len(points) == 4
@@ -220,7 +220,7 @@ def test_the_plot_shows_reward_against_kl_first_and_can_show_every_metric(tmp_pa
             with (sweep.run_path(setting, seed) / "metrics.jsonl").open("a") as file:
                 row = {"step": 3, "reward/mean": 0.5, "policy/kl": 2.0 + seed}
                 file.write(json.dumps(row) + "\n")
-    write_result(sweep, setting_results(sweep))
+    write_result(sweep, read_setting_results(sweep))
     points, chosen = plot_of((tmp_path / "out/report.html").read_text())
     assert chosen == {"x": "policy/kl", "y": "reward/mean"}
     assert {p["values"]["policy/kl"] for p in points} == {2.0, 3.0}

@@ -65,7 +65,7 @@ def searched(folder: Path, trials: range, *, seed: int = 0) -> list[tuple[Trial,
         trial = search.trial_to_run(number)
         assert trial is not None
         search.store_score(number, fitness(trial))
-    return search.trials()
+    return search.trials_and_scores()
 
 
 def test_a_search_that_stopped_tries_what_one_that_never_did_would_have(tmp_path):
@@ -95,22 +95,24 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     search.trial_to_run(12)
     search.store_score(12, None)
     assert search.num_trials_without_score() == 1
-    trial, value = search.best_trial()
+    trial, value = search.best_trial_and_score()
     assert value == max(score for _, score in whole if score is not None)
     assert abs(trial.settings["x"] - 1) < 0.9
     lost = AlgorithmSearch("grpo", SPACE, tmp_path, seed=0)
     lost.trial_to_run(0)
     lost.store_score(0, None)
     with pytest.raises(UserError, match="all trials of grpo failed"):
-        lost.best_trial()
+        lost.best_trial_and_score()
 
 
 def test_trials_beyond_a_reduced_number_are_not_used(tmp_path):
     """An interrupted search may have stored more trials of one algorithm than of another."""
     whole = searched(tmp_path, range(12))
-    fewer = AlgorithmSearch("ppo", SPACE, tmp_path, seed=0, count=4)
-    assert fewer.trials() == whole[:4]
-    assert fewer.best_trial()[1] == max(score for _, score in whole[:4] if score is not None)
+    fewer = AlgorithmSearch("ppo", SPACE, tmp_path, seed=0, num_trials=4)
+    assert fewer.trials_and_scores() == whole[:4]
+    assert fewer.best_trial_and_score()[1] == max(
+        score for _, score in whole[:4] if score is not None
+    )
 
 
 class OneFailure:
@@ -137,7 +139,9 @@ def test_a_trial_that_was_stopped_from_outside_has_not_failed(tmp_path, monkeypa
     stopped = isinstance(reason, Interruption)
     resumed = AlgorithmSearch(first, SPACE, study.root, seed=0)
     assert (resumed.trial_to_run(0) is not None) == stopped
-    assert [score for _, score in searches[second].trials()] == [None if stopped else 0.5]
+    assert [score for _, score in searches[second].trials_and_scores()] == [
+        None if stopped else 0.5
+    ]
 
 
 @pytest.mark.slow

@@ -291,7 +291,7 @@ def test_trl_leaves_the_result_to_the_first_process(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     tree = offline_tree(tmp_path / "run", model, rows, engine="trl", trainer=trainer)
     config = COMMANDS.config_from_tree("sft", tree)
-    run = Run.open(COMMANDS.effective_tree("sft", config))
+    run = Run.open(COMMANDS.effective_config_tree("sft", config))
     run.writes = False
     train_offline("sft", config, run)
     run.close()

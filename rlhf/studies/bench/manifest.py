@@ -70,7 +70,7 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     for name, task in bench.environments.items():
         _refuse_benchmark_keys(f"environments.{name}.run", task.run)
         _refuse_benchmark_keys(f"environments.{name}.sft", task.sft)
-        _check_runs(bench, name)
+        _check_run_configs(bench, name)
     return bench
 
 
@@ -81,7 +81,7 @@ def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) 
         UserError: A name cannot be the name of a folder, or an entry is wrong.
     """
     for name in items:
-        if not _is_folder_name(name):
+        if not _is_valid_entry_name(name):
             raise UserError(
                 f"{group}: {name!r} is not a valid folder name: use letters, digits and . + - _, "
                 "begin with a letter or a digit, and do not use 'seed'"
@@ -91,7 +91,7 @@ def _build_manifest_entries(cls: type[T], items: Mapping[str, Any], group: str) 
     }
 
 
-def _is_folder_name(name: Any) -> bool:
+def _is_valid_entry_name(name: Any) -> bool:
     """Return whether a name can be that of a folder and does not look like a training seed."""
     return bool(_FOLDER_NAME.fullmatch(str(name))) and "seed" not in str(name)
 
@@ -125,13 +125,13 @@ def _check_policies(bench: Bench) -> None:
     """Check the policies that are not trained."""
     for name, item in bench.config.policies.items():
         key = f"policies.{name}"
-        if name in _RESERVED_NAMES or name in bench.algorithms or not _is_folder_name(name):
+        if name in _RESERVED_NAMES or name in bench.algorithms or not _is_valid_entry_name(name):
             raise UserError(
                 f"policies: {name!r} is reserved, the name of an algorithm, or no valid folder "
                 "name; choose another name"
             )
-        given = {"name": name, **item} if isinstance(item, Mapping) else item
-        spec = build_manifest_entry(PolicySpec, given, key)
+        named_item = {"name": name, **item} if isinstance(item, Mapping) else item
+        spec = build_manifest_entry(PolicySpec, named_item, key)
         if spec.model is not None or spec.examples:
             raise UserError(
                 f"{key}: give path or api, without model and examples; a benchmark trains its "
@@ -163,7 +163,7 @@ def _check_algorithms(bench: Bench) -> None:
         )
 
 
-def _check_runs(bench: Bench, environment: str) -> None:
+def _check_run_configs(bench: Bench, environment: str) -> None:
     """Check the keys, types and settings of the runs of an environment with the first seed."""
     seed = bench.config.seeds[0]
     for command, tree in bench.initial_model_job(environment, seed).stages:

@@ -55,17 +55,19 @@ class Bench:
         """Name of the row with which the other rows are compared."""
         return self.config.baseline or self.initial_row_name
 
-    def references_of(self, environment: str) -> list[str]:
+    def reference_policies_of(self, environment: str) -> list[str]:
         """Return the names of the reference policies of an environment."""
-        own = self.environments[environment].references
-        return list(self.config.references if own is None else own)
+        environment_references = self.environments[environment].references
+        return list(
+            self.config.references if environment_references is None else environment_references
+        )
 
     def untrained_rows_of(self, environment: str) -> list[str]:
         """Return the rows of an environment that are not trained.
 
         They are its reference policies, and the `policies` of the manifest.
         """
-        return [*self.references_of(environment), *self.config.policies]
+        return [*self.reference_policies_of(environment), *self.config.policies]
 
     @property
     def untrained_rows(self) -> list[str]:
@@ -150,7 +152,7 @@ class Bench:
 
     def untrained_policies_job(self, environment: str) -> Job:
         """Return the job that evaluates the policies that are not trained."""
-        policies = [{"name": name} for name in self.references_of(environment)]
+        policies = [{"name": name} for name in self.reference_policies_of(environment)]
         policies += [{"name": name, **spec} for name, spec in self.config.policies.items()]
         tree = self.evaluate_config_tree(
             environment, policies, self.run_path(environment, REFERENCE_FOLDER)

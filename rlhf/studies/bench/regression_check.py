@@ -77,7 +77,7 @@ def check_regression(now: Mapping[str, Any], before: Mapping[str, Any]) -> Regre
         )
         for (row, env), (current, earlier) in cells.items()
     ]
-    return RegressionCheck(compared, _notes(now, before))
+    return RegressionCheck(compared, _notes_on_differences(now, before))
 
 
 def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
@@ -95,7 +95,7 @@ def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
     return common
 
 
-def read_result(path: str | Path) -> dict[str, Any]:
+def read_bench_result(path: str | Path) -> dict[str, Any]:
     """Read a `bench.json`.
 
     Raises:
@@ -162,7 +162,7 @@ def _values_in_seed_order(
     return np.array([by_seed[seed] for seed in seeds])
 
 
-def _notes(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+def _notes_on_differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Return notes on differences between the manifests and on rows that are missing now."""
     notes = []
     ignored = ("output_dir", "seeds")

@@ -29,24 +29,24 @@ from rlhf.studies.bench.plan import REFERENCE_FOLDER, Bench
 from rlhf.studies.bench.result import (
     bench_json_content,
     bench_markdown,
-    make_tables,
+    make_bench_tables,
     protocol_sentences,
     verdict_lines,
 )
-from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
+from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, BenchScores, Findings
 
 MAX_CHART_ALGORITHMS = 6
 """Number of colors, which is the maximum number of algorithms in a chart."""
 
 
-def write_bench_report(bench: Bench, scores: Scores, findings: Findings) -> Path:
+def write_bench_report(bench: Bench, scores: BenchScores, findings: Findings) -> Path:
     """Write the result of a finished benchmark into its directory.
 
     Returns:
         The path of `report.html`.
     """
     root = bench.root
-    tables = make_tables(scores, findings, baseline=bench.baseline)
+    tables = make_bench_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
     text = json.dumps(bench_json_content(bench, scores, findings), indent=1)
     write_text(root / "bench.json", text + "\n")
@@ -93,7 +93,7 @@ def _body_html(
     return "\n".join(parts)
 
 
-def _row_colors(findings: Findings) -> dict[str, str]:
+def _algorithm_colors(findings: Findings) -> dict[str, str]:
     """Return algorithm -> CSS color class.
 
     Colors are assigned in the order of the manifest, as on the pages of the environments.
@@ -105,7 +105,7 @@ def _row_colors(findings: Findings) -> dict[str, str]:
 
 def _tiles_html(findings: Findings) -> str:
     """Return a tile with the color and the interquartile mean of each algorithm, as HTML."""
-    colors = _row_colors(findings)
+    colors = _algorithm_colors(findings)
     means = {name: findings.aggregates[name]["IQM"] for name in colors}
     scores = {name: f"IQM {number_text(e.value)} {interval_text(e)}" for name, e in means.items()}
     return method_tiles_html(scores, colors)
@@ -132,7 +132,7 @@ def _score_plot_html(findings: Findings) -> str:
 
     Vertical lines show the scores of the random and the optimal policy.
     """
-    lines, colors = [], _row_colors(findings)
+    lines, colors = [], _algorithm_colors(findings)
     for name, aggregates in findings.aggregates.items():
         estimate = aggregates["IQM"]
         text = f"{estimate.units} seeds" if estimate.units > 1 else "not trained"
@@ -162,7 +162,7 @@ def _charts_html(findings: Findings) -> str:
 
 def _sample_efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the IQM during training."""
-    lines, colors = [], _row_colors(findings)
+    lines, colors = [], _algorithm_colors(findings)
     for name in names:
         curve = findings.curves[name]
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
@@ -173,7 +173,7 @@ def _sample_efficiency_chart(findings: Findings, names: Sequence[str]) -> Chart:
 
 def _performance_profile_chart(findings: Findings, names: Sequence[str]) -> Chart:
     """Return the chart of the performance profiles; the initial models are gray."""
-    colors = _row_colors(findings)
+    colors = _algorithm_colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
         Series(

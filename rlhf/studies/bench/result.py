@@ -14,10 +14,10 @@ from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.machine import describe_machine
 from rlhf.studies.bench.plan import Bench
-from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, Findings, Scores
+from rlhf.studies.bench.scores import SCORE_METRIC, THRESHOLDS, BenchScores, Findings
 
 
-def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
+def make_bench_tables(scores: BenchScores, findings: Findings, *, baseline: str) -> list[Table]:
     """Return the tables of a benchmark's result.
 
     They contain the aggregates, the scores by environment, the comparisons, the curves, the
@@ -73,14 +73,14 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     ]
 
 
-def bench_json_content(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
+def bench_json_content(bench: Bench, scores: BenchScores, findings: Findings) -> dict[str, Any]:
     """Return the content of `bench.json`, which `rlhf bench --against` reads."""
     config = asdict(bench.config)
     return {
         "manifest": {k: v for k, v in config.items() if k not in ("resume", "overwrite")},
         "machine": describe_machine(),
-        "environments": {name: asdict(b) for name, b in scores.bounds.items()},
-        "training_episodes": training_episodes(bench),
+        "environments": {name: asdict(b) for name, b in scores.reference_returns.items()},
+        "training_episodes": training_episode_counts(bench),
         "seeds": list(scores.seeds),
         "scores": {
             row: {
@@ -109,7 +109,7 @@ def bench_json_content(bench: Bench, scores: Scores, findings: Findings) -> dict
     }
 
 
-def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
+def training_episode_counts(bench: Bench) -> dict[str, dict[str, int]]:
     """Return environment -> algorithm -> number of training episodes of one run."""
     seed = bench.config.seeds[0]
 
@@ -142,7 +142,7 @@ def protocol_sentences(bench: Bench) -> list[str]:
                 "environments."
             )
     equal_budgets = []
-    for env, counts in training_episodes(bench).items():
+    for env, counts in training_episode_counts(bench).items():
         if len(set(counts.values())) > 1:
             parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             lines.append(f"Budgets differ on {env}: {parts} training episodes.")

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_job_array
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
-from rlhf.studies.bench.regression_check import check_regression, common_seeds, read_result
+from rlhf.studies.bench.regression_check import check_regression, common_seeds, read_bench_result
 from rlhf.studies.bench.report import write_bench_report
 from rlhf.studies.bench.result import protocol_sentences
 from rlhf.studies.bench.scores import analyze_scores, read_scores
@@ -61,13 +61,13 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
     if config.only:
         yield str(run_one_job(bench, config.only))
         return 0
-    earlier = read_result(config.against) if config.against else None
+    earlier = read_bench_result(config.against) if config.against else None
     if earlier is not None:
         common_seeds(config.seeds, earlier)
     yield str(run_bench(bench, config))
     if earlier is None:
         return 0
-    outcome = check_regression(read_result(bench.root / "bench.json"), earlier)
+    outcome = check_regression(read_bench_result(bench.root / "bench.json"), earlier)
     yield outcome.summary_line()
     return 1 if outcome.significant_losses else 0
 

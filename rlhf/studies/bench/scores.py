@@ -34,7 +34,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 
 
 @dataclass(frozen=True)
-class Scores:
+class BenchScores:
     """Normalized mean returns on the held-out episodes.
 
     A row is an algorithm, the initial model or a policy that is not trained.
@@ -42,18 +42,18 @@ class Scores:
 
     environments: tuple[str, ...]
     seeds: tuple[int, ...]
-    bounds: Mapping[str, ReferenceReturns]
+    reference_returns: Mapping[str, ReferenceReturns]
     trained: Mapping[str, np.ndarray]
     """Row -> [seeds, environments]; the initial model is the first row."""
-    references: Mapping[str, np.ndarray]
+    untrained: Mapping[str, np.ndarray]
     """Row that is not trained -> [1, environments]; nan where an environment has no such policy."""
     curves: Mapping[str, np.ndarray]
     """Algorithm -> [seeds, environments, points] during training, without the initial model."""
 
     @property
     def scores_by_row(self) -> dict[str, np.ndarray]:
-        """All rows, references first."""
-        return {**self.references, **self.trained}
+        """All rows, untrained first."""
+        return {**self.untrained, **self.trained}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Findings:
         return [*self.against_baseline, *self.pairs]
 
 
-def read_scores(bench: Bench) -> Scores:
+def read_scores(bench: Bench) -> BenchScores:
     """Read the scores of a benchmark whose jobs are all finished.
 
     Raises:
@@ -110,7 +110,7 @@ def read_scores(bench: Bench) -> Scores:
             ]
         )
 
-    def reference_scores(row: str) -> np.ndarray:
+    def untrained_row_scores(row: str) -> np.ndarray:
         """Return the scores [1, environments] of a row that is not trained."""
         scores = [
             bounds[n].normalize(
@@ -123,20 +123,20 @@ def read_scores(bench: Bench) -> Scores:
         return np.array([scores])
 
     folders = {bench.initial_row_name: "evaluate"} | {name: name for name in bench.algorithms}
-    return Scores(
+    return BenchScores(
         environments=names,
         seeds=seeds,
-        bounds=bounds,
+        reference_returns=bounds,
         trained={
             row: scores_of_row(row, [f"seed{seed}/{folder}" for seed in seeds])
             for row, folder in folders.items()
         },
-        references={row: reference_scores(row) for row in bench.untrained_rows},
+        untrained={row: untrained_row_scores(row) for row in bench.untrained_rows},
         curves={row: _training_curves(bench, row, bounds) for row in bench.algorithms},
     )
 
 
-def analyze_scores(scores: Scores, *, baseline: str) -> Findings:
+def analyze_scores(scores: BenchScores, *, baseline: str) -> Findings:
     """Compute aggregates and comparisons.
 
     All trained rows are compared with the row `baseline`. The algorithms are also compared with
@@ -182,7 +182,7 @@ def _aggregate_intervals(table: np.ndarray) -> dict[str, Interval]:
     }
 
 
-def _iqm_curve(scores: Scores, name: str) -> list[Interval]:
+def _iqm_curve(scores: BenchScores, name: str) -> list[Interval]:
     """Return the IQM of the initial model and of every evaluation during training."""
     start = next(iter(scores.trained.values()))
     curves = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)

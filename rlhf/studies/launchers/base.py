@@ -68,15 +68,18 @@ class JobQueue:
             del self.waiting[job.key]
         return ready[:count]
 
-    def record(self, key: str, error: str | None) -> None:
-        """Record that a job ended; `error` is None if it succeeded."""
+    def record_end(self, key: str, error: str | None) -> None:
+        """Record that a job ended; `error` is None if it succeeded.
+
+        The waiting jobs that depend on a failed job are recorded as failed too.
+        """
         if error is None:
             self._finished.add(key)
             return
         self.failed[key] = error
         for job in [job for job in self.waiting.values() if job.after == key]:
             del self.waiting[job.key]
-            self.record(job.key, f"{key} failed")
+            self.record_end(job.key, f"{key} failed")
 
 
 class FutureLauncher(ABC):
@@ -108,6 +111,6 @@ class FutureLauncher(ABC):
                 for job in queue.take_ready(free):
                     running[self.submit(job)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    queue.record(running.pop(future), self.error_message(future))
+                    queue.record_end(running.pop(future), self.error_message(future))
                 bar.show(queue.num_ended, {})
         return queue.failed

@@ -102,7 +102,7 @@ class SlurmLauncher:
             UserError: sbatch failed.
             Interrupted: This process received a signal. The tasks have ended.
         """
-        folder, command = self._write_array(jobs)
+        folder, command = self._write_array_scripts(jobs)
         running = dict(enumerate(jobs, 1))
         log = folder / "array.log"
         with (
@@ -123,7 +123,7 @@ class SlurmLauncher:
                 while not ended:
                     ended = process.poll() is not None
                     for task in [n for n in running if (folder / f"{n}.exit").exists()]:
-                        queue.record(running.pop(task).key, _task_error(folder, task))
+                        queue.record_end(running.pop(task).key, _task_error(folder, task))
                     bar.show(queue.num_ended, {})
                     time.sleep(0 if ended else POLL_SECONDS)
             except BaseException:
@@ -132,9 +132,9 @@ class SlurmLauncher:
                 process.wait()
                 raise
         for task, job in running.items():
-            queue.record(job.key, _task_error(folder, task))
+            queue.record_end(job.key, _task_error(folder, task))
 
-    def _write_array(self, jobs: Sequence[Job]) -> tuple[Path, list[str]]:
+    def _write_array_scripts(self, jobs: Sequence[Job]) -> tuple[Path, list[str]]:
         """Write the scripts of an array into a new folder of the logs.
 
         Returns:

@@ -45,9 +45,9 @@ class OveroptimizationFit:
     peak: Interval
     """Distance d = sqrt(KL) at which the fitted gold is highest: 0 if it only falls, inf if it only
     rises. The upper bound is inf if the data do not show that gold falls."""
-    nearest: float
+    min_distance: float
     """Smallest measured d above 0."""
-    furthest: float
+    max_distance: float
     """Largest measured d; a peak beyond it is an extrapolation."""
     rise_is_seen: bool = True
     """Whether the measured gold near the peak is significantly above the initial gold. This is
@@ -79,11 +79,11 @@ class OveroptimizationFit:
 
         KL is in nats.
         """
-        kl, reached = self.peak.value**2, self.furthest**2
+        kl, reached = self.peak.value**2, self.max_distance**2
         low, high = self.peak.low**2, self.peak.high**2
         if self.rises_then_falls:
             return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold is highest"
-        if self.peak.high <= self.nearest:
+        if self.peak.high <= self.min_distance:
             return "gold falls from the start: do not optimize against this proxy"
         if self._has_fitted_peak:
             measured = (
@@ -95,7 +95,7 @@ class OveroptimizationFit:
                 f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured "
                 f"{measured}; measure more"
             )
-        if self.peak.low < self.furthest:
+        if self.peak.low < self.max_distance:
             return (
                 "no advice: in the interval of the peak, "
                 f"KL [{low:.3g}, {_upper_bound_text(high)}], gold may rise or fall; measure more"
@@ -106,7 +106,7 @@ class OveroptimizationFit:
         return f"no peak: gold still rises at KL {reached:.3g}; {further} and measure again"
 
 
-def kl_best_of_n(n: int) -> float:
+def best_of_n_kl_bound(n: int) -> float:
     """Return log n - (n - 1) / n, an upper bound on KL(best of n || policy) in nats."""
     if n < 1:
         raise ValueError(f"best-of-n needs n >= 1, got {n}")
@@ -147,7 +147,7 @@ def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> OveroptimizationFit:
         ns: Values of n; the first is 1.
     """
     gains = scores[:, 1:] - scores[:, :1]
-    kl = [kl_best_of_n(n) for n in ns[1:]]
+    kl = [best_of_n_kl_bound(n) for n in ns[1:]]
     prompts = np.repeat(np.arange(len(gains)), len(kl))
     return fit_curve(np.tile(kl, len(gains)), gains.ravel(), form="best-of-n", clusters=prompts)
 

@@ -15,10 +15,10 @@ from rlhf.reward_models.ensemble import ScoreCombination
 from rlhf.stats import Interval, interval, unit_means
 from rlhf.studies.overoptimize.fits import (
     OveroptimizationFit,
+    best_of_n_kl_bound,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
-    kl_best_of_n,
 )
 
 CURVE_POINTS = 60
@@ -67,7 +67,7 @@ def best_of_n_result(
     return {
         "proxy": name,
         "ns": ns,
-        "kl": [kl_best_of_n(n) for n in ns],
+        "kl": [best_of_n_kl_bound(n) for n in ns],
         "proxy_score": _column_mean_intervals(proxy_scores),
         "gold": _column_mean_intervals(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
@@ -120,15 +120,16 @@ def _best_of_n_advice(fit: OveroptimizationFit, ns: Sequence[int]) -> str:
     """Return the advice of the fit. If it rises and falls, add the largest n up to its peak."""
     if not fit.rises_then_falls:
         return fit.advice()
-    largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
+    largest = max((n for n in ns if best_of_n_kl_bound(n) <= fit.peak.value**2), default=1)
     return f"{fit.advice()}: n up to about {largest}"
 
 
-def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dict[str, Any]:
+def rl_result(combination: str, tracks: Sequence[TrainingTrack], *, start: float) -> dict[str, Any]:
     """Return the training curves, the fit, the observed peak and the changes after the peak.
 
     Args:
-        how: How the members of the proxy were combined.
+        combination: How the members of the proxy were combined, a key of
+            `combined_proxy_scores`.
         tracks: One track for each training seed; all are truncated to the length of the shortest.
         start: Mean gold score of the initial policy.
     """
@@ -143,7 +144,7 @@ def rl_result(how: str, tracks: Sequence[TrainingTrack], *, start: float) -> dic
         "proxy_after": _change_after_peak(proxy, gold, width),
     }
     result: dict[str, Any] = {
-        "how": how,
+        "how": combination,
         "seeds": len(tracks),
         "steps": tracks[0].steps[:length],
         "kl": np.maximum(kl.mean(0), 0).tolist(),
@@ -241,13 +242,13 @@ def _rl_advice(fit: OveroptimizationFit, result: dict[str, Any]) -> str:
 
 def fit_as_dict(fit: OveroptimizationFit) -> dict[str, Any]:
     """Return a fit as a dictionary for JSON, with points of its curve; infinite values are None."""
-    d = np.linspace(0, fit.furthest, CURVE_POINTS)
+    d = np.linspace(0, fit.max_distance, CURVE_POINTS)
     return {
         "form": fit.form,
         "alpha": fit.alpha.as_dict(),
         "beta": fit.beta.as_dict(),
         "peak": fit.peak.as_dict(),
-        "furthest": fit.furthest,
+        "furthest": fit.max_distance,
         "curve": {"d": d.tolist(), "gain": fit.predicted_gold_gain(d).tolist()},
     }
 

@@ -60,21 +60,21 @@ class ProxyReward:
     """An existing reward, or an ensemble of reward models with equal base and number of pairs."""
 
     name: str
-    parameters: int | None
+    num_parameters: int | None
     """Number of parameters of one member; None for an existing reward."""
-    pairs: int | None
+    num_pairs: int | None
     """Number of training pairs; None for an existing reward."""
     members: list[Path]
     """Folders of the trained reward models; empty for an existing reward."""
     accuracy: float | None
     """Mean accuracy of the members on held-out pairs; None for an existing reward."""
 
-    def as_dict(self, how: str) -> dict[str, Any]:
-        """Return the proxy as a dictionary for JSON; `how` is how its members are combined."""
+    def as_dict(self, combination: str) -> dict[str, Any]:
+        """Return the proxy for JSON, with the `combination` of its members."""
         return {
-            "how": how,
-            "parameters": self.parameters,
-            "pairs": self.pairs,
+            "how": combination,
+            "parameters": self.num_parameters,
+            "pairs": self.num_pairs,
             "members": max(1, len(self.members)),
             "accuracy": self.accuracy,
         }
@@ -108,7 +108,7 @@ def run_overoptimize(
     )
     groups, prompts = sampled.groups, sampled.units
     check_number_of_prompts(len(groups), len(set(prompts)))
-    truth = score_replies(gold, groups, what="gold")
+    truth = score_replies(gold, groups, reward_name="gold")
     start = float(unit_means(truth.mean(axis=1), prompts)[1].mean())
     log.info("gold score of the initial policy: %.4f", start)
     results: dict[str, Any] = {
@@ -139,27 +139,27 @@ def run_overoptimize(
     return run.directory
 
 
-def check_number_of_prompts(start_states: int, prompts: int) -> None:
+def check_number_of_prompts(num_start_states: int, num_prompts: int) -> None:
     """Check that there are enough different prompts for intervals, and log repeated prompts.
 
     Args:
-        start_states: Number of start states that were sampled.
-        prompts: Number of their different prompts.
+        num_start_states: Number of start states that were sampled.
+        num_prompts: Number of their different prompts.
 
     Raises:
         UserError: There are fewer different prompts than a fit needs.
     """
-    if prompts < FEWEST_PROMPTS:
+    if num_prompts < FEWEST_PROMPTS:
         raise UserError(
-            f"best_of_n.prompts: the {start_states} start states have only {prompts} different "
-            f"prompts, but a fit needs {FEWEST_PROMPTS}"
+            f"best_of_n.prompts: the {num_start_states} start states have only {num_prompts} "
+            f"different prompts, but a fit needs {FEWEST_PROMPTS}"
         )
-    if prompts < start_states:
+    if num_prompts < num_start_states:
         log.info(
             "best_of_n.prompts: the %d start states have %d different prompts, so n = %d",
-            start_states,
-            prompts,
-            prompts,
+            num_start_states,
+            num_prompts,
+            num_prompts,
         )
 
 
@@ -238,21 +238,21 @@ class _OveroptimizationStudy:
                     )
                     for member in range(grid.members)
                 ]
-                proxies.append(_trained_proxy(name, count, members))
+                proxies.append(_read_trained_proxy(name, count, members))
                 log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
         return proxies
 
     def train_policy_against_proxy(
-        self, how: str, spec: PolicyTrainingSpec, proxies: list[ProxyReward], gold: Any
+        self, combination: str, spec: PolicyTrainingSpec, proxies: list[ProxyReward], gold: Any
     ) -> list[TrainingTrack]:
         """Train the policy against the first proxy with every seed; return a track for each seed.
 
-        `how` is how the members of the proxy are combined.
+        `combination` names how the members of the proxy are combined.
         """
         tracks = []
         for seed in range(spec.seeds):
-            rewards = _proxy_reward_config(self.config, how, proxies, seed)
-            directory = self.directory / "rl" / f"{how}-seed{seed}"
+            rewards = _proxy_reward_config(self.config, combination, proxies, seed)
+            directory = self.directory / "rl" / f"{combination}-seed{seed}"
             self._run_command(
                 spec.algorithm, directory, self._training_config_tree(spec, rewards, seed=seed)
             )
@@ -308,7 +308,7 @@ class _OveroptimizationStudy:
         }
 
 
-def _trained_proxy(name: str, pairs: int, members: list[Path]) -> ProxyReward:
+def _read_trained_proxy(name: str, num_pairs: int, members: list[Path]) -> ProxyReward:
     """Return a trained proxy, with its size and the mean accuracy from the members' reports."""
     accuracies = []
     for folder in members:
@@ -316,7 +316,7 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> ProxyReward:
         report = run_directory / "evaluation" / run_directory.name / "summary.json"
         accuracies.append(read_summary_file(report)["accuracy"]["value"])
     size = reward_models.LearnedReward.load(members[0]).model.num_parameters()
-    return ProxyReward(name, size, pairs, members, float(np.mean(accuracies)))
+    return ProxyReward(name, size, num_pairs, members, float(np.mean(accuracies)))
 
 
 def _score_and_record_standardization(
@@ -330,7 +330,7 @@ def _score_and_record_standardization(
     """
     if not proxies:
         reward = load_rewards(config.rewards)
-        column = score_replies(reward, groups, what=reward.name)
+        column = score_replies(reward, groups, reward_name=reward.name)
         scores = _standardized_column(column, reward.name)
         return [(ProxyReward(reward.name, None, None, [], None), scores[None])]
     scored = []
@@ -338,7 +338,7 @@ def _score_and_record_standardization(
         columns = []
         for folder in proxy.members:
             reward = enable_reward_packing(reward_models.LearnedReward.load(folder))
-            column = score_replies(reward, groups, what=str(folder))
+            column = score_replies(reward, groups, reward_name=str(folder))
             columns.append(_standardized_column(column, str(folder)))
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
@@ -363,7 +363,7 @@ def _standardized_column(column: np.ndarray, name: str) -> np.ndarray:
 
 
 def _proxy_reward_config(
-    config: OveroptimizeConfig, how: str, proxies: list[ProxyReward], seed: int
+    config: OveroptimizeConfig, combination: str, proxies: list[ProxyReward], seed: int
 ) -> list[dict[str, Any]]:
     """Return the configuration of the reward that RL maximizes with training seed `seed`.
 
@@ -372,10 +372,10 @@ def _proxy_reward_config(
     if not proxies:
         return config.rewards
     members = [str(path) for path in proxies[0].members]
-    if how == "single":
+    if combination == "single":
         path = members[seed % len(members)]
         return [{"kind": "learned", "path": path, "normalize": True, "name": "proxy"}]
-    ensemble = {"kind": "ensemble", "paths": members, "own_scale": True, "how": how}
+    ensemble = {"kind": "ensemble", "paths": members, "own_scale": True, "how": combination}
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
@@ -396,7 +396,7 @@ def _read_track(directory: Path, gold: Any) -> TrainingTrack:
         )
     samples = [row for row in read_samples(directory) if row["split"] == "train"]
     conversations = [up_to_last_reply(row["messages"]) for row in samples]
-    scores = score_replies(gold, [conversations], what="gold")[0]
+    scores = score_replies(gold, [conversations], reward_name="gold")[0]
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):
         by_step.setdefault(row["step"], []).append(float(value))

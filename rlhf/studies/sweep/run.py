@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
-from rlhf.commands.dry_run import check_without_data
+from rlhf.commands.dry_run import check_config_without_data
 from rlhf.common.files import read_log, write_text
 from rlhf.common.names import did_you_mean
 from rlhf.common.numbers import is_number
@@ -163,7 +163,7 @@ def make_sweep(config: SweepConfig, commands: CommandTable) -> Sweep:
             built = commands.config_from_tree(
                 config.run_command, sweep.run_config_tree(setting, config.seeds[0])
             )
-            check_without_data(config.run_command, built, with_model=False)
+            check_config_without_data(config.run_command, built, with_model=False)
         except ValueError as error:  # includes UserError
             raise UserError(f"{config.run_command} with {shown}: {error}") from error
         if not isinstance(built, TrainingConfig):
@@ -188,7 +188,7 @@ def run_sweep(sweep: Sweep, launcher: LauncherConfig | None = None) -> list[Sett
             failed = started.run_jobs(jobs, sweep.root.name)
         if failed:
             raise JobsFailedError(failed_jobs_text(failed))
-        results = setting_results(sweep)
+        results = read_setting_results(sweep)
         write_result(sweep, results)
         return results
 
@@ -244,7 +244,7 @@ def last_metric_value(directory: Path, metric: str) -> float:
     return last[metric]
 
 
-def setting_results(sweep: Sweep) -> list[SettingResult]:
+def read_setting_results(sweep: Sweep) -> list[SettingResult]:
     """Return the result of each setting, best first.
 
     Settings with a value that is not finite are last.
@@ -267,7 +267,10 @@ def setting_results(sweep: Sweep) -> list[SettingResult]:
 
 
 def result_lines(config: SweepConfig, results: Sequence[SettingResult]) -> list[str]:
-    """Return sentences about the best setting and about the uncertainty of this choice."""
+    """Return sentences about the best setting and about the uncertainty of this choice.
+
+    `results` are in the order of `read_setting_results`.
+    """
     best = results[0]
     if not best.is_finite:
         return [f"no setting has a finite {config.metric} with every seed"]
@@ -300,7 +303,7 @@ def write_result(sweep: Sweep, results: Sequence[SettingResult]) -> None:
         Table("settings", "Settings", [*keys, config.metric, "folder"], settings),
         Table("runs", "Every run", [*keys, "seed", config.metric], runs),
     ]
-    metrics = _metric_table(sweep, results)
+    metrics = _all_metrics_table(sweep, results)
     save_tables(sweep.root / "tables", [*tables, metrics])
     notes = [
         *result_lines(config, results),
@@ -317,10 +320,10 @@ def write_result(sweep: Sweep, results: Sequence[SettingResult]) -> None:
     write_text(sweep.page, page_html("Sweep", body))
 
 
-def _metric_table(sweep: Sweep, results: Sequence[SettingResult]) -> Table:
+def _all_metrics_table(sweep: Sweep, results: Sequence[SettingResult]) -> Table:
     """Return the table with the last value of every metric of every run."""
     keys, rows = list(sweep.config.grid), []
-    last = _last_values(sweep, results)
+    last = _last_finite_metric_values(sweep, results)
     names = sorted({name for values in last.values() for name in values})
     for (index, seed), values in last.items():
         grid = _grid_cells(results[index].setting, keys)
@@ -335,7 +338,7 @@ def _scatter_html(sweep: Sweep, results: Sequence[SettingResult]) -> str:
     the sweep against the first number of the grid. The six best settings have colors.
     """
     points = []
-    for (index, seed), values in _last_values(sweep, results).items():
+    for (index, seed), values in _last_finite_metric_values(sweep, results).items():
         grid = results[index].setting.values
         shown = ", ".join(f"{key} = {value}" for key, value in grid.items())
         numbers = {key: float(value) for key, value in grid.items() if is_number(value)}
@@ -354,7 +357,7 @@ def _scatter_html(sweep: Sweep, results: Sequence[SettingResult]) -> str:
     return scatter_html(points, x=x, y=y, title="Runs", note=note)
 
 
-def _last_values(
+def _last_finite_metric_values(
     sweep: Sweep, results: Sequence[SettingResult]
 ) -> dict[tuple[int, int], dict[str, float]]:
     """Return (index of the setting in `results`, seed) -> last finite value of each metric."""

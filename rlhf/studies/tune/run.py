@@ -218,7 +218,7 @@ def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
             space,
             study.root,
             seed=study.config.sampler_seed,
-            count=study.config.trials,
+            num_trials=study.config.trials,
         )
         for name, space in study.spaces.items()
     }
@@ -312,7 +312,10 @@ def _write_tuned_settings(study: TuningStudy, searches: Mapping[str, AlgorithmSe
     The file contains the best settings of each algorithm, for `rlhf bench --config`, and a
     description of the search.
     """
-    config, best = study.config, {name: search.best_trial() for name, search in searches.items()}
+    config, best = (
+        study.config,
+        {name: search.best_trial_and_score() for name, search in searches.items()},
+    )
     algorithms = {
         name: {"run": _nested_settings(trial.settings)} for name, (trial, _) in best.items()
     }
@@ -343,6 +346,6 @@ def _trial_table(searches: Mapping[str, AlgorithmSearch], keys: Sequence[str]) -
     rows: list[list[Cell]] = [
         [name, trial.number, value, *(trial.settings.get(key) for key in keys)]
         for name, search in searches.items()
-        for trial, value in search.trials()
+        for trial, value in search.trials_and_scores()
     ]
     return Table("trials", "Trials", ["algorithm", "trial", "score", *keys], rows)

@@ -42,8 +42,8 @@ class AlgorithmSearch:
         space: Dotted key -> dimension.
         folder: Folder of the study.
         seed: Seed of the search.
-        count: Number of trials of the search; None means no limit. Stored trials beyond it are not
-            used, so that every algorithm has equally many.
+        num_trials: Number of trials of the search; None means no limit. Stored trials beyond it are
+            not used, so that every algorithm has equally many.
 
     Raises:
         UserError: Optuna is not installed.
@@ -56,7 +56,7 @@ class AlgorithmSearch:
         folder: Path,
         *,
         seed: int,
-        count: int | None = None,
+        num_trials: int | None = None,
     ) -> None:
         check_extra_installed("rlhf tune", "tuning", "optuna")
         import optuna
@@ -68,7 +68,7 @@ class AlgorithmSearch:
         # killed process. Optuna would wait for this lock, and never end if the path is relative.
         (folder / f"{JOURNAL_FILE}.lock").unlink(missing_ok=True)
         self.optuna: Any = optuna
-        self.name, self.seed, self.count = name, seed, count
+        self.name, self.seed, self.num_trials = name, seed, num_trials
         self.space = {key: _distribution(optuna, item) for key, item in space.items()}
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))),
@@ -101,16 +101,16 @@ class AlgorithmSearch:
         else:
             self.study.tell(trial.number, value)
 
-    def trials(self) -> list[tuple[Trial, float | None]]:
+    def trials_and_scores(self) -> list[tuple[Trial, float | None]]:
         """Return every trial with its score; the score is None if the trial has none."""
-        stored = self._trials_with_all_parameters()[: self.count]
+        stored = self._trials_with_all_parameters()[: self.num_trials]
         return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(stored)]
 
     def num_trials_without_score(self) -> int:
         """Return the number of trials without a score."""
-        return sum(value is None for _, value in self.trials())
+        return sum(value is None for _, value in self.trials_and_scores())
 
-    def best_trial(self) -> tuple[Trial, float]:
+    def best_trial_and_score(self) -> tuple[Trial, float]:
         """Return the trial with the highest score, and the score.
 
         If several trials have the highest score, the first one is returned.
@@ -118,7 +118,7 @@ class AlgorithmSearch:
         Raises:
             UserError: Every trial failed.
         """
-        scored = [(trial, value) for trial, value in self.trials() if value is not None]
+        scored = [(trial, value) for trial, value in self.trials_and_scores() if value is not None]
         if not scored:
             raise UserError(f"all trials of {self.name} failed: narrow its search space")
         return max(scored, key=lambda pair: pair[1])
