@@ -168,6 +168,8 @@ def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str,
         return [(_change_text(delta), seed) for delta, seed in order]
     ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
     labels = ["Largest gain", "Upper third", "Median", "Largest loss"]
+    if order[0][0] < 0:
+        labels[0] = "Smallest loss"
     if order[-1][0] >= 0:
         labels[-1] = "Smallest gain"
     return [

@@ -106,7 +106,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
     from rlhf.models.rewards import load_rewards
 
     reward = load_rewards(
-        config.rewards or [{"kind": "learned", "path": config.reward, "name": "reward"}]
+        config.rewards or [{"kind": "trained", "path": config.reward, "name": "reward"}]
     )
     if config.data:
         report = write_pairs_report(config, reward, run)
