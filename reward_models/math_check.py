@@ -31,14 +31,14 @@ class _TimeLimitExceeded(Exception):
 
 
 def answer_verdict_and_reason(
-    reference: str, reply: str, seconds: float | None = None
+    reference: str, reply: str, cpu_seconds: float | None = None
 ) -> tuple[str, str]:
     """Compare the final answer of a reply with a reference answer.
 
     Args:
         reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
+        cpu_seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
             comparing the two; None means no limit.
 
     Returns:
@@ -48,10 +48,10 @@ def answer_verdict_and_reason(
     """
     failure = "reference"
     try:
-        with _cpu_time_limit(seconds):
+        with _cpu_time_limit(cpu_seconds):
             right = parse_reference_answer(reference)
         failure = "wrong"
-        with _cpu_time_limit(seconds):
+        with _cpu_time_limit(cpu_seconds):
             equals = algebra.same_answer(
                 right, parse_reply_answer(reply, allow_words=_consists_of_words(right))
             )

@@ -176,10 +176,12 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"rewards: kind {kind!r} needs the setting {key!r}")
-    _check_types(kind, builder, settings)
+    _check_setting_types(kind, builder, settings)
 
 
-def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
+def _check_setting_types(
+    kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]
+) -> None:
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # slow to import
 
     config = ConfigDict(arbitrary_types_allowed=True)  # torch.dtype

@@ -12,7 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rlhf.reward_models.notation import units
-from rlhf.reward_models.notation.boxes import TEXT_ONLY, is_part_of_formula, rest_of_formula
+from rlhf.reward_models.notation.boxes import (
+    WORDS_AFTER_BOX,
+    rest_of_formula,
+    text_before_changes_box,
+)
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.marks import marked_answer
 from rlhf.reward_models.notation.reader import TokenReader
@@ -217,7 +221,7 @@ def answer_segment(reply: str) -> Segment:
         # A repetition of the box at the end of a line does not change it.
         after = re.sub(rf"\A\s*=\s*{re.escape(text.strip())}(?=[\s$.)\]\\]*(?:\n|\Z))", "", after)
         if rest := rest_of_formula(before, after):
-            text, is_formula = text + rest, TEXT_ONLY.fullmatch(rest) is None
+            text, is_formula = text + rest, WORDS_AFTER_BOX.fullmatch(rest) is None
         elif scaled := _SCALE_OF_BOX.match(after):
             text = rf"{text} \text{{{scaled['scale']}}}"
     if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
@@ -306,7 +310,7 @@ def _is_math_symbol(tokens: list[Token], i: int) -> bool:
         return _neighbors(tokens, i)[0].kind in ("number", "operator")
     if token.math:
         return True
-    return _is_variable(tokens, i)
+    return _is_variable_or_function(tokens, i)
 
 
 def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
@@ -338,7 +342,7 @@ def _joins_symbols(tokens: list[Token], i: int) -> bool:
     return before.kind in plausible and after.kind in plausible
 
 
-def _is_variable(tokens: list[Token], i: int) -> bool:
+def _is_variable_or_function(tokens: list[Token], i: int) -> bool:
     """Return whether the word ``i`` is a function, a variable or a product of variables."""
     token, word = tokens[i], tokens[i].text
     before, after = _neighbors(tokens, i)
@@ -564,7 +568,7 @@ def _check_text_around_box(before: str, content: str, after: str) -> None:
         raise NotUnderstood("a negation before the answer")
     words = re.sub(r"\A(?:\$|\\[)\]])+", "", after)
     if (
-        is_part_of_formula(before)
+        text_before_changes_box(before)
         or _CALCULATION_BEFORE_BOX.search(before)
         or _CALCULATION_AFTER_BOX.match(after)
         or _VALUE_CHANGE_AFTER_NUMBER.match(words)

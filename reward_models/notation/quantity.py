@@ -172,7 +172,7 @@ def _tokens_after_last_equals(tokens: Sequence[Token]) -> list[Token]:
 
 
 def _check_calculations(
-    text: str, tokens: Sequence[Token], quantity: Quantity, written: str
+    text: str, tokens: Sequence[Token], quantity: Quantity, value_text: str
 ) -> None:
     """Check that each calculation before a "=" has the final value, up to rounding.
 
@@ -182,18 +182,24 @@ def _check_calculations(
         text: The whole text.
         tokens: The tokens up to the last "=".
         quantity: The value after the last "=".
-        written: Text of this value. Its number of decimals determines the allowed rounding error.
+        value_text: Text of this value. Its decimals determine the allowed rounding error.
 
     Raises:
         NotUnderstood: A calculation has a different value, as in ``43 = 42``.
     """
-    decimals = re.search(r"\.(\d+)", written)
-    step = Fraction(1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in written else 1))
+    decimals = re.search(r"\.(\d+)", value_text)
+    step = Fraction(
+        1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in value_text else 1)
+    )
     start = 0
     for i, token in enumerate(tokens):
         if not token.is_op("=", "~"):
             continue
-        if i > start and token.is_op("=") and not any(w in written.lower() for w in units.SCALES):
+        if (
+            i > start
+            and token.is_op("=")
+            and not any(w in value_text.lower() for w in units.SCALES)
+        ):
             value = _calculation_value(text[tokens[start].start : token.start])
             is_rounded = value is not None and (value / step).denominator > 1
             if value is not None and abs(value - quantity.value) >= (step if is_rounded else 1e-30):
@@ -392,7 +398,7 @@ class _QuantityReader(TokenReader):
         start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
-        if words and units.is_cut_off(words[-1]):
+        if words and units.cannot_end_unit(words[-1]):
             raise NotUnderstood("a unit that is cut off")
         unit = units.canonical_unit(words)
         if unit == "deg":

@@ -130,7 +130,7 @@ def known_unit(word: str) -> str | None:
     return None if len(word) == 1 else _UNIT_BY_WORD.get(word.lower())  # M is not a meter
 
 
-def is_cut_off(word: str) -> bool:
+def cannot_end_unit(word: str) -> bool:
     """Return whether a unit cannot end with a word, as in ``5 square``."""
     return word.lower() in _POWER_WORDS or word in ("/", "per")
 

@@ -52,7 +52,7 @@ class TrainingPairIndex:
     """
 
     def __init__(self, reward: Reward, pairs: Sequence[Pair]) -> None:
-        models: tuple[LearnedReward, ...] = reward.checkpoints()
+        models: tuple[LearnedReward, ...] = reward.learned_rewards()
         if not models:
             raise UserError("train_pairs needs a reward with a model; remove train_pairs")
         self.model, self.pairs = models[0], list(pairs)

@@ -38,7 +38,7 @@ class DifferentiableReward:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.models: tuple[LearnedReward, ...] = reward.checkpoints()
+        self.models: tuple[LearnedReward, ...] = reward.learned_rewards()
         if not self.models:
             raise UserError(
                 f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
@@ -127,7 +127,7 @@ def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
     Raises:
         UserError: A part of the reward is not supported.
     """
-    if not reward.checkpoints():
+    if not reward.learned_rewards():
         return [reward]
     if isinstance(reward, LearnedReward | HeadEnsemble):
         return []
