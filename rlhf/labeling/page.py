@@ -71,7 +71,7 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
                 "labeled": progress.labeled,
                 "skipped": progress.skipped,
                 "total": progress.total,
-                "last": progress.last,
+                "last": progress.last_label_id,
             }
         )
 
@@ -141,22 +141,22 @@ def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> 
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
-            return _error(400, "the request is not JSON")
+            return _error_response(400, "the request is not JSON")
         if not isinstance(body, dict):
-            return _error(400, "the request is not a JSON object")
+            return _error_response(400, "the request is not a JSON object")
         try:
             return JSONResponse(await run_in_threadpool(action, body))
         except InvalidLabel as error:
-            return _error(422, str(error))
+            return _error_response(422, str(error))
         except ConflictingLabel as error:
-            return _error(409, str(error))
+            return _error_response(409, str(error))
         except UserError as error:
-            return _error(507, f"the change was not saved: {error}")
+            return _error_response(507, f"the change was not saved: {error}")
         except OSError as error:
-            return _error(507, f"the change was not saved: {describe_write_error(error)}")
+            return _error_response(507, f"the change was not saved: {describe_write_error(error)}")
 
     return endpoint
 
 
-def _error(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return JSONResponse({"error": escape_invisible(message)}, status)

@@ -89,7 +89,7 @@ class Progress:
     labeled: int
     skipped: int
     total: int
-    last: str | None
+    last_label_id: str | None
     """Id of the annotator's last label in this queue, which `undo` accepts."""
 
 
@@ -179,7 +179,9 @@ class LabelingSession:
         """Return the item that was undone last, otherwise the first item without a label."""
         with self._lock:
             live = self._labels_not_undone_by_item()
-            undone = [row["item_id"] for row in reversed(self._own_rows()) if row.get("undoes")]
+            undone = [
+                row["item_id"] for row in reversed(self._rows_of_annotator()) if row.get("undoes")
+            ]
             for item_id in [*undone, *self._items]:
                 if item_id in self._items and item_id not in live:
                     return self._task(self._items[item_id])
@@ -214,7 +216,7 @@ class LabelingSession:
             answer = self._answer_columns(submission, item)
             saved = self._row_with_id(submission.label_id)
             if saved is not None:
-                if submission.label_id in undone_ids(self._own_rows()):
+                if submission.label_id in undone_ids(self._rows_of_annotator()):
                     raise ConflictingLabel("this label was undone; label the item again")
                 given = answer | {"item_id": item.item_id}
                 if any(saved.get(key) != value for key, value in given.items()):
@@ -245,26 +247,26 @@ class LabelingSession:
             row = self._row_with_id(label_id)
             if row is None or row["item_id"] not in self._items or row.get("undoes"):
                 raise InvalidLabel("there is no such label to undo")
-            if label_id not in undone_ids(self._own_rows()):
+            if label_id not in undone_ids(self._rows_of_annotator()):
                 self._file.append(new_undo_row(row))
         return label_id
 
-    def _own_rows(self) -> list[dict[str, Any]]:
+    def _rows_of_annotator(self) -> list[dict[str, Any]]:
         return [row for row in self._file.rows if row["annotator"] == self.annotator]
 
     def _labels_not_undone_by_item(self) -> dict[str, Mapping[str, Any]]:
         """Return item id -> label, for the annotator's labels of this queue, in order of time."""
-        rows = labels_not_undone(self._own_rows())
+        rows = labels_not_undone(self._rows_of_annotator())
         return {row["item_id"]: row for row in rows if row["item_id"] in self._items}
 
     def _row_with_id(self, label_id: str) -> Mapping[str, Any] | None:
-        return next((row for row in self._own_rows() if row["label_id"] == label_id), None)
+        return next((row for row in self._rows_of_annotator() if row["label_id"] == label_id), None)
 
     def _task(self, item: LabelItem) -> Task:
         """Return the task of an item. The id of its next label does not change at a restart."""
         # The number of undone labels is not enough: an imported label that was undone can have the
         # id of a later attempt, because its earlier attempts are not in this file.
-        undone = undone_ids(self._own_rows())
+        undone = undone_ids(self._rows_of_annotator())
         label_id = next(
             label_id
             for attempt in itertools.count()
@@ -303,7 +305,7 @@ class LabelingSession:
         columns: dict[str, Any] = {"note": note} if note else {}
         if submission.answer is None:
             return columns | {"skipped": True}
-        read = _ANSWERS[self.settings.mode]
+        read = _ANSWER_READERS[self.settings.mode]
         return columns | read(submission.answer, self._task(item), self.settings)
 
 
@@ -313,7 +315,7 @@ def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings
         return {"winner": "tie", "margin": 0}
     if choice not in ("first", "second"):
         raise InvalidLabel("choice must be first, second or tie")
-    if not _is_whole(strength, 1, settings.strengths):
+    if not _is_whole_number_in_range(strength, 1, settings.strengths):
         raise InvalidLabel(f"strength must be a whole number from 1 to {settings.strengths}")
     return {"winner": "ab"[task.order[choice == "second"]], "margin": strength}
 
@@ -321,7 +323,7 @@ def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings
 def _rating_columns(
     answer: Mapping[str, Any], task: Task, settings: LabelSettings
 ) -> dict[str, Any]:
-    if not _is_whole(answer.get("rating"), 1, settings.scale):
+    if not _is_whole_number_in_range(answer.get("rating"), 1, settings.scale):
         raise InvalidLabel(f"rating must be a whole number from 1 to {settings.scale}")
     return {"rating": answer["rating"]}
 
@@ -333,7 +335,7 @@ def _ranking_columns(
     if (
         not isinstance(shown, list)
         or len(shown) != size
-        or not all(_is_whole(rank, 1, size) for rank in shown)
+        or not all(_is_whole_number_in_range(rank, 1, size) for rank in shown)
     ):
         raise InvalidLabel(f"ranks must be {size} whole numbers from 1 to {size}")
     by_index = dict(zip(task.order, shown, strict=True))
@@ -352,7 +354,7 @@ def _demonstration_columns(
 AnswerReader = Callable[[Mapping[str, Any], Task, LabelSettings], dict[str, Any]]
 """Function that returns the columns of an answer; it raises InvalidLabel."""
 
-_ANSWERS: Mapping[LabelMode, AnswerReader] = {
+_ANSWER_READERS: Mapping[LabelMode, AnswerReader] = {
     "pairs": _pair_columns,
     "ratings": _rating_columns,
     "rankings": _ranking_columns,
@@ -375,5 +377,5 @@ def checked_text(value: Any, name: str) -> str:
     return value.strip()
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_whole_number_in_range(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

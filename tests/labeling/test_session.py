@@ -261,9 +261,9 @@ def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path)
     kept = open_session(tmp_path, rows=pair_rows(1), file="kept.jsonl")
     with pytest.raises(ConflictingLabel, match="different label"):  # the first attempt is not live
         kept.submit(submission(task, {"choice": "first"}))
-    kept.undo(str(kept.progress().last))
+    kept.undo(str(kept.progress().last_label_id))
     kept.submit(submission(kept.next_task(), {"choice": "first"}))
-    kept.undo(str(kept.progress().last))
+    kept.undo(str(kept.progress().last_label_id))
     kept.submit(submission(kept.next_task(), {"choice": "second"}))
     rows = lines(tmp_path / "kept.jsonl")
     assert len({row["label_id"] for row in rows}) == len(rows) == 5
