@@ -74,7 +74,7 @@ def encode_with_parts(
     text = render_conversation(tokenizer, conversation)
     messages = _rendered_messages(tokenizer, conversation, text, num_prompt_messages)
     append_eos = reward.sidecar.append_eos
-    all_ids, offsets, text = _ids_and_offsets(tokenizer, text, append_eos=append_eos)
+    all_ids, offsets, text = _ids_offsets_and_text(tokenizer, text, append_eos=append_eos)
     kept = _positions_after_left_truncation(tokenizer, all_ids, ids)
     pieces = _token_texts(text, offsets)
     names = tokenizer.convert_ids_to_tokens(all_ids)
@@ -82,7 +82,7 @@ def encode_with_parts(
     for i in kept:
         span = offsets[i]
         tokens.append(str(names[i]) if span is None else pieces[i])
-        index = None if span is None else _last_overlapping(span, messages)
+        index = None if span is None else _last_overlapping_message_index(span, messages)
         parts.append("template" if index is None else messages[index].part)
         end = None
         if span is not None and index is not None and messages[index].is_last:
@@ -98,10 +98,10 @@ def _end_in_content(span: Span, content: Span | None) -> int | None:
     return min(span[1], content[1]) - content[0]
 
 
-def _ids_and_offsets(
+def _ids_offsets_and_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, append_eos: bool
 ) -> tuple[list[int], list[Span | None], str]:
-    """Return the token ids of a rendered text, without truncation.
+    """Encode a rendered text without truncation.
 
     Returns:
         - The token ids, [T].
@@ -154,7 +154,9 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
     return pieces
 
 
-def _last_overlapping(offset: Span, messages: Sequence[_RenderedMessage]) -> int | None:
+def _last_overlapping_message_index(
+    offset: Span, messages: Sequence[_RenderedMessage]
+) -> int | None:
     """Return the index of the last message that overlaps a token; None if no message does."""
     first, last = offset[0], max(offset[0], offset[1] - 1)
     overlapping = [i for i, m in enumerate(messages) if first < m.end and m.start <= last]
@@ -190,7 +192,7 @@ def _rendered_messages(
     block of reasoning in it, all characters up to the next text of the template are the message.
     The white space around a message is ignored, because templates may remove it.
     """
-    between, indices = _template_between_messages(tokenizer, conversation)
+    between, indices = _template_texts_and_message_indices(tokenizer, conversation)
     messages: list[_RenderedMessage] = []
     position = 0
     for number, index in enumerate(indices):
@@ -241,7 +243,7 @@ def _end_of_template_text(text: str, start: int, before: str) -> int:
     return start + next((i for i, (a, b) in enumerate(pairs) if a != b), len(before))
 
 
-def _template_between_messages(
+def _template_texts_and_message_indices(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[str], list[int]]:
     """Return the texts of the template before, between and after the messages.

@@ -193,8 +193,8 @@ def _compare_reply(
     positions = torch.tensor(mask).nonzero()[:, 0]
     if not len(positions):
         return None
-    old_logits, old_states = _logits_and_states(before, ids)
-    new_logits, new_states = _logits_and_states(after, ids)
+    old_logits, old_states = _logits_and_block_outputs(before, ids)
+    new_logits, new_states = _logits_and_block_outputs(after, ids)
     old, new = (x[positions - 1].double().log_softmax(-1) for x in (old_logits, new_logits))
     targets = torch.tensor(ids)[positions, None]
     old_selected, new_selected = (x.gather(1, targets)[:, 0].tolist() for x in (old, new))
@@ -226,7 +226,7 @@ def _token_changes(
     return changes
 
 
-def _logits_and_states(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def _logits_and_block_outputs(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """Return the logits [T, V] of a text, and the output [T, D] of each block."""
     found: list[Tensor] = []
 

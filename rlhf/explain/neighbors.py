@@ -92,8 +92,8 @@ def _hidden_state_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Te
 
 
 @torch.no_grad()
-def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the hidden states of N texts that the last layer of the head reads, [N, D].
+def head_inputs(model: LearnedReward, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Return the hidden states of N tokenized texts that the head reads, [N, D].
 
     Raises:
         UserError: The model has no linear output layer.
@@ -103,10 +103,10 @@ def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> Tensor:
     if layer is None:
         raise UserError("train_pairs: this reward model has no linear output layer")
     hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]), reverse=True)
     try:
         for start in range(0, len(order), model.batch_size):
-            batch = [texts[i] for i in order[start : start + model.batch_size]]
+            batch = [token_ids[i] for i in order[start : start + model.batch_size]]
             mask, ids = model.pad_to_mask_and_ids(batch)
             model.logits(mask, input_ids=ids)
     finally:

@@ -112,7 +112,7 @@ def explain_policy(
         batch = _single_row_batch_with_advantages(
             policy, reference, ids, mask, score, gamma, lam, temperature
         )
-        results.append(_explanation(policy.tokenizer, conversation, batch, score))
+        results.append(_policy_explanation(policy.tokenizer, conversation, batch, score))
     return _with_leave_one_out_advantages(results) if policy.value_head is None else results
 
 
@@ -153,6 +153,15 @@ def encode_and_mask_last_reply(
 def _encode_or_omit_conversations(
     policy: Policy, conversations: Sequence[Conversation]
 ) -> tuple[list[Conversation], list[tuple[list[int], list[bool]]]]:
+    """Encode the conversations whose last reply can be encoded and has tokens.
+
+    Returns:
+        - These conversations, [N].
+        - The token ids and the mask of the last reply of each of them, [N].
+
+    Raises:
+        UserError: There is no such conversation.
+    """
     kept, examples, reasons = [], [], []
     chat_format, context = (
         chat_format_of(policy),
@@ -212,7 +221,7 @@ def _single_row_batch_with_advantages(
     return replace(batch, advantages=gae(batch, Settings(gamma=gamma, lam=lam)).advantages)
 
 
-def _explanation(
+def _policy_explanation(
     tokenizer: Any, conversation: Conversation, batch: TrainingBatch, score: float | None
 ) -> PolicyExplanation:
     index = batch.action_mask[0].nonzero()[:, 0]

@@ -154,10 +154,10 @@ def _scores_from_logits(
         return reward.scores_from_logits(logits[id(reward)])
     if isinstance(reward, HeadEnsemble):
         heads = logits[id(reward.inner)][:, list(reward.inner.parts.values())]
-        return _combined(reward.combine, heads)
+        return _combined_scores(reward.combine, heads)
     inner = [_scores_from_logits(part, logits, constants) for part in reward.inner_rewards]
     if isinstance(reward, Ensemble):
-        return _combined(reward.combine, torch.stack(inner, 1))
+        return _combined_scores(reward.combine, torch.stack(inner, 1))
     if isinstance(reward, MappedReward):
         return torch.stack([torch.as_tensor(reward.function(v)) for v in inner[0]])  # type: ignore[arg-type]
     if isinstance(reward, CombinedReward):
@@ -165,7 +165,7 @@ def _scores_from_logits(
     return inner[0]  # a cost model
 
 
-def _combined(combination: ScoreCombination, scores: Tensor) -> Tensor:
+def _combined_scores(combination: ScoreCombination, scores: Tensor) -> Tensor:
     """Return the combined scores [B] of M members, [B, M], as `ScoreCombination` does."""
     if combination.how == "worst":
         return scores.amin(1)

@@ -228,8 +228,8 @@ class RewardExplainer:
                 clusters.append(pair.prompt_json)
         if not texts:
             return None
-        score, seed = self.attributor.score, self.seed
-        return measure_faithfulness(score, texts, clusters, method=method, draws=draws, seed=seed)
+        reward, seed = self.attributor.reward, self.seed
+        return measure_faithfulness(reward, texts, clusters, method=method, draws=draws, seed=seed)
 
 
 def _sides(pair: Pair) -> list[tuple[Side, Conversation]]:

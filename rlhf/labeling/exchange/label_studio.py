@@ -97,7 +97,10 @@ def _task_data(row: Row) -> dict[str, Any]:
 
 
 def _ranker_entry(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the entry of a ranker's list. It shows one text; the key `messages` keeps several messages."""
+    """Return the entry of a reply in the list of a ranker.
+
+    The entry shows one text; the key `messages` keeps several messages.
+    """
     entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
     return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
 
