@@ -150,7 +150,7 @@ def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:
         f"{session.progress().total} items for {session.annotator}: open "
         f"{listener.url(token=token)}\nCtrl-C ends; every label is saved at once to {config.output}"
     )
-    serve(app, listener, stopped=f"the labels are in {config.output}")
+    serve(app, listener, stop_message_suffix=f"the labels are in {config.output}")
 
 
 def _summary(progress: Any, output: str) -> str:
