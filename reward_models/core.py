@@ -226,16 +226,16 @@ class Reward(ABC):
         """Return the rewards whose sum this reward is; a reward that is not a sum has one term."""
         return (self,)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
         """Return the value of a conversation, computed from the raw scores of the leaves.
 
         Args:
-            components: Name of a leaf -> its score of the conversation.
+            leaf_scores: Name of a leaf -> its score of the conversation.
 
         Returns:
             The value; None if a score that it depends on is missing.
         """
-        return components.get(self.name)
+        return leaf_scores.get(self.name)
 
     def learned_rewards(self) -> tuple[Any, ...]:
         """Return all `LearnedReward` objects on which the scores of this reward depend."""
@@ -359,8 +359,8 @@ class MappedReward(Composition):
         values = [None if v is None else self.function(v) for v in inner.values]
         return Scores(values, inner.components, inner.counts, inner.reasons)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        value = self.inner_rewards[0].value_from(components)
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        value = self.inner_rewards[0].value_from_leaf_scores(leaf_scores)
         return None if value is None else self.function(value)
 
 
@@ -383,8 +383,10 @@ class CombinedReward(Composition):
             return (self,)
         return tuple(term for inner in self.inner_rewards for term in inner.terms())
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        return self._sum_or_product([inner.value_from(components) for inner in self.inner_rewards])
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        return self._sum_or_product(
+            [inner.value_from_leaf_scores(leaf_scores) for inner in self.inner_rewards]
+        )
 
     def _sum_or_product(self, values: Sequence[Score]) -> Score:
         """Return the sum or the product of values; None if one of them is None."""
@@ -414,11 +416,11 @@ class GatedReward(Composition):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        condition = self.condition.value_from(components)
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        condition = self.condition.value_from_leaf_scores(leaf_scores)
         if condition is None or condition < self.at_least:
             return None if condition is None else self.otherwise
-        return self.inner.value_from(components)
+        return self.inner.value_from_leaf_scores(leaf_scores)
 
 
 def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:

@@ -51,7 +51,7 @@ _CALCULATION_IN_TEXT = re.compile(
 """Words before a box without delimiters that change its value, or that give an alternative."""
 
 
-def rest_of_formula(before: str, after: str) -> str:
+def rest_of_formula_after_box(before: str, after: str) -> str:
     """Return the symbols after a box up to the end of its formula; "" if there are none.
 
     Without dollar signs or other delimiters around the box, the formula ends at the first word,

@@ -111,7 +111,11 @@ def _words_if_text_answer(tokens: list[Token]) -> tuple[str, ...] | None:
 
 
 class _MathReader(TokenReader):
-    """Recursive-descent parser of an answer."""
+    """Recursive-descent parser of an answer.
+
+    The methods that return a node parse the expression that their name states, and move past it;
+    the grammar is in the docstring of the module.
+    """
 
     def __init__(self, tokens: list[Token]):
         super().__init__(tokens)

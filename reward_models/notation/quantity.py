@@ -345,6 +345,7 @@ class _QuantityReader(TokenReader):
         return self._power(base, max_exponent=_MAX_BITS // size)
 
     def _power(self, base: Fraction, *, max_exponent: int) -> Fraction:
+        """Parse the exponent after ``^`` and return the power of ``base``."""
         exponent = self._exponent()
         if self.peek().is_op("^"):
             raise NotUnderstood("a power of a power")

@@ -21,8 +21,8 @@ from rlhf.labeling.session import (
     ConflictingLabel,
     InvalidLabel,
     LabelingSession,
+    LabelingTask,
     Submission,
-    Task,
     checked_text,
     turn_text,
 )
@@ -92,7 +92,7 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
     )
 
 
-def task_json(task: Task) -> dict[str, Any]:
+def task_json(task: LabelingTask) -> dict[str, Any]:
     """Return the data of an item that the page shows, with the replies in the order of the task.
 
     The data contain no label of the dataset or of another annotator.
@@ -101,7 +101,9 @@ def task_json(task: Task) -> dict[str, Any]:
         "label_id": task.label_id,
         "item_id": task.item.item_id,
         "prompt": [turn_json(turn) for turn in task.item.prompt],
-        "replies": [[turn_json(turn) for turn in task.item.replies[index]] for index in task.order],
+        "replies": [
+            [turn_json(turn) for turn in task.item.replies[index]] for index in task.reply_order
+        ],
     }
 
 

@@ -72,13 +72,13 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelingTask:
     """An item as the annotator sees it."""
 
     label_id: str
     """Id of the label that the annotator will give. A repeated submission has the same id."""
     item: LabelItem
-    order: tuple[int, ...]
+    reply_order: tuple[int, ...]
     """Index of the reply that is shown at each place."""
 
 
@@ -95,7 +95,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Submission:
-    """An annotator's answer to a `Task`."""
+    """An annotator's answer to a `LabelingTask`."""
 
     label_id: str
     item_id: str
@@ -175,7 +175,7 @@ class LabelingSession:
         """The file of labels."""
         return self._file.path
 
-    def next_task(self) -> Task | None:
+    def next_task(self) -> LabelingTask | None:
         """Return the item that was undone last, otherwise the first item without a label."""
         with self._lock:
             live = self._labels_not_undone_by_item()
@@ -262,7 +262,7 @@ class LabelingSession:
     def _row_with_id(self, label_id: str) -> Mapping[str, Any] | None:
         return next((row for row in self._rows_of_annotator() if row["label_id"] == label_id), None)
 
-    def _task(self, item: LabelItem) -> Task:
+    def _task(self, item: LabelItem) -> LabelingTask:
         """Return the task of an item. The id of its next label does not change at a restart."""
         # The number of undone labels is not enough: an imported label that was undone can have the
         # id of a later attempt, because its earlier attempts are not in this file.
@@ -275,14 +275,14 @@ class LabelingSession:
         )
         order = list(range(len(item.replies)))
         random.Random(f"{self.settings.seed}/{self.annotator}/{item.item_id}").shuffle(order)
-        return Task(label_id, item, tuple(order))
+        return LabelingTask(label_id, item, tuple(order))
 
     def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
         return new_label_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
 
     def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
         """Return the columns with the replies of an item, which do not depend on the answer."""
-        order = self._task(item).order
+        order = self._task(item).reply_order
         match self.settings.mode:
             case "pairs":
                 first, second = item.replies
@@ -309,7 +309,9 @@ class LabelingSession:
         return columns | read(submission.answer, self._task(item), self.settings)
 
 
-def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings) -> dict[str, Any]:
+def _pair_columns(
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
+) -> dict[str, Any]:
     choice, strength = answer.get("choice"), answer.get("strength", 1)
     if choice == "tie":
         return {"winner": "tie", "margin": 0}
@@ -317,11 +319,11 @@ def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings
         raise InvalidLabel("choice must be first, second or tie")
     if not _is_whole_number_in_range(strength, 1, settings.strengths):
         raise InvalidLabel(f"strength must be a whole number from 1 to {settings.strengths}")
-    return {"winner": "ab"[task.order[choice == "second"]], "margin": strength}
+    return {"winner": "ab"[task.reply_order[choice == "second"]], "margin": strength}
 
 
 def _rating_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
     if not _is_whole_number_in_range(answer.get("rating"), 1, settings.scale):
         raise InvalidLabel(f"rating must be a whole number from 1 to {settings.scale}")
@@ -329,21 +331,21 @@ def _rating_columns(
 
 
 def _ranking_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
-    shown, size = answer.get("ranks"), len(task.order)
+    shown, size = answer.get("ranks"), len(task.reply_order)
     if (
         not isinstance(shown, list)
         or len(shown) != size
         or not all(_is_whole_number_in_range(rank, 1, size) for rank in shown)
     ):
         raise InvalidLabel(f"ranks must be {size} whole numbers from 1 to {size}")
-    by_index = dict(zip(task.order, shown, strict=True))
+    by_index = dict(zip(task.reply_order, shown, strict=True))
     return {"ranks": [by_index[index] for index in range(size)]}
 
 
 def _demonstration_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
     text = checked_text(answer.get("completion"), "completion")
     if not text:
@@ -351,7 +353,7 @@ def _demonstration_columns(
     return {"completion": [{"role": "assistant", "content": text}]}
 
 
-AnswerReader = Callable[[Mapping[str, Any], Task, LabelSettings], dict[str, Any]]
+AnswerReader = Callable[[Mapping[str, Any], LabelingTask, LabelSettings], dict[str, Any]]
 """Function that returns the columns of an answer; it raises InvalidLabel."""
 
 _ANSWER_READERS: Mapping[LabelMode, AnswerReader] = {

@@ -12,9 +12,9 @@ from rlhf.labeling.session import (
     ConflictingLabel,
     InvalidLabel,
     LabelingSession,
+    LabelingTask,
     LabelSettings,
     Submission,
-    Task,
     turn_text,
 )
 
@@ -93,14 +93,14 @@ def pair_answers(strengths: int) -> list[tuple[str, str, dict[str, Any]]]:
     return [(str(key), text, answer) for key, (text, answer) in enumerate(choices, start=1)]
 
 
-def task_text(task: Task) -> str:
+def task_text(task: LabelingTask) -> str:
     """Return the prompt and the replies as text, with control codes escaped.
 
     All lines of the data are indented, so that no text looks like the title of a reply.
     """
     parts = [_indented_escaped_turns(task.item.prompt, with_role=True)]
-    for position, index in enumerate(task.order, start=1):
-        title = f"Reply {position}" if len(task.order) > 1 else "Reply"
+    for position, index in enumerate(task.reply_order, start=1):
+        title = f"Reply {position}" if len(task.reply_order) > 1 else "Reply"
         reply = task.item.replies[index]
         parts.append(f"--- {title} ---\n{_indented_escaped_turns(reply, with_role=len(reply) > 1)}")
     return "\n\n".join(parts)
@@ -120,7 +120,7 @@ def _undo_last_label(session: LabelingSession, write: Callable[[str], Any]) -> N
 
 
 def _submission(
-    line: str, task: Task, settings: LabelSettings, note: str, read: Read
+    line: str, task: LabelingTask, settings: LabelSettings, note: str, read: Read
 ) -> Submission:
     """Return the submission of a line.
 

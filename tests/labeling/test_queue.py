@@ -124,7 +124,7 @@ def test_the_label_of_a_check_states_the_known_answer(tmp_path: Path):
     task = session.next_task()
 
     assert "gold" not in json.dumps(task_json(task))
-    place = task.order.index(check.best)
+    place = task.reply_order.index(check.best)
     answer = {"choice": ("first", "second")[place], "strength": 1}
 
     session.submit(submission(task, answer))
