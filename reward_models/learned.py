@@ -260,6 +260,7 @@ class LearnedReward(Reward):
         return self._apply_head(hidden[torch.arange(len(last), device=last.device), last])
 
     def _apply_head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., K] of the head for hidden states [..., D]."""
         return self.model.get_submodule("score")(hidden)
 
     @torch.no_grad()

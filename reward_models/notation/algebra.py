@@ -469,6 +469,7 @@ def _is_set_or_inequality(node: Node) -> bool:
 
 
 def _same_sets(reference: Node, answer: Node) -> bool:
+    """Return whether two answers describe the same set of real numbers; False if unknown."""
     names = [
         {part.data for part in _subtrees(n) if part.kind == "symbol"} for n in (reference, answer)
     ]
@@ -613,6 +614,7 @@ def to_sympy(node: Node, *, angle: bool = False) -> Any:
 
 
 def _to_sympy_unchecked(node: Node, angle: bool) -> Any:
+    """Convert a node as `to_sympy` does; the result can contain infinities and nan."""
     kind = node.kind
     if kind == "number":
         assert isinstance(node.data, Fraction)
@@ -646,6 +648,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _checked_root(radicand: Any, index: Any) -> Any:
+    """Return a root; raise NotUnderstood if the index is not from 2 to 99."""
     if not index.is_Integer or not 1 < index < 100:
         raise NotUnderstood("a root whose index is not a whole number from 2 to 99")
     if radicand.is_negative and index % 2:
@@ -666,6 +669,7 @@ def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
 
 
 def _checked_power(base: Any, exponent: Any) -> Any:
+    """Return base**exponent; raise NotUnderstood if it is undefined or too large."""
     if base.is_zero and exponent.is_number and not exponent.is_positive:
         raise NotUnderstood("division by zero")
     if exponent.is_number and exponent.is_finite:
@@ -693,6 +697,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def _function_to_sympy(node: Node) -> Any:
+    """Return the value of a named function; raise NotUnderstood if it has no value."""
     name = str(node.data)
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")

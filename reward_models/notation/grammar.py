@@ -601,15 +601,15 @@ class _MathReader(TokenReader):
         if currency := self.take_currency():
             return [currency]
         words: list[str] = []
-        starts = self._is_unit(self.peek()) or self.is_product_of_units()
+        starts = self._is_unit_word(self.peek()) or self.is_product_of_units()
         if starts or self.is_unit_fraction(in_text=True):
             words = self.take_known_units()
         while len(words) < 6:
             token = self.peek()
             divides = bool(words) and token.is_op("/")
-            if divides and (self.is_known_unit(1) or self._is_unit(self.peek(1))):
+            if divides and (self.is_known_unit(1) or self._is_unit_word(self.peek(1))):
                 words += [self.take().text, self.take().text]
-            elif self._is_unit(token):
+            elif self._is_unit_word(token):
                 words.append(self.take().text)
             elif words and (exponent := self.take_unit_exponent()):
                 words.append(exponent)
@@ -619,7 +619,8 @@ class _MathReader(TokenReader):
                 break
         return words
 
-    def _is_unit(self, token: Token) -> bool:
+    def _is_unit_word(self, token: Token) -> bool:
+        """Return whether a word after a value is read as a part of its unit."""
         word = token.text
         if token.kind != "word" or word.lower() in units.NOT_UNITS:
             return False

@@ -228,7 +228,10 @@ def _evaluate_tree(node: Node) -> Fraction | None:
 
 
 class _QuantityReader(TokenReader):
-    """Recursive-descent parser of one quantity."""
+    """Recursive-descent parser of one quantity.
+
+    The methods that return a number parse what their name states, and move past it.
+    """
 
     def __init__(self, tokens: Sequence[Token], *, decimal_comma: bool):
         super().__init__(tokens)

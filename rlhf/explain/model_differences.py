@@ -247,6 +247,8 @@ def _logits_and_block_outputs(policy: Policy, ids: Sequence[int]) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class _WeightChanges:
+    """The changes of the weights from an earlier to a later stage."""
+
     blocks: list[float]
     """Relative change of each block."""
     groups: list[NormChange]

@@ -99,6 +99,7 @@ class TokenAttributor:
         method: str,
         scale: float,
     ) -> Attribution:
+        """Attribute the score of a text to its tokens by one method."""
         inputs = self.reward.embed(encoded.ids)
 
         def score(batch: Sequence[Tensor]) -> Tensor:

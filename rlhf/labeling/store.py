@@ -139,6 +139,7 @@ class LabelFile:
         self.close()
 
     def _lock(self) -> None:
+        """Lock the file if locks are supported; raise UserError if another process has the lock."""
         if fcntl is None:
             return
         try:

@@ -119,7 +119,7 @@ def _prompt_html(
     If the two texts do not have the same tokens of the prompt, as after truncation, the prompt of
     the chosen text is shown with its own attributions.
     """
-    chosen, rejected = (_positions(text, "prompt") for text in (pair.chosen, pair.rejected))
+    chosen, rejected = (_positions_of_part(text, "prompt") for text in (pair.chosen, pair.rejected))
     tokens = [pair.chosen.tokens[i] for i in chosen]
     same = tokens == [pair.rejected.tokens[i] for i in rejected]
     values = {}
@@ -137,7 +137,7 @@ def _part_html(
     table: ShadedTokens, text: TextExplanation, part: str, method_names: Mapping[str, str]
 ) -> str:
     """Return the tokens of one part of a text."""
-    positions = _positions(text, part)
+    positions = _positions_of_part(text, part)
     if not positions:
         return (
             '<div class="turn"><span class="note">(empty)</span></div>' if part == "reply" else ""
@@ -149,7 +149,7 @@ def _part_html(
     return table.append_tokens_html([text.tokens[i] for i in positions], values)
 
 
-def _positions(text: TextExplanation, part: str) -> list[int]:
+def _positions_of_part(text: TextExplanation, part: str) -> list[int]:
     return [i for i, name in enumerate(text.parts) if name == part]
 
 
@@ -160,8 +160,8 @@ def _strongest_tokens_html(text: TextExplanation, method: str) -> str:
     template. For other methods, it is the sum over these tokens.
     """
     values = text.attributions[method]
-    strongest = strongest_tokens_text(text.tokens, values, _positions(text, "reply"))
-    template = _positions(text, "template")
+    strongest = strongest_tokens_text(text.tokens, values, _positions_of_part(text, "reply"))
+    template = _positions_of_part(text, "template")
     lines = [f"Strongest: {strongest}."] if strongest else []
     if method == "integrated_gradients" and text.reference_score is not None:
         lines.append(f"Reference score: {number_text(text.reference_score)}.")

@@ -161,6 +161,7 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
+        """Explain a pair, given its margin and the standard deviation of all margins."""
         # Each of the two texts may have half of the accepted completeness gap. All margins can be
         # 0, for example if the replies are equal.
         scale = (max(abs(margin), std) or 1.0) / 2

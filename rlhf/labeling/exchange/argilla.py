@@ -32,10 +32,11 @@ _USER_NAMESPACE = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
 
 def to_argilla(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[str, Any]]:
     """Return one record for each item; skipped items have no response."""
-    return [_record(labels, count_problem) for labels in labels_by_item(rows)]
+    return [_record_of_item(labels, count_problem) for labels in labels_by_item(rows)]
 
 
-def _record(labels: Sequence[Row], count_problem: CountProblem) -> dict[str, Any]:
+def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[str, Any]:
+    """Return the record of an item from all labels of the item."""
     first = labels[0]
     responses: dict[str, list[dict[str, Any]]] = {}
     users: dict[str, str] = {}

@@ -100,7 +100,7 @@ def import_labels(
         problems[reason] += 1
 
     rows = []
-    for label in _labels_in(path, form, names, annotator, count):
+    for label in _labels_in_file(path, form, names, annotator, count):
         try:
             rows.append(label if isinstance(label, dict) else label_row(label))
         except RowDropped as reason:
@@ -111,9 +111,10 @@ def import_labels(
     return rows, problems
 
 
-def _labels_in(
+def _labels_in_file(
     path: str, form: LabelFormat, names: ForeignNames, annotator: str | None, count_problem: Any
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
+    """Yield the labels of a file; labels of an exported dataset are yielded as rows."""
     if form == "datasets":
         yield from _dataset_labels(path, names, annotator)
         return
@@ -149,6 +150,7 @@ def _messages_without_nulls(messages: Any) -> Any:
 def _dataset_labels(
     path: str, names: ForeignNames, annotator: str | None
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
+    """Yield the rows of an exported dataset, or labels from a dataset of preference pairs."""
     spec = DataSpec(path, columns=dict(names) or None)
     table = read_rows(spec)
     if columns_of(table) >= LABEL_COLUMNS:

@@ -106,6 +106,7 @@ def _ranker_entry(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str,
 
 
 def _annotation(row: Row, count_problem: CountProblem) -> dict[str, Any] | None:
+    """Return the annotation of a label; None if it has tied ranks."""
     if not has_only_plain_messages(row):
         count_problem(NOT_PLAIN)
     results = [] if row.get("skipped") else _results(row)
@@ -113,7 +114,7 @@ def _annotation(row: Row, count_problem: CountProblem) -> dict[str, Any] | None:
         count_problem("with tied ranks (not exported)")
         return None
     if row.get("note"):
-        results.append(_result("note", "prompt", "textarea", {"text": [row["note"]]}))
+        results.append(_control_result("note", "prompt", "textarea", {"text": [row["note"]]}))
     annotation = {
         "annotator": row["annotator"],
         "result": results,
@@ -130,28 +131,31 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
     match row["mode"]:
         case "pairs":
             if row["winner"] == "tie":
-                return [_result("tie", "prompt", "choices", {"choices": ["tie"]})]
+                return [_control_result("tie", "prompt", "choices", {"choices": ["tie"]})]
             side = {"a": "left", "b": "right"}[row["winner"]]
             results = [
                 # Of the two targets, the validator of Label Studio's SDK accepts the first.
-                _result("preference", "response_a", "pairwise", {"selected": side})
+                _control_result("preference", "response_a", "pairwise", {"selected": side})
             ]
             if row.get("margin"):
-                results.append(_result("strength", "prompt", "rating", {"rating": row["margin"]}))
+                results.append(
+                    _control_result("strength", "prompt", "rating", {"rating": row["margin"]})
+                )
             return results
         case "ratings":
-            return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
+            return [_control_result("rating", "completion", "rating", {"rating": row["rating"]})]
         case "rankings":
             names = reply_names_best_first(row)
             if names is None:
                 return None
-            return [_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
+            return [_control_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
         case _:
             text = row["completion"][-1]["content"]
-            return [_result("completion", "prompt", "textarea", {"text": [text]})]
+            return [_control_result("completion", "prompt", "textarea", {"text": [text]})]
 
 
-def _result(name: str, target: str, kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def _control_result(name: str, target: str, kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a control, which refers to the field ``target``."""
     return {"id": name, "from_name": name, "to_name": target, "type": kind, "value": dict(value)}
 
 
