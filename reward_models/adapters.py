@@ -97,18 +97,18 @@ class FunctionReward(Reward):
         """
         what, location = f"reward function {self.name!r}", definition_location_text(self.function)
         advice = "to limit its time, set timeout in its entry of rewards"
-        given = copy.deepcopy(batch)
+        copied_batch = copy.deepcopy(batch)
         try:
             with (
                 add_location_to_errors(self.function),
                 warn_if_slow(f"{what}{location}", advice),
                 limit_side_effects(),
             ):
-                values = [as_score(v) for v in _require_score_list(self.function(given))]
+                values = [as_score(v) for v in _require_score_list(self.function(copied_batch))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
         warn_if_argument_changed(
-            batch, given, what=what, code=self.function, argument="conversations"
+            batch, copied_batch, what=what, code=self.function, argument="conversations"
         )
         if len(values) != len(batch):
             raise UserError(

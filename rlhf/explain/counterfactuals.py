@@ -82,11 +82,11 @@ def _restore_needless_deletions(
     """
     evaluations = 0
     for word in list(deleted[:-1]):
-        kept = [other for other in deleted if other != word]
-        (without,) = margins_after_deletions(reward, pair, [kept])
+        still_deleted = [other for other in deleted if other != word]
+        (without,) = margins_after_deletions(reward, pair, [still_deleted])
         evaluations += 1
         if without is not None and sign * without < 0:
-            deleted, margin = kept, without
+            deleted, margin = still_deleted, without
     return deleted, margin, evaluations
 
 

@@ -75,11 +75,11 @@ def encode_with_parts(
     messages = _rendered_messages(tokenizer, conversation, text, num_prompt_messages)
     append_eos = reward.sidecar.append_eos
     all_ids, offsets, text = _ids_offsets_and_text(tokenizer, text, append_eos=append_eos)
-    kept = _positions_after_left_truncation(tokenizer, all_ids, ids)
+    positions = _positions_after_left_truncation(tokenizer, all_ids, ids)
     pieces = _token_texts(text, offsets)
     names = tokenizer.convert_ids_to_tokens(all_ids)
     tokens, parts, ends = [], list[Part](), list[int | None]()
-    for i in kept:
+    for i in positions:
         span = offsets[i]
         tokens.append(str(names[i]) if span is None else pieces[i])
         index = None if span is None else _last_overlapping_message_index(span, messages)
@@ -131,12 +131,12 @@ def _positions_after_left_truncation(
 ) -> list[int]:
     """Return the positions in `all_ids` of the ids that remain after truncation on the left."""
     removed = len(all_ids) - len(ids)
-    kept = list(range(removed, len(all_ids)))
+    positions = list(range(removed, len(all_ids)))
     if removed and all_ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id):
-        kept[0] = 0
-    if [all_ids[i] for i in kept] != list(ids):
+        positions[0] = 0
+    if [all_ids[i] for i in positions] != list(ids):
         raise AssertionError("the encoding of the conversation differs from that of the reward")
-    return kept
+    return positions
 
 
 def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
@@ -203,12 +203,14 @@ def _rendered_messages(
         if not (content or any(message.get(key) for key in _MORE_KEYS)):
             continue
         end = _end_of_message(text, start, after, is_last=is_last)
-        found = text.find(content, start) if content else -1
+        content_start = text.find(content, start) if content else -1
         if content and message.get("reasoning_content"):  # which can contain the same text
-            found = max(found, text.rfind(content, start, max(start, end)))
+            content_start = max(content_start, text.rfind(content, start, max(start, end)))
         span = None
-        if found >= 0 and (found <= end or end < 0 or not text[start:found].strip()):
-            span = (found, found + len(content))
+        if content_start >= 0 and (
+            content_start <= end or end < 0 or not text[start:content_start].strip()
+        ):
+            span = (content_start, content_start + len(content))
             end = span[1]
             if message.get("tool_calls"):
                 end = _end_of_message(text, end, after, is_last=is_last)
@@ -254,10 +256,10 @@ def _template_texts_and_message_indices(
     """
     marked, markers = "", [_MARKER.format(i) for i in range(len(conversation))]
     for removed in (_MORE_KEYS, ()):
-        kept = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
+        messages = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
         try:
             marked = render_conversation(
-                tokenizer, [{**m, "content": x} for m, x in zip(kept, markers, strict=True)]
+                tokenizer, [{**m, "content": x} for m, x in zip(messages, markers, strict=True)]
             )
             break
         except Unscorable:  # such as a template that needs the call of each tool result
@@ -265,8 +267,8 @@ def _template_texts_and_message_indices(
                 raise
     between, indices = [], []
     for index, marker in enumerate(markers):
-        before, found, rest = marked.partition(marker)
-        if found:
+        before, found_marker, rest = marked.partition(marker)
+        if found_marker:
             between.append(before)
             indices.append(index)
             marked = rest

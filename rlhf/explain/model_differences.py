@@ -228,10 +228,10 @@ def _token_changes(
 
 def _logits_and_block_outputs(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """Return the logits [T, V] of a text, and the output [T, D] of each block."""
-    found: list[Tensor] = []
+    block_outputs: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output)[0].cpu())
+        block_outputs.append((output[0] if isinstance(output, tuple) else output)[0].cpu())
 
     hooks = [block.register_forward_hook(keep) for block in blocks_of(trunk_of(policy.model))]
     try:
@@ -242,7 +242,7 @@ def _logits_and_block_outputs(policy: Policy, ids: Sequence[int]) -> tuple[Tenso
     finally:
         for hook in hooks:
             hook.remove()
-    return logits, found
+    return logits, block_outputs
 
 
 @dataclass(frozen=True)

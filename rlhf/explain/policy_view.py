@@ -105,10 +105,10 @@ def explain_policy(
     """
     if reference is not None:
         check_same_encoding(policy.tokenizer, reference.tokenizer, "the policy and its reference")
-    kept, examples = _encode_or_omit_conversations(policy, conversations)
-    scores = reward.score(kept).values if reward else [None] * len(kept)
+    encodable, examples = _encode_or_omit_conversations(policy, conversations)
+    scores = reward.score(encodable).values if reward else [None] * len(encodable)
     results = []
-    for conversation, (ids, mask), score in zip(kept, examples, scores, strict=True):
+    for conversation, (ids, mask), score in zip(encodable, examples, scores, strict=True):
         batch = _single_row_batch_with_advantages(
             policy, reference, ids, mask, score, gamma, lam, temperature
         )
@@ -162,7 +162,7 @@ def _encode_or_omit_conversations(
     Raises:
         UserError: There is no such conversation.
     """
-    kept, examples, reasons = [], [], []
+    encodable, examples, reasons = [], [], []
     chat_format, context = (
         chat_format_of(policy),
         configured_context_length(text_config(policy.model)),
@@ -174,14 +174,14 @@ def _encode_or_omit_conversations(
             reasons.append(str(reason))
             continue
         if any(mask):
-            kept.append(conversation)
+            encodable.append(conversation)
             examples.append((ids, mask))
-    if not kept:
+    if not encodable:
         detail = f": {reasons[0]}" if reasons else ""
         raise UserError(f"explain: no reply can be encoded for the policy{detail}")
     for reason, count in Counter(reasons).items():
         log.warning("replies omitted from the policy view: %d (%s)", count, reason)
-    return kept, examples
+    return encodable, examples
 
 
 @torch.no_grad()

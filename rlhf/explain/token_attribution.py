@@ -53,14 +53,14 @@ class TokenAttributor:
         """
         encoded = self.reward.encode(conversation, num_prompt_messages=num_prompt_messages)
         constants = self.reward.scores_without_models(conversation)
-        found = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
+        attributions = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
         sign = SIGNS[side]
-        values = {m: [sign * v + 0.0 for v in result.values] for m, result in found.items()}
-        path, points = found.get("integrated_gradients"), self.spec.prefix_points
+        values = {m: [sign * v + 0.0 for v in result.values] for m, result in attributions.items()}
+        path, points = attributions.get("integrated_gradients"), self.spec.prefix_points
         explanation = TextExplanation(
             tokens=encoded.tokens,
             parts=encoded.parts,
-            score=next(iter(found.values())).score,
+            score=next(iter(attributions.values())).score,
             attributions=values,
             reference_score=path.reference_score if path else None,
             gap=path.gap if path else None,

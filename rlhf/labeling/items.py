@@ -69,14 +69,14 @@ def read_check_items(specs: Sequence[DataSpec]) -> list[LabelItem]:
         UserError: A source cannot be read, does not state which reply is better, or states it
             differently in two rows.
     """
-    found = [item for spec in specs for item in _items_of_source(spec, "pairs")]
-    if any(item.best is None for item in found):
+    pairs = [item for spec in specs for item in _items_of_source(spec, "pairs")]
+    if any(item.best is None for item in pairs):
         raise UserError(
             "checks: the rows must state the better reply: prompt, chosen and rejected, or "
             "response_a, response_b and winner"
         )
-    items = {item.item_id: item for item in found}
-    if any(item.best != items[item.item_id].best for item in found):
+    items = {item.item_id: item for item in pairs}
+    if any(item.best != items[item.item_id].best for item in pairs):
         raise UserError("checks: two rows state different better replies of the same pair")
     return [replace(item, is_check=True) for item in items.values()]
 

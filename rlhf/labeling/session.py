@@ -176,7 +176,10 @@ class LabelingSession:
         return self._file.path
 
     def next_task(self) -> LabelingTask | None:
-        """Return the item that was undone last, otherwise the first item without a label."""
+        """Return the task of the item that was undone last, else of the first item without a label.
+
+        The result is None if all items have labels.
+        """
         with self._lock:
             live = self._labels_not_undone_by_item()
             undone = [
@@ -218,8 +221,8 @@ class LabelingSession:
             if saved is not None:
                 if submission.label_id in undone_ids(self._rows_of_annotator()):
                     raise ConflictingLabel("this label was undone; label the item again")
-                given = answer | {"item_id": item.item_id}
-                if any(saved.get(key) != value for key, value in given.items()):
+                submitted = answer | {"item_id": item.item_id}
+                if any(saved.get(key) != value for key, value in submitted.items()):
                     raise ConflictingLabel("the item has a different label; undo it first")
                 return submission.label_id
             if (

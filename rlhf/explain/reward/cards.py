@@ -125,9 +125,11 @@ def _prompt_html(
     values = {}
     for method, name in method_names.items():
         if method in pair.chosen.attributions:
-            own, other = (text.attributions[method] for text in (pair.chosen, pair.rejected))
+            of_chosen, of_rejected = (
+                text.attributions[method] for text in (pair.chosen, pair.rejected)
+            )
             values[name] = [
-                own[i] + (other[j] if same else 0.0)
+                of_chosen[i] + (of_rejected[j] if same else 0.0)
                 for i, j in zip(chosen, rejected if same else chosen, strict=True)
             ]
     return table.append_tokens_html(tokens, values) if tokens else ""
