@@ -53,7 +53,7 @@ def answer_verdict_and_reason(
         failure = "wrong"
         with _cpu_time_limit(cpu_seconds):
             equals = algebra.same_answer(
-                right, parse_reply_answer(reply, allow_words=_consists_of_words(right))
+                right, parse_reply_answer(reply, allow_words=_is_words_or_letter(right))
             )
     except NotUnderstood as reason:
         return failure, str(reason)
@@ -82,7 +82,7 @@ def parse_reference_answer(text: str) -> Node:
     return tree
 
 
-def _consists_of_words(answer: Node) -> bool:
+def _is_words_or_letter(answer: Node) -> bool:
     """Return whether an answer consists of words, or is one letter as in multiple choice."""
     is_letter = answer.kind in ("symbol", "constant") and len(str(answer.data)) == 1
     return answer.kind == "text" or is_letter

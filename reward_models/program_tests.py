@@ -12,7 +12,7 @@ from rlhf.reward_models.core import Unscorable
 _DISCARDED = (ast.Compare, ast.BoolOp, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set)
 
 
-def joined_tests(parts: Sequence[str]) -> str:
+def join_and_check_tests(parts: Sequence[str]) -> str:
     """Check tests and join them to one Python source.
 
     A part can be the JSON text of a list of tests, as in the cells of a CSV file.

@@ -116,11 +116,11 @@ def parse_final_quantity(reply: str) -> Quantity:
     return parse_quantity(text, equations_complete=statement.equations_complete)
 
 
-def leading_unit_words(words: str) -> str:
+def leading_unit_words(text: str) -> str:
     """Return the scale words and known units with which a text begins, joined by spaces."""
     selected: list[str] = []
-    words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
-    for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
+    text = re.sub(r"\\(?:text|mbox|mathrm)\b", "", text.split(",")[0])
+    for word in re.findall(r"[^\W\d_]+|%|°", text)[:4]:
         known = units.known_unit(word) or word in ("%", "°")
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
         is_scale = bool(selected) and units.canonical_unit([selected[-1], word]) in (
@@ -130,9 +130,7 @@ def leading_unit_words(words: str) -> str:
         is_letter = len(word) == 1 and word.isalpha() and not is_scale
         if not (known or scaled or is_scale) or is_letter:
             break
-        if word.lower() == "per" and not (
-            selected or words.lower().lstrip().startswith("per cent")
-        ):
+        if word.lower() == "per" and not (selected or text.lower().lstrip().startswith("per cent")):
             break
         selected.append(word)
     while selected and selected[-1].lower() in ("square", "cubic", "sq", "per"):

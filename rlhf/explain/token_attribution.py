@@ -15,7 +15,7 @@ from rlhf.explain.faithfulness import AttributedText
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.score_function import DifferentiableReward
-from rlhf.explain.words import Word, word_attributions, words_of
+from rlhf.explain.words import Word, word_attributions, words_of_last_message
 from rlhf.reward_models.core import Reward
 
 SIGNS: dict[str, float] = {"chosen": 1.0, "rejected": -1.0, "text": 1.0}
@@ -69,7 +69,7 @@ class TokenAttributor:
             if points
             else None,
         )
-        words = words_of(conversation, side)
+        words = words_of_last_message(conversation, side)
         support = word_attributions(words, conversation, encoded, values[self.spec.methods[-1]])
         return explanation, list(zip(words, support, strict=True))
 
