@@ -42,7 +42,7 @@ page sends data with `fetch`, because with this referrer policy a browser sends 
 null."""
 
 BuildRefusal = Callable[[int, str], Response]
-"""Builds the response of a refused request from its status and its reason."""
+"""Function that builds the response of a refused request from its status and its reason."""
 
 
 def new_token() -> str:
