@@ -38,7 +38,7 @@ from rlhf.data.splits import split_by_prompt
 from rlhf.explain import RewardExplainer
 from rlhf.explain.encoding import encode_with_parts
 from rlhf.explain.reward.explanation import RewardExplanation
-from rlhf.explain.words import word_attributions, words_of
+from rlhf.explain.words import word_attributions, words_of_last_message
 from rlhf.models.rewards import load_rewards
 from rlhf.models.scratch import make_random_llama_model, make_tokenizer
 from rlhf.reward_models.core import last_reply
@@ -247,7 +247,7 @@ def strongest_word(reward: Any, pair: Pair, found: Any, method: str) -> str:
     """Return the word of both replies with the largest attribution to the margin."""
     ranked = []
     for conversation, explanation in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
-        words = words_of(conversation, "")
+        words = words_of_last_message(conversation, "")
         encoded = encode_with_parts(reward, conversation, num_prompt_messages=len(pair.prompt))
         values = word_attributions(words, conversation, encoded, explanation.attributions[method])
         ranked += [(value, word.text) for value, word in zip(values, words, strict=True)]

@@ -21,7 +21,7 @@ import numpy as np
 from rlhf.config.data import DataSpec
 from rlhf.data.load import load
 from rlhf.reward_models import build
-from rlhf.reward_models.report.labeled import auc
+from rlhf.reward_models.report.labeled import macro_auc
 from rlhf.runs import launch
 from rlhf.stats import Interval, interval, jackknife
 
@@ -60,7 +60,7 @@ def probability_outside_larger(inside: np.ndarray, outside: np.ndarray) -> Inter
     both = np.concatenate([inside, outside])
     scores = np.stack([-both, both], 1)
     return jackknife(
-        lambda rows: auc(scores[rows], labels[rows]), np.arange(len(labels)), scale="logit"
+        lambda rows: macro_auc(scores[rows], labels[rows]), np.arange(len(labels)), scale="logit"
     )
 
 

@@ -97,18 +97,18 @@ class FunctionReward(Reward):
         """
         what, location = f"reward function {self.name!r}", definition_location_text(self.function)
         advice = "to limit its time, set timeout in its entry of rewards"
-        given = copy.deepcopy(batch)
+        copied_batch = copy.deepcopy(batch)
         try:
             with (
                 add_location_to_errors(self.function),
                 warn_if_slow(f"{what}{location}", advice),
                 limit_side_effects(),
             ):
-                values = [as_score(v) for v in _require_score_list(self.function(given))]
+                values = [as_score(v) for v in _require_score_list(self.function(copied_batch))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe_exception(error)}"
         warn_if_argument_changed(
-            batch, given, what=what, code=self.function, argument="conversations"
+            batch, copied_batch, what=what, code=self.function, argument="conversations"
         )
         if len(values) != len(batch):
             raise UserError(
@@ -126,7 +126,11 @@ def _why_value_is_not_a_score(name: str, value: Score, location: str) -> str | N
 
 
 def _require_score_list(values: Any) -> Iterable[Any]:
-    """Return the result of a user's function; raise TypeError if it is not a list."""
+    """Return the result of a user's function.
+
+    Raises:
+        TypeError: The result is text, a mapping, a set or not iterable.
+    """
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise TypeError(f"the function returned a {type(values).__name__}, not a list of scores")
     return values
@@ -168,8 +172,8 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     return trl_reward
 
 
-def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[str, Any]:
-    """Return the facts of the row with the index ``row``: column -> value.
+def _facts_of_row(columns: Mapping[str, Any], row_index: int, num_rows: int) -> dict[str, Any]:
+    """Return column -> value of one row, for the keys of a message.
 
     Arguments of TRL that are not columns are omitted: those that are not lists of length
     ``num_rows``, objects that JSON does not have, and the ids of the completions. So are columns
@@ -177,12 +181,12 @@ def _facts_of_row(columns: Mapping[str, Any], row: int, num_rows: int) -> dict[s
     """
     omitted = (RESERVED_KEYS - {"answer", "tests"}) | {"completion_ids"}
     return {
-        name: column[row]
+        name: column[row_index]
         for name, column in columns.items()
         if isinstance(column, list)
         and len(column) == num_rows
         and name not in omitted
-        and _is_json(column[row])
+        and _is_json(column[row_index])
     }
 
 

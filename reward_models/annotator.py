@@ -18,7 +18,7 @@ from scipy import optimize, special
 from rlhf.errors import UserError
 from rlhf.stats.units import cluster_index
 
-_TAIL = 0.975
+_UPPER_QUANTILE_LEVEL = 0.975
 _MAX_NOISE = 0.49
 
 
@@ -86,11 +86,11 @@ def fit_annotator(
     if fit_noise:
         theta[-1] = 0.05
         theta = _maximize_likelihood(x, theta, free=np.arange(len(names) + 1))
-    labels = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
+    group_indices = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
     robust, model = _robust_and_model_covariance(
-        x, theta, labels, num_free=len(names) + int(fit_noise)
+        x, theta, group_indices, num_free=len(names) + int(fit_noise)
     )
-    quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
+    quantile = float(special.stdtrit(max(1, group_indices.max()), _UPPER_QUANTILE_LEVEL))
     weights = {}
     for k, name in enumerate(names):
         margin = quantile * float(np.sqrt(robust[k, k]))

@@ -29,10 +29,10 @@ from rlhf.stats import Interval, interval, jackknife
 from rlhf.stats.jackknife import weighted_sum_interval
 
 Row = Mapping[str, Any]
-Scores = Mapping[str, Any]
+NestedScores = Mapping[str, Any]
 """Name of a score -> estimate with its interval, or the scores of the parts."""
 
-SECTIONS: dict[str, tuple[str, ...]] = {
+REWARD_BENCH_SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": (
         "alpacaeval-easy",
         "alpacaeval-length",
@@ -67,10 +67,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Subsets of each section of RewardBench 1 (2403.13787)."""
 
-SUBSETS_2 = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")
+REWARD_BENCH_2_SUBSETS = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")
 """Subsets of RewardBench 2 (2506.01937)."""
 
-DOMAINS = ("chat", "code", "math", "safety")
+RM_BENCH_DOMAINS = ("chat", "code", "math", "safety")
 """Domains of RM-Bench (2410.16184)."""
 
 # Weight of math-prm in its section: the number of prompts of all code subsets, instead of its own
@@ -96,7 +96,7 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
     values, unscored = _scores_and_unscored_count(reward, items)
     counts = Counter(row["subset"] for row in rows)
-    known = {subset for subsets in SECTIONS.values() for subset in subsets}
+    known = {subset for subsets in REWARD_BENCH_SECTIONS.values() for subset in subsets}
     if unknown := sorted(set(counts) - known):
         raise UserError(f"RewardBench has no subset {unknown[0]!r}")
     right = values[: len(rows)] > values[len(rows) :]
@@ -104,11 +104,11 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     weights = {**counts, "math-prm": _MATH_PRM_WEIGHT}
     sections = {
         section: _weighted_mean({name: subsets[name] for name in present}, weights)
-        for section, names in SECTIONS.items()
+        for section, names in REWARD_BENCH_SECTIONS.items()
         if (present := [name for name in names if name in subsets])
     }
     scores = {"score": _weighted_mean(sections), "sections": sections, "subsets": subsets}
-    absent = sorted(set(SECTIONS) - set(sections)) + sorted(known - set(subsets))
+    absent = sorted(set(REWARD_BENCH_SECTIONS) - set(sections)) + sorted(known - set(subsets))
     return _benchmark_result(scores, unscored, counts) | {"absent": absent}
 
 
@@ -129,7 +129,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """
     rows = list(rows)
     names = {row["subset"] for row in rows if row["subset"].lower() != "ties"}
-    if unknown := sorted(names - set(SUBSETS_2)):
+    if unknown := sorted(names - set(REWARD_BENCH_2_SUBSETS)):
         raise UserError(f"RewardBench 2 has no subset {unknown[0]!r}")
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
     values, unscored = _scores_and_unscored_count(reward, items)
@@ -151,20 +151,20 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     result = _benchmark_result(
         {"score": _weighted_mean(subsets), "subsets": subsets}, unscored, counts
     )
-    return result | {"absent": [name for name in SUBSETS_2 if name not in subsets]}
+    return result | {"absent": [name for name in REWARD_BENCH_2_SUBSETS if name not in subsets]}
 
 
-def _best_of_credit(good: np.ndarray, bad: np.ndarray) -> float:
-    """Return the credit of a row.
+def _best_of_credit(good_scores: np.ndarray, bad_scores: np.ndarray) -> float:
+    """Return the credit of a row, given the scores of its good and of its bad replies.
 
     It is 1/k if k replies share the highest score and at least one of them is good, else 0. It is
     also 0 if a score is nan.
     """
-    scores = np.concatenate([good, bad])
+    scores = np.concatenate([good_scores, bad_scores])
     if np.isnan(scores).any():
         return 0.0
     top = scores == scores.max()
-    return float(top[: len(good)].sum() > 0) / float(top.sum())
+    return float(top[: len(good_scores)].sum() > 0) / float(top.sum())
 
 
 def ties_score(scores_by_prompt: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
@@ -270,7 +270,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     }
     counts = Counter(row["domain"] for row in rows)
     result = _benchmark_result({**means, "domains": domains}, unscored, counts)
-    return result | {"absent": [name for name in DOMAINS if name not in domains]}
+    return result | {"absent": [name for name in RM_BENCH_DOMAINS if name not in domains]}
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
@@ -355,7 +355,7 @@ def _weighted_mean(
 
 
 def _benchmark_result(
-    scores: Scores, unscored: int, row_counts: Mapping[str, int]
+    scores: NestedScores, unscored: int, row_counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """Convert scores to the result of a benchmark, which the module's docstring describes."""
     counts = dict(sorted(row_counts.items()))
@@ -367,7 +367,7 @@ def _benchmark_result(
     }
 
 
-def _estimates_without_intervals(scores: Scores) -> dict[str, Any]:
+def _estimates_without_intervals(scores: NestedScores) -> dict[str, Any]:
     """Return the nested scores with plain numbers instead of intervals."""
     return {
         name: part.value if isinstance(part, Interval) else _estimates_without_intervals(part)
@@ -375,7 +375,7 @@ def _estimates_without_intervals(scores: Scores) -> dict[str, Any]:
     }
 
 
-def _interval_ends(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
+def _interval_ends(scores: NestedScores, prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return name -> interval ends and number of prompts; unknown ends are None."""
     limits: dict[str, dict[str, Any]] = {}
     for name, part in scores.items():

@@ -268,12 +268,12 @@ def _infer_sidecar(
     return Sidecar(
         template_hash=chat_template.template_hash(tokenizer),
         append_eos=append_eos,
-        max_length=max_length or max_tokens(model, tokenizer),
+        max_length=max_length or max_input_tokens(model, tokenizer),
         pooling=pooling,
     )
 
 
-def max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def max_input_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the number of tokens that a model can read; None if it is unknown.
 
     It is the smaller of the tokenizer's limit and the model's number of positions.

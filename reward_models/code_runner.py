@@ -25,7 +25,7 @@ from rlhf.reward_models.core import (
     Unscorable,
     last_reply,
 )
-from rlhf.reward_models.program_tests import joined_tests
+from rlhf.reward_models.program_tests import join_and_check_tests
 from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
 from rlhf.reward_models.targets import ReferenceAnswerSource
 
@@ -290,7 +290,7 @@ def code(
     def score_reply(conversation: Conversation) -> float:
         program, checks = (
             code_of_reply(last_reply(conversation)),
-            joined_tests(target.reference_answers(conversation)),
+            join_and_check_tests(target.reference_answers(conversation)),
         )
         outcome = runner.run(program, checks)
         if outcome.status == "deadline":

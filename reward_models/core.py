@@ -114,13 +114,13 @@ def score_each(
     return results, reasons, Counter(reason for reason in reasons if reason)
 
 
-def scatter_scores(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
-    """Return ``length`` scores: ``column`` at the indices ``rows``, and None at other indices."""
-    known = dict(zip(rows, column, strict=True))
-    return [known.get(row) for row in range(length)]
+def scatter_scores(scores: Iterable[Score], indices: Iterable[int], length: int) -> list[Score]:
+    """Return ``length`` scores: ``scores`` at ``indices``, and None at other indices."""
+    known = dict(zip(indices, scores, strict=True))
+    return [known.get(index) for index in range(length)]
 
 
-def merge_components(
+def merged_components_counts_reasons(
     results: Sequence[Scores],
 ) -> tuple[dict[str, list[Score]], Counter[str], list[str | None]]:
     """Merge the components, counts and reasons of several rewards on the same N conversations.
@@ -226,20 +226,20 @@ class Reward(ABC):
         """Return the rewards whose sum this reward is; a reward that is not a sum has one term."""
         return (self,)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
         """Return the value of a conversation, computed from the raw scores of the leaves.
 
         Args:
-            components: Name of a leaf -> its score of the conversation.
+            leaf_scores: Name of a leaf -> its score of the conversation.
 
         Returns:
             The value; None if a score that it depends on is missing.
         """
-        return components.get(self.name)
+        return leaf_scores.get(self.name)
 
-    def checkpoints(self) -> tuple[Any, ...]:
+    def learned_rewards(self) -> tuple[Any, ...]:
         """Return all `LearnedReward` objects on which the scores of this reward depend."""
-        return _unique_objects(c for inner in self.inner_rewards for c in inner.checkpoints())
+        return _unique_objects(c for inner in self.inner_rewards for c in inner.learned_rewards())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """Return P(first is better) for N pairs of conversations, [N].
@@ -359,8 +359,8 @@ class MappedReward(Composition):
         values = [None if v is None else self.function(v) for v in inner.values]
         return Scores(values, inner.components, inner.counts, inner.reasons)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        value = self.inner_rewards[0].value_from(components)
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        value = self.inner_rewards[0].value_from_leaf_scores(leaf_scores)
         return None if value is None else self.function(value)
 
 
@@ -374,17 +374,21 @@ class CombinedReward(Composition):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [score_copies(inner, conversations) for inner in self.inner_rewards]
         rows = zip(*(result.values for result in results), strict=True)
-        return Scores([self._combined(row) for row in rows], *merge_components(results))
+        return Scores(
+            [self._sum_or_product(row) for row in rows], *merged_components_counts_reasons(results)
+        )
 
     def terms(self) -> tuple[Reward, ...]:
         if self.operator != "+":
             return (self,)
         return tuple(term for inner in self.inner_rewards for term in inner.terms())
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        return self._combined([inner.value_from(components) for inner in self.inner_rewards])
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        return self._sum_or_product(
+            [inner.value_from_leaf_scores(leaf_scores) for inner in self.inner_rewards]
+        )
 
-    def _combined(self, values: Sequence[Score]) -> Score:
+    def _sum_or_product(self, values: Sequence[Score]) -> Score:
         """Return the sum or the product of values; None if one of them is None."""
         fold = sum if self.operator == "+" else math.prod
         return None if None in values else float(fold(values))  # type: ignore[arg-type]
@@ -412,11 +416,11 @@ class GatedReward(Composition):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
 
-    def value_from(self, components: Mapping[str, Score]) -> Score:
-        condition = self.condition.value_from(components)
+    def value_from_leaf_scores(self, leaf_scores: Mapping[str, Score]) -> Score:
+        condition = self.condition.value_from_leaf_scores(leaf_scores)
         if condition is None or condition < self.at_least:
             return None if condition is None else self.otherwise
-        return self.inner.value_from(components)
+        return self.inner.value_from_leaf_scores(leaf_scores)
 
 
 def _unique_objects(rewards: Iterable[S]) -> tuple[S, ...]:
@@ -537,7 +541,7 @@ def as_messages(value: str | Conversation, role: str) -> Conversation:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
-def fact(conversation: Conversation, key: str) -> Any:
+def last_value_of_key(conversation: Conversation, key: str) -> Any:
     """Return the value of ``key`` in the last message that has it; None if there is none."""
     return next((m[key] for m in reversed(conversation) if key in m), None)
 

@@ -18,7 +18,7 @@ from rlhf.reward_models.core import (
     Score,
     Scores,
     check_unique_names,
-    merge_components,
+    merged_components_counts_reasons,
 )
 from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.learned import LearnedReward
@@ -108,7 +108,7 @@ class Ensemble(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.inner_rewards]
         values, disagreement = self.combine([result.values for result in results])
-        components, counts, reasons = merge_components(results)
+        components, counts, reasons = merged_components_counts_reasons(results)
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
         return Scores(values, components, counts, reasons)
 

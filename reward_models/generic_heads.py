@@ -40,8 +40,8 @@ def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
     return trunk(input_ids, use_cache=False, **mask).last_hidden_state
 
 
-class LastTokenHead(GenericForSequenceClassification):
-    """A linear head that reads the last token that is not padding, for any base model."""
+class LastTokenClassifier(GenericForSequenceClassification):
+    """Classifier with a linear head on the last token that is not padding, for any base model."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -61,8 +61,8 @@ class LastTokenHead(GenericForSequenceClassification):
         return SequenceClassifierOutput(logits=self.score(states[rows, last]))
 
 
-class EveryTokenHead(GenericForTokenClassification):
-    """A linear head that reads every token, for any base model."""
+class EveryTokenClassifier(GenericForTokenClassification):
+    """Classifier with a linear head on every token, for any base model."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -97,31 +97,31 @@ def classifier_class(path: str | Path, *, per_token: bool = False) -> Any:
 
 
 def classifier_with_new_head(
-    causal: Any, label_config: Mapping[str, Any], *, per_token: bool
+    causal_model: Any, label_config: Mapping[str, Any], *, per_token: bool
 ) -> Any:
     """Return a classifier with the base model of a language model and a newly initialized head.
 
     The base model is moved instead of copied, so that its non-persistent buffers keep their values.
 
     Args:
-        causal: The language model; it must not be used afterwards.
+        causal_model: The language model; it must not be used afterwards.
         label_config: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
         per_token: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
         UserError: The model has no separate base model.
     """
-    model_class = _generic_classifier_class(type(causal.config), per_token)
+    model_class = _generic_classifier_class(type(causal_model.config), per_token)
     if model_class is None:
-        raise UserError(f"{type(causal).__name__} has no decoder-only base model")
-    config = copy.deepcopy(causal.config)
+        raise UserError(f"{type(causal_model).__name__} has no decoder-only base model")
+    config = copy.deepcopy(causal_model.config)
     for key, value in label_config.items():
         setattr(config, key, value)
     with torch.device("meta"):
         model = model_class(config)
-    trunk = causal.base_model
+    trunk = causal_model.base_model
     if type(trunk) is not type(getattr(model, model.base_model_prefix)):
-        raise UserError(f"{type(causal).__name__} has no separate base model")
+        raise UserError(f"{type(causal_model).__name__} has no separate base model")
     trunk.config = config
     setattr(model, model.base_model_prefix, trunk)
     model.score = nn.Linear(
@@ -160,7 +160,9 @@ def _generic_classifier_class(config_class: Any, per_token: bool) -> Any:
         "__module__": family.__module__,
     }
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
-    return type(name, (EveryTokenHead if per_token else LastTokenHead, family), attributes)
+    return type(
+        name, (EveryTokenClassifier if per_token else LastTokenClassifier, family), attributes
+    )
 
 
 def _family_base_class(causal_class: Any) -> type[PreTrainedModel] | None:

@@ -18,7 +18,7 @@ from transformers import (
 from rlhf.common.files import read_json
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import encode_conversation, template_hash
-from rlhf.reward_models.checkpoint import call_loader, load_model, max_tokens
+from rlhf.reward_models.checkpoint import call_loader, load_model, max_input_tokens
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 
 
@@ -56,7 +56,7 @@ class ImplicitReward(Reward):
             raise UserError(f"implicit: beta must be > 0, got {beta}")
         self.policy, self.reference, self.tokenizer = policy.eval(), reference.eval(), tokenizer
         self.beta, self.average, self.name = beta, average, name
-        self.max_length = max_length or max_tokens(policy, tokenizer)
+        self.max_length = max_length or max_input_tokens(policy, tokenizer)
 
     @classmethod
     def load(
@@ -99,6 +99,7 @@ class ImplicitReward(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _truncate_and_score(self, conversation: Conversation) -> float | None:
+        """Return the score of a conversation; None if its reply has no token."""
         ids, start = ids_and_reply_start(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
             num_removed = len(ids) - self.max_length

@@ -79,7 +79,7 @@ class RatingJudge(Reward):
     ):
         if not low < high:
             raise UserError(f"judge: low must be below high, got low={low}, high={high}")
-        _check_fields(template, ("conversation",))
+        _require_template_fields(template, ("conversation",))
         self.generate, self.template, self.name = generate, template, name
         self.low, self.high = low, high
 
@@ -130,7 +130,7 @@ class PairJudge:
     """
 
     def __init__(self, generate: Generate, *, template: str = COMPARISON):
-        _check_fields(template, ("prompt", "first", "second"))
+        _require_template_fields(template, ("prompt", "first", "second"))
         self.generate, self.template = generate, template
         self.counts: Counter[str] = Counter()
 
@@ -180,7 +180,7 @@ def _fill_template(template: str, **fields: str) -> str:
     return pattern.sub(lambda match: fields[match.group()[1:-1]], template)
 
 
-def _check_fields(template: str, fields: Sequence[str]) -> None:
+def _require_template_fields(template: str, fields: Sequence[str]) -> None:
     for field in fields:
         if f"{{{field}}}" not in template:
             raise UserError(f"judge: the template must contain the field {{{field}}}")

@@ -81,7 +81,7 @@ class LearnedReward(Reward):
         self.temperature = sidecar.temperature
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
-        self._states: HiddenStatesFunction | None = None
+        self._compute_packed_states: HiddenStatesFunction | None = None
         self._one_text_per_pass = False  # whether each forward pass has one text without padding
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
@@ -153,9 +153,9 @@ class LearnedReward(Reward):
 
     def use_packed_hidden_states(self, compute_states: HiddenStatesFunction) -> None:
         """Compute hidden states with ``compute_states`` instead of a pass over padded batches."""
-        self._states = compute_states
+        self._compute_packed_states = compute_states
 
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
+    def learned_rewards(self) -> tuple[LearnedReward, ...]:
         return (self,)
 
     def encode(self, conversation: Conversation) -> list[int]:
@@ -205,7 +205,7 @@ class LearnedReward(Reward):
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
         # Sort packed texts by their tokens, so that texts with common prefixes are adjacent. Sort
         # padded texts by length.
-        key = list if self._states else len
+        key = list if self._compute_packed_states else len
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
@@ -248,8 +248,8 @@ class LearnedReward(Reward):
             return torch.cat(rows)
         fill = self._pad_id if key == "input_ids" else 0
         mask, packed = pack_left(mask, tensor, fill=fill)
-        if self._states and key == "input_ids":
-            states, index = self._states(packed, mask)
+        if self._compute_packed_states and key == "input_ids":
+            states, index = self._compute_packed_states(packed, mask)
             last = index.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
             return self._apply_head(states[last])
         batch = {key: packed, "attention_mask": mask.long()}
@@ -260,6 +260,7 @@ class LearnedReward(Reward):
         return self._apply_head(hidden[torch.arange(len(last), device=last.device), last])
 
     def _apply_head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., K] of the head for hidden states [..., D]."""
         return self.model.get_submodule("score")(hidden)
 
     @torch.no_grad()

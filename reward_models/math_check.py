@@ -31,14 +31,14 @@ class _TimeLimitExceeded(Exception):
 
 
 def answer_verdict_and_reason(
-    reference: str, reply: str, seconds: float | None = None
+    reference: str, reply: str, cpu_seconds: float | None = None
 ) -> tuple[str, str]:
     """Compare the final answer of a reply with a reference answer.
 
     Args:
         reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
+        cpu_seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
             comparing the two; None means no limit.
 
     Returns:
@@ -48,12 +48,12 @@ def answer_verdict_and_reason(
     """
     failure = "reference"
     try:
-        with _cpu_time_limit(seconds):
+        with _cpu_time_limit(cpu_seconds):
             right = parse_reference_answer(reference)
         failure = "wrong"
-        with _cpu_time_limit(seconds):
+        with _cpu_time_limit(cpu_seconds):
             equals = algebra.same_answer(
-                right, parse_reply_answer(reply, allow_words=_consists_of_words(right))
+                right, parse_reply_answer(reply, allow_words=_is_words_or_letter(right))
             )
     except NotUnderstood as reason:
         return failure, str(reason)
@@ -82,7 +82,7 @@ def parse_reference_answer(text: str) -> Node:
     return tree
 
 
-def _consists_of_words(answer: Node) -> bool:
+def _is_words_or_letter(answer: Node) -> bool:
     """Return whether an answer consists of words, or is one letter as in multiple choice."""
     is_letter = answer.kind in ("symbol", "constant") and len(str(answer.data)) == 1
     return answer.kind == "text" or is_letter

@@ -46,25 +46,27 @@ class Pair:
         return chosen, rejected
 
 
-def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
+def data_card(
+    pairs: Sequence[Pair], training_pairs: Sequence[Pair] | None = None
+) -> dict[str, Any]:
     """Return the data card of pairs: numbers of pairs and prompts, sources, lengths and problems.
 
     ``duplicates`` is the number of repeated pairs. ``contradictions`` is the number of pairs that
     also occur with chosen and rejected exchanged. ``prompts_in_training`` is the number of prompts
-    that are also in ``train``, and ``training_pairs`` is the number of pairs in ``train``; both are
-    None if ``train`` is None.
+    that are also in the argument ``training_pairs``, and ``training_pairs`` is the number of pairs
+    in this argument; both are None if the argument is None.
     """
     sides = [[messages_for_models(side) for side in (p.chosen, p.rejected)] for p in pairs]
     keys = [tuple(map(json.dumps, pair)) for pair in sides]
     known = set(keys)
     prompts = {pair.prompt_json for pair in pairs}
-    seen = {pair.prompt_json for pair in train or ()}
+    seen = {pair.prompt_json for pair in training_pairs or ()}
     lengths = np.median([pair.lengths for pair in pairs], axis=0)
     return {
         "pairs": len(pairs),
         "prompts": len(prompts),
-        "prompts_in_training": len(prompts & seen) if train is not None else None,
-        "training_pairs": len(train) if train is not None else None,
+        "prompts_in_training": len(prompts & seen) if training_pairs is not None else None,
+        "training_pairs": len(training_pairs) if training_pairs is not None else None,
         "duplicates": len(keys) - len(known),
         "contradictions": sum(key[::-1] in known for key in keys),
         "sources": dict(Counter(pair.source for pair in pairs if pair.source).most_common()),
@@ -72,7 +74,7 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
     }
 
 
-def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
+def to_pair(row: Mapping[str, Any], *, source_column: str | None = None) -> Pair:
     """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
     A string is converted to one message. The messages of a reply may begin with those of the
@@ -81,7 +83,7 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
 
     Args:
         row: The row.
-        source: Name of the column with the origin of the row.
+        source_column: Name of the column with the origin of the row.
 
     Raises:
         UserError: A column is missing, a reply has no messages, or there is no prompt.
@@ -97,7 +99,9 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
         raise UserError("a pair needs a prompt and two replies, each of at least one message")
-    return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
+    return Pair(
+        prompt, chosen, rejected, source=str(row.get(source_column, "")) if source_column else ""
+    )
 
 
 def _prepend_prompt(prompt: Conversation, reply: Conversation) -> Conversation:

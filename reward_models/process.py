@@ -17,7 +17,7 @@ from rlhf.reward_models.checkpoint import (
     check_sidecar,
     find_sidecar,
     load_checkpoint,
-    max_tokens,
+    max_input_tokens,
 )
 from rlhf.reward_models.core import (
     Conversation,
@@ -101,7 +101,7 @@ class ProcessReward(Reward):
             )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.aggregate, self.separator = aggregate, separator
-        self.max_tokens = max_tokens(model, tokenizer)
+        self.max_tokens = max_input_tokens(model, tokenizer)
         """Number of tokens that the model can read; None if it is unknown."""
 
     @classmethod

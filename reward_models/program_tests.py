@@ -12,8 +12,8 @@ from rlhf.reward_models.core import Unscorable
 _DISCARDED = (ast.Compare, ast.BoolOp, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set)
 
 
-def joined_tests(parts: Sequence[str]) -> str:
-    """Return the tests in a list as one Python source.
+def join_and_check_tests(parts: Sequence[str]) -> str:
+    """Check tests and join them to one Python source.
 
     A part can be the JSON text of a list of tests, as in the cells of a CSV file.
 
@@ -27,6 +27,7 @@ def joined_tests(parts: Sequence[str]) -> str:
 
 
 def _tests_in(text: str) -> list[str]:
+    """Return the tests in the JSON text of a list; any other text is itself the only test."""
     if text.lstrip()[:1] == "[":
         try:
             tests = json.loads(text)

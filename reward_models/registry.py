@@ -121,6 +121,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
 
 def _build_one(spec: Mapping[str, Any]) -> Reward:
+    """Build the reward of one spec."""
     if not isinstance(spec, Mapping):
         raise UserError(f"rewards: each entry must be a mapping with `kind`, got {spec!r}")
     settings = dict(spec)
@@ -166,6 +167,7 @@ def _checked_number(kind: str, key: str, value: Any) -> float:
 
 
 def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
+    """Raise UserError if a setting is unknown, missing or has the wrong type."""
     parameters = inspect.signature(builder).parameters
     for key in settings:
         if key not in parameters:
@@ -176,10 +178,13 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"rewards: kind {kind!r} needs the setting {key!r}")
-    _check_types(kind, builder, settings)
+    _check_setting_types(kind, builder, settings)
 
 
-def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
+def _check_setting_types(
+    kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]
+) -> None:
+    """Raise UserError if a setting has the wrong type, or ``dtype`` an unknown value."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # slow to import
 
     config = ConfigDict(arbitrary_types_allowed=True)  # torch.dtype

@@ -45,15 +45,15 @@ def lexicon(path: str | None = None) -> Reward:
     return PerConversationReward(lambda c: sentiment_score(last_reply(c), words), name="lexicon")
 
 
-def sentiment_score(text: str, words: dict[str, float]) -> float:
-    """Return the sentiment of ``text`` in (-1, 1); 0.0 if no word is in ``words``.
+def sentiment_score(text: str, valences: dict[str, float]) -> float:
+    """Return the sentiment of ``text`` in (-1, 1); 0.0 if no word is in ``valences``.
 
-    ``words`` maps words to valences; see :func:`lexicon` for the formula.
+    ``valences`` maps words to their valences; see :func:`lexicon` for the formula.
     """
     tokens = _WORD.findall(text.casefold().replace("’", "'"))
     total = size = 0.0
     for i, token in enumerate(tokens):
-        value = words.get(token, 0.0)
+        value = valences.get(token, 0.0)
         if not value:
             continue
         before = tokens[i - 1] if i else ""

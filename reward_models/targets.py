@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, Unscorable, fact
+from rlhf.reward_models.core import Conversation, Unscorable, last_value_of_key
 
 Answer = str | int | float | list[str | int | float]
 
@@ -66,7 +66,7 @@ class ReferenceAnswerSource:
             users = [m["content"] for m in conversation if m["role"] == "user"]
             answer = self.table.get(str(users[-1]).strip()) if users else None
         elif answer is None:
-            answer = fact(conversation, self.key)
+            answer = last_value_of_key(conversation, self.key)
         answers = answer if isinstance(answer, list | tuple) else [answer]
         if not answers or any(map(_is_missing, answers)):
             raise Unscorable("no reference answer")

@@ -62,6 +62,7 @@ class FunctionWorker:
             return self._call(arguments)
 
     def _call(self, arguments: tuple) -> Any:
+        """Send the arguments to the process and return the result, see `__call__`."""
         process = self._running_or_new_process()
         assert process.stdin is not None
         try:

@@ -68,7 +68,7 @@ def same_answer(reference: Node, answer: Node) -> bool:
     reference, answer = _without_assigned_name(reference, answer)
     if reference.kind == answer.kind == "relation" and _same_relations(reference, answer):
         return True
-    if _is_set(reference) or _is_set(answer):
+    if _is_set_or_inequality(reference) or _is_set_or_inequality(answer):
         return _same_sets(reference, answer)
     kinds = {reference.kind, answer.kind}
     if kinds & {"brackets", "matrix", "row"}:
@@ -283,11 +283,18 @@ def _same_children_in_order(reference: Node, answer: Node) -> bool:
 
 def _assigns_name(node: Node) -> bool:
     """Return whether the node assigns a value to a name, as ``x = 5`` or ``f(x) = 2x`` does."""
-    return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
+    return (
+        node.kind == "relation"
+        and set(_operators_or_brackets(node)) == {"="}
+        and _is_assignment_target(node.args[0])
+    )
 
 
-def _is_name(node: Node) -> bool:
-    """Return whether the node is a variable, a function application or a tuple of variables."""
+def _is_assignment_target(node: Node) -> bool:
+    """Return whether an equation can assign a value to the node.
+
+    The node must be a variable, a function application or a tuple of variables.
+    """
     if node.kind == "brackets":
         return all(child.kind == "symbol" for child in node.args)
     return node.kind in ("symbol", "applied")
@@ -302,13 +309,13 @@ def _reduce_equations(node: Node) -> Node:
         NotUnderstood: The equations contradict each other, are always true, or are never true, such
             as ``6 = 5``.
     """
-    if node.kind != "relation" or set(_operators(node)) != {"="}:
+    if node.kind != "relation" or set(_operators_or_brackets(node)) != {"="}:
         return node
     first, *others = node.args
     if any(not same_answer(part, others[-1]) for part in others[:-1]):
         raise NotUnderstood("a chain of equations that do not agree")
     last = others[-1]
-    if first.kind in ("constant", "number", "negative") and _is_name(last):
+    if first.kind in ("constant", "number", "negative") and _is_assignment_target(last):
         first, last = last, first
     if first.kind == "applied" or not (_is_expression(first) and _is_expression(last)):
         return Node("relation", (first, last), ("=",))
@@ -363,6 +370,7 @@ def _membership_as_equations(node: Node, other: Node) -> Node:
 
 
 def _is_listed_membership(node: Node) -> bool:
+    """Return whether the node is a membership of a variable in a set of listed items."""
     is_membership = node.kind == "relation" and node.data == ("in",)
     return is_membership and node.args[0].kind == "symbol" and node.args[1].kind == "set"
 
@@ -398,12 +406,12 @@ def _same_relations(reference: Node, answer: Node) -> bool:
         return True
     if not all(_is_expression(part) for part in (*reference.args, *answer.args)):
         return reference.data == answer.data and _same_children_in_order(reference, answer)
-    operators = (*_operators(reference), *_operators(answer))
+    operators = (*_operators_or_brackets(reference), *_operators_or_brackets(answer))
     if len(operators) != 2 or "in" in operators:
         return False
     (first, operator), (second, other_operator) = (
-        _left_minus_right(reference),
-        _left_minus_right(answer),
+        _difference_and_operator(reference),
+        _difference_and_operator(answer),
     )
     if operator != other_operator:
         return False
@@ -413,13 +421,13 @@ def _same_relations(reference: Node, answer: Node) -> bool:
     return provably_equal(first, factor * second)
 
 
-def _left_minus_right(node: Node) -> tuple[Any, str]:
+def _difference_and_operator(node: Node) -> tuple[Any, str]:
     """Return left - right of a relation, and the operator that compares this difference with 0.
 
     For "<" and "<=", the result is right - left with ">" or ">=".
     """
     left, right = (to_sympy(child) for child in node.args)
-    operator = _operators(node)[0]
+    operator = _operators_or_brackets(node)[0]
     if operator in ("<", "<="):
         return right - left, operator.replace("<", ">")
     return left - right, operator
@@ -446,18 +454,22 @@ def _is_joined_inequalities(node: Node) -> bool:
 
 
 def _is_inequality(node: Node) -> bool:
-    return node.kind == "relation" and all(op in _INEQUALITIES for op in _operators(node))
+    return node.kind == "relation" and all(
+        op in _INEQUALITIES for op in _operators_or_brackets(node)
+    )
 
 
-def _operators(node: Node) -> tuple[str, ...]:
+def _operators_or_brackets(node: Node) -> tuple[str, ...]:
+    """Return the operators of a relation, or the brackets of a tuple or interval; else ()."""
     return node.data if isinstance(node.data, tuple) else ()
 
 
-def _is_set(node: Node) -> bool:
+def _is_set_or_inequality(node: Node) -> bool:
     return node.kind in ("set", *_SET_OPERATIONS) or _is_inequality(node) or node == _EMPTY_SET
 
 
 def _same_sets(reference: Node, answer: Node) -> bool:
+    """Return whether two answers describe the same set of real numbers; False if unknown."""
     names = [
         {part.data for part in _subtrees(n) if part.kind == "symbol"} for n in (reference, answer)
     ]
@@ -497,7 +509,7 @@ def _as_interval(node: Node) -> Any:
         return None
     if not sp.N(low) < sp.N(high) and not provably_equal(low, high):
         raise NotUnderstood("an interval whose ends are in the wrong order")
-    opening, closing = _operators(node)
+    opening, closing = _operators_or_brackets(node)
     return sp.Interval(low, high, opening == "(", closing == ")")
 
 
@@ -511,7 +523,7 @@ def _solution_set(node: Node) -> Any:
     if len(symbols) != 1:
         return None
     solutions: Any = sp.S.Reals
-    for i, operator in enumerate(_operators(node)):
+    for i, operator in enumerate(_operators_or_brackets(node)):
         relation: Any = sp.Rel(parts[i], parts[i + 1], operator)
         if relation in (sp.true, sp.false):
             raise NotUnderstood("an inequality without a variable")
@@ -602,6 +614,7 @@ def to_sympy(node: Node, *, angle: bool = False) -> Any:
 
 
 def _to_sympy_unchecked(node: Node, angle: bool) -> Any:
+    """Convert a node as `to_sympy` does; the result can contain infinities and nan."""
     kind = node.kind
     if kind == "number":
         assert isinstance(node.data, Fraction)
@@ -635,6 +648,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _checked_root(radicand: Any, index: Any) -> Any:
+    """Return a root; raise NotUnderstood if the index is not from 2 to 99."""
     if not index.is_Integer or not 1 < index < 100:
         raise NotUnderstood("a root whose index is not a whole number from 2 to 99")
     if radicand.is_negative and index % 2:
@@ -655,6 +669,7 @@ def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
 
 
 def _checked_power(base: Any, exponent: Any) -> Any:
+    """Return base**exponent; raise NotUnderstood if it is undefined or too large."""
     if base.is_zero and exponent.is_number and not exponent.is_positive:
         raise NotUnderstood("division by zero")
     if exponent.is_number and exponent.is_finite:
@@ -682,6 +697,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def _function_to_sympy(node: Node) -> Any:
+    """Return the value of a named function; raise NotUnderstood if it has no value."""
     name = str(node.data)
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")

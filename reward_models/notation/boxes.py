@@ -26,7 +26,7 @@ _END_IN_TEXT = re.compile(
 )
 _SPACE = r"(?:\s|\\[,;:! ]|\\q?quad\b|\\hfill\b|\\(?:black)?square\b|\\checkmark\b)*"
 _TRAILING = re.compile(rf"{_SPACE}(?<![.,;:])[.,;:]?{_SPACE}\Z")
-TEXT_ONLY = re.compile(
+WORDS_AFTER_BOX = re.compile(
     r"(?:\s|\\[,;:! ]|\\q?quad\b)*"
     r"(?:[^\W\d_]{2,}|\\(?:text|mathrm|mbox|textrm)\{[^{}\n]*\})"
 )
@@ -51,7 +51,7 @@ _CALCULATION_IN_TEXT = re.compile(
 """Words before a box without delimiters that change its value, or that give an alternative."""
 
 
-def rest_of_formula(before: str, after: str) -> str:
+def rest_of_formula_after_box(before: str, after: str) -> str:
     """Return the symbols after a box up to the end of its formula; "" if there are none.
 
     Without dollar signs or other delimiters around the box, the formula ends at the first word,
@@ -62,11 +62,11 @@ def rest_of_formula(before: str, after: str) -> str:
         after: Text after the box.
     """
     after = re.sub(r"[ \t]+", " ", after[:_MAX_FORMULA])
-    in_text = _start_of_math(before) is None
+    in_text = _start_of_open_math(before) is None
     end = _END_IN_TEXT if in_text else _END_IN_MATH
     starts = (match.start() for match in end.finditer(after))
     rest = after[: next((i for i in starts if not _is_in_braces(after, i)), None)]
-    rest = rest[: _unpaired_closing_bracket(rest)]
+    rest = rest[: _unpaired_closing_bracket_index(rest)]
     quote = before.rstrip("$\\( *_")[-1:]
     if quote and quote in _QUOTES and rest[:1] in tuple(_QUOTES):
         rest = ""
@@ -76,12 +76,12 @@ def rest_of_formula(before: str, after: str) -> str:
     return rf"\text{{{rest}}}" if is_unit else rest
 
 
-def is_part_of_formula(before: str) -> bool:
-    """Return whether the symbols before a box change its value, as in ``$2\\boxed{4}$``.
+def text_before_changes_box(before: str) -> bool:
+    """Return whether the text before a box changes its value, as in ``$2\\boxed{4}$``.
 
     A formula may state the value of the box, as in ``$x = \\boxed{4}$``.
     """
-    start = _start_of_math(before)
+    start = _start_of_open_math(before)
     text = before if start is None else _MATH_DELIMITER.sub("", before[:start])
     if start is None or not before[start:].strip():
         return _CALCULATION_IN_TEXT.search(text[-100:]) is not None
@@ -89,7 +89,7 @@ def is_part_of_formula(before: str) -> bool:
     return _STATES_BOX.search(_OPENING.sub("", formula)) is None
 
 
-def _start_of_math(before: str) -> int | None:
+def _start_of_open_math(before: str) -> int | None:
     """Return where the mathematics begins that is open at the end of a text; None if none is open.
 
     A dollar sign before words or the end of a sentence is that of a price.
@@ -108,7 +108,7 @@ def _is_in_braces(text: str, position: int) -> bool:
     return text.count("{", 0, position) > text.count("}", 0, position)
 
 
-def _unpaired_closing_bracket(text: str) -> int | None:
+def _unpaired_closing_bracket_index(text: str) -> int | None:
     """Return the index of the first bracket that closes one from before the text, or None."""
     depth = 0
     for i, character in enumerate(text):

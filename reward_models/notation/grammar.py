@@ -111,7 +111,11 @@ def _words_if_text_answer(tokens: list[Token]) -> tuple[str, ...] | None:
 
 
 class _MathReader(TokenReader):
-    """Recursive-descent parser of an answer."""
+    """Recursive-descent parser of an answer.
+
+    The methods that return a node parse the expression that their name states, and move past it;
+    the grammar is in the docstring of the module.
+    """
 
     def __init__(self, tokens: list[Token]):
         super().__init__(tokens)
@@ -153,7 +157,7 @@ class _MathReader(TokenReader):
     def item(self) -> Node:
         with self.limit_depth():
             node, words = self.relation(), self._unit()
-            if words and units.is_cut_off(words[-1]):
+            if words and units.cannot_end_unit(words[-1]):
                 raise NotUnderstood("a unit that is cut off")
             unit = units.canonical_unit(words)
             if self.peek().is_command("over", "choose") and not unit:
@@ -296,7 +300,7 @@ class _MathReader(TokenReader):
             elif self.take_op("%"):
                 node = Node("percent", (node,))
             elif self.take_degree():
-                node = self._degrees(node)
+                node = self._angle_or_temperature(node)
             elif scale := units.SCALES.get(self.peek().text.lower()):
                 self.take()
                 node = Node("multiply", (node, Node("number", data=Fraction(scale))))
@@ -305,7 +309,7 @@ class _MathReader(TokenReader):
             else:
                 return node
 
-    def _degrees(self, node: Node) -> Node:
+    def _angle_or_temperature(self, node: Node) -> Node:
         """Return an angle, or a temperature if a scale ends the value, as in ``5^\\circ C``."""
         token, after = self.peek(), self.peek(1)
         ends = after.kind in ("end", "punctuation") or after.is_op(",", ";", ")", "}")
@@ -316,6 +320,7 @@ class _MathReader(TokenReader):
         return Node("unit", (node,), scale)
 
     def _subscript(self, node: Node) -> Node:
+        """Parse the subscript of the variable ``node``, or the base of the number ``node``."""
         digits = self.peek(-1).text
         self.take()
         braced = self.take_op("{")
@@ -436,6 +441,7 @@ class _MathReader(TokenReader):
         return Node("function", (node,), function)
 
     def _fraction(self) -> Node:
+        """Parse the two arguments of ``\\frac``; a derivative such as dy/dx is one variable."""
         top, bottom = self._argument(), self._argument()
         if _is_differential(top) and _is_differential(bottom):
             return Node("symbol", data=f"d{top.args[-1].data}/d{bottom.args[-1].data}")
@@ -475,6 +481,7 @@ class _MathReader(TokenReader):
         return Node("root", (_number_node(self.take().value), index))
 
     def _function(self, name: str) -> Node:
+        """Parse the exponent, the base and the arguments of a function after its name."""
         exponent = base = None
         for _ in range(2):
             if self.take_op("^"):
@@ -594,15 +601,15 @@ class _MathReader(TokenReader):
         if currency := self.take_currency():
             return [currency]
         words: list[str] = []
-        starts = self._is_unit(self.peek()) or self.is_product_of_units()
+        starts = self._is_unit_word(self.peek()) or self.is_product_of_units()
         if starts or self.is_unit_fraction(in_text=True):
             words = self.take_known_units()
         while len(words) < 6:
             token = self.peek()
             divides = bool(words) and token.is_op("/")
-            if divides and (self.is_known_unit(1) or self._is_unit(self.peek(1))):
+            if divides and (self.is_known_unit(1) or self._is_unit_word(self.peek(1))):
                 words += [self.take().text, self.take().text]
-            elif self._is_unit(token):
+            elif self._is_unit_word(token):
                 words.append(self.take().text)
             elif words and (exponent := self.take_unit_exponent()):
                 words.append(exponent)
@@ -612,7 +619,8 @@ class _MathReader(TokenReader):
                 break
         return words
 
-    def _is_unit(self, token: Token) -> bool:
+    def _is_unit_word(self, token: Token) -> bool:
+        """Return whether a word after a value is read as a part of its unit."""
         word = token.text
         if token.kind != "word" or word.lower() in units.NOT_UNITS:
             return False
@@ -655,6 +663,7 @@ def _number_node(value: int | Fraction) -> Node:
 
 
 def _factorial_node(node: Node) -> Node:
+    """Return the factorial of a node; of a product of letters, only that of the last letter."""
     if node.kind != "letters":
         return Node("factorial", (node,))
     before, last = node.args[0].args
@@ -671,6 +680,7 @@ def _plus_minus_node(operator: str, left: Node, right: Node) -> Node:
 
 
 def _letter_node(letter: str) -> Node:
+    """Return the node of a letter: the constants e and i, or a variable."""
     if letter in ("e", "i"):
         return Node("constant", data=letter)
     return Node("symbol", data=letter)

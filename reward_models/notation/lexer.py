@@ -163,6 +163,7 @@ class _Lexer:
         return _read_x_as_times(self.tokens)
 
     def _add_token(self, kind: str, text: str, start: int, end: int, **more) -> int:
+        """Append a token and return ``end``."""
         prose = bool(self.prose_until)
         math = self.math and not prose
         token = Token(kind, text, start, end, self.spaced, math, prose, **more)
@@ -208,6 +209,7 @@ class _Lexer:
         return self._symbol(start)
 
     def _symbol(self, start: int) -> int:
+        """Read an operator, a currency sign, punctuation or an unknown character."""
         letter, double = self.text[start], self.text[start : start + 2]
         if self.text.startswith("...", start) or letter == "…":
             return self._add_token("punctuation", "...", start, start + (1 if letter == "…" else 3))
@@ -237,6 +239,7 @@ class _Lexer:
         return self._add_token("operator", "~", start, start + 1)
 
     def _command(self, start: int) -> int:
+        """Read a LaTeX command."""
         match = _COMMAND.match(self.text, start)
         if match is None:
             return self._add_token("unknown", "\\", start, start + 1)

@@ -12,7 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rlhf.reward_models.notation import units
-from rlhf.reward_models.notation.boxes import TEXT_ONLY, is_part_of_formula, rest_of_formula
+from rlhf.reward_models.notation.boxes import (
+    WORDS_AFTER_BOX,
+    rest_of_formula_after_box,
+    text_before_changes_box,
+)
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.marks import marked_answer
 from rlhf.reward_models.notation.reader import TokenReader
@@ -179,7 +183,7 @@ _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
 
 @dataclass(frozen=True)
-class Statement:
+class FinalStatement:
     """The final statement of a reply."""
 
     text: str
@@ -192,7 +196,7 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Segment:
+class AnswerSegment:
     """The part of a reply that contains the answer."""
 
     text: str
@@ -204,7 +208,7 @@ class Segment:
     answer may be ignored."""
 
 
-def answer_segment(reply: str) -> Segment:
+def answer_segment(reply: str) -> AnswerSegment:
     """Return the part of a reply that contains the answer.
 
     Raises:
@@ -216,17 +220,17 @@ def answer_segment(reply: str) -> Segment:
         _check_text_around_box(before, text, after)
         # A repetition of the box at the end of a line does not change it.
         after = re.sub(rf"\A\s*=\s*{re.escape(text.strip())}(?=[\s$.)\]\\]*(?:\n|\Z))", "", after)
-        if rest := rest_of_formula(before, after):
-            text, is_formula = text + rest, TEXT_ONLY.fullmatch(rest) is None
+        if rest := rest_of_formula_after_box(before, after):
+            text, is_formula = text + rest, WORDS_AFTER_BOX.fullmatch(rest) is None
         elif scaled := _SCALE_OF_BOX.match(after):
             text = rf"{text} \text{{{scaled['scale']}}}"
     if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
         text = text[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
     text = units.with_powers_before_units(without_markdown(text))
-    return Segment(text, is_boxed, is_formula)
+    return AnswerSegment(text, is_boxed, is_formula)
 
 
-def final_statement(segment: str, *, numbers_only: bool) -> Statement:
+def final_statement(segment: str, *, numbers_only: bool) -> FinalStatement:
     """Return the statement of the final answer in a segment.
 
     Args:
@@ -250,7 +254,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
         raise NotUnderstood("a prime, or a quotation mark that is not opened")
     _check_text_after_run(segment[end:], run)
     equations_complete = re.search(r"\d", _last_sentence(segment[:start])) is None
-    return Statement(segment[start:end], _first_sentence(segment[end:]), equations_complete)
+    return FinalStatement(segment[start:end], _first_sentence(segment[end:]), equations_complete)
 
 
 def without_markdown(text: str) -> str:
@@ -306,7 +310,7 @@ def _is_math_symbol(tokens: list[Token], i: int) -> bool:
         return _neighbors(tokens, i)[0].kind in ("number", "operator")
     if token.math:
         return True
-    return _is_variable(tokens, i)
+    return _is_variable_or_function(tokens, i)
 
 
 def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
@@ -338,7 +342,7 @@ def _joins_symbols(tokens: list[Token], i: int) -> bool:
     return before.kind in plausible and after.kind in plausible
 
 
-def _is_variable(tokens: list[Token], i: int) -> bool:
+def _is_variable_or_function(tokens: list[Token], i: int) -> bool:
     """Return whether the word ``i`` is a function, a variable or a product of variables."""
     token, word = tokens[i], tokens[i].text
     before, after = _neighbors(tokens, i)
@@ -564,7 +568,7 @@ def _check_text_around_box(before: str, content: str, after: str) -> None:
         raise NotUnderstood("a negation before the answer")
     words = re.sub(r"\A(?:\$|\\[)\]])+", "", after)
     if (
-        is_part_of_formula(before)
+        text_before_changes_box(before)
         or _CALCULATION_BEFORE_BOX.search(before)
         or _CALCULATION_AFTER_BOX.match(after)
         or _VALUE_CHANGE_AFTER_NUMBER.match(words)

@@ -116,11 +116,11 @@ def parse_final_quantity(reply: str) -> Quantity:
     return parse_quantity(text, equations_complete=statement.equations_complete)
 
 
-def leading_unit_words(words: str) -> str:
+def leading_unit_words(text: str) -> str:
     """Return the scale words and known units with which a text begins, joined by spaces."""
     selected: list[str] = []
-    words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
-    for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
+    text = re.sub(r"\\(?:text|mbox|mathrm)\b", "", text.split(",")[0])
+    for word in re.findall(r"[^\W\d_]+|%|°", text)[:4]:
         known = units.known_unit(word) or word in ("%", "°")
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
         is_scale = bool(selected) and units.canonical_unit([selected[-1], word]) in (
@@ -130,9 +130,7 @@ def leading_unit_words(words: str) -> str:
         is_letter = len(word) == 1 and word.isalpha() and not is_scale
         if not (known or scaled or is_scale) or is_letter:
             break
-        if word.lower() == "per" and not (
-            selected or words.lower().lstrip().startswith("per cent")
-        ):
+        if word.lower() == "per" and not (selected or text.lower().lstrip().startswith("per cent")):
             break
         selected.append(word)
     while selected and selected[-1].lower() in ("square", "cubic", "sq", "per"):
@@ -172,7 +170,7 @@ def _tokens_after_last_equals(tokens: Sequence[Token]) -> list[Token]:
 
 
 def _check_calculations(
-    text: str, tokens: Sequence[Token], quantity: Quantity, written: str
+    text: str, tokens: Sequence[Token], quantity: Quantity, value_text: str
 ) -> None:
     """Check that each calculation before a "=" has the final value, up to rounding.
 
@@ -182,18 +180,24 @@ def _check_calculations(
         text: The whole text.
         tokens: The tokens up to the last "=".
         quantity: The value after the last "=".
-        written: Text of this value. Its number of decimals determines the allowed rounding error.
+        value_text: Text of this value. Its decimals determine the allowed rounding error.
 
     Raises:
         NotUnderstood: A calculation has a different value, as in ``43 = 42``.
     """
-    decimals = re.search(r"\.(\d+)", written)
-    step = Fraction(1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in written else 1))
+    decimals = re.search(r"\.(\d+)", value_text)
+    step = Fraction(
+        1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in value_text else 1)
+    )
     start = 0
     for i, token in enumerate(tokens):
         if not token.is_op("=", "~"):
             continue
-        if i > start and token.is_op("=") and not any(w in written.lower() for w in units.SCALES):
+        if (
+            i > start
+            and token.is_op("=")
+            and not any(w in value_text.lower() for w in units.SCALES)
+        ):
             value = _calculation_value(text[tokens[start].start : token.start])
             is_rounded = value is not None and (value / step).denominator > 1
             if value is not None and abs(value - quantity.value) >= (step if is_rounded else 1e-30):
@@ -222,7 +226,10 @@ def _evaluate_tree(node: Node) -> Fraction | None:
 
 
 class _QuantityReader(TokenReader):
-    """Recursive-descent parser of one quantity."""
+    """Recursive-descent parser of one quantity.
+
+    The methods that return a number parse what their name states, and move past it.
+    """
 
     def __init__(self, tokens: Sequence[Token], *, decimal_comma: bool):
         super().__init__(tokens)
@@ -339,6 +346,7 @@ class _QuantityReader(TokenReader):
         return self._power(base, max_exponent=_MAX_BITS // size)
 
     def _power(self, base: Fraction, *, max_exponent: int) -> Fraction:
+        """Parse the exponent after ``^`` and return the power of ``base``."""
         exponent = self._exponent()
         if self.peek().is_op("^"):
             raise NotUnderstood("a power of a power")
@@ -392,7 +400,7 @@ class _QuantityReader(TokenReader):
         start, words = self.position, self.take_known_units()
         while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
-        if words and units.is_cut_off(words[-1]):
+        if words and units.cannot_end_unit(words[-1]):
             raise NotUnderstood("a unit that is cut off")
         unit = units.canonical_unit(words)
         if unit == "deg":

@@ -135,7 +135,7 @@ class TokenReader:
     def take_divisor_in_brackets(self) -> list[str]:
         """Take the divisor ``/(kg K)`` of a unit; return its words, [] if there is none."""
         start = self.position
-        if self.take_op("/") and (group := self._unit_group("(", ")", in_text=False)):
+        if self.take_op("/") and (group := self._take_unit_group("(", ")", in_text=False)):
             return ["/", "(", *group, ")"]
         self.position = start
         return []
@@ -144,8 +144,8 @@ class TokenReader:
         """Take ``\\frac{m}{s}`` and return its words; [] if no fraction of units follows."""
         start = self.position
         if self.take().is_command("frac"):
-            top = self._unit_group("{", "}", in_text=in_text)
-            bottom = self._unit_group("{", "}", in_text=in_text) if top else []
+            top = self._take_unit_group("{", "}", in_text=in_text)
+            bottom = self._take_unit_group("{", "}", in_text=in_text) if top else []
             if bottom:
                 return [*top, "/", "(", *bottom, ")"]
         self.position = start
@@ -158,7 +158,7 @@ class TokenReader:
         self.position = start
         return bool(words)
 
-    def _unit_group(self, opening: str, closing: str, *, in_text: bool) -> list[str]:
+    def _take_unit_group(self, opening: str, closing: str, *, in_text: bool) -> list[str]:
         """Take known units between brackets; return [] if the brackets contain anything else."""
         words: list[str] = []
         if not self.take_op(opening):

@@ -130,7 +130,7 @@ def known_unit(word: str) -> str | None:
     return None if len(word) == 1 else _UNIT_BY_WORD.get(word.lower())  # M is not a meter
 
 
-def is_cut_off(word: str) -> bool:
+def cannot_end_unit(word: str) -> bool:
     """Return whether a unit cannot end with a word, as in ``5 square``."""
     return word.lower() in _POWER_WORDS or word in ("/", "per")
 
@@ -162,7 +162,7 @@ def canonical_unit(names: list[str]) -> str:
         elif word in ("/", "per"):
             parts.append("/")
         elif word != "*":
-            parts.append((canonical_unit_in_product(word) or _singular(word)) + power)
+            parts.append((canonical_unit_in_product(word) or _lower_case_singular(word)) + power)
             power = ""
     return " ".join(parts).replace(" / ", "/")
 
@@ -207,6 +207,7 @@ def _exponents_of_factors(names: list[str]) -> dict[str, int] | None:
 
 
 def _spelled_product(exponents: dict[str, int]) -> str:
+    """Return the spelling of factor -> exponent, such as ``kg m/s``."""
     powers = {sign: [] for sign in (1, -1)}
     for unit, exponent in sorted(exponents.items()):
         sign = 1 if exponent > 0 or max(exponents.values()) < 0 else -1
@@ -214,7 +215,8 @@ def _spelled_product(exponents: dict[str, int]) -> str:
     return "/".join([" ".join(powers[1]), *powers[-1]])
 
 
-def _singular(word: str) -> str:
+def _lower_case_singular(word: str) -> str:
+    """Return a word in lower case, without a final s if it has more than three letters."""
     word = word.lower()
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
 

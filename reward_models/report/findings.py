@@ -110,7 +110,7 @@ def _length_findings(report: Mapping[str, Any]) -> list[str]:
 
 def _calibration_findings(report: Mapping[str, Any]) -> list[str]:
     calibration = report["calibration"]
-    fitted, given = (calibration[key]["temperature"] for key in ("fitted", "as_given"))
+    fitted, current = (calibration[key]["temperature"] for key in ("fitted", "as_given"))
     if fitted is None or fitted == math.inf:
         sure = report["scores"]["std"] == 0 or report["accuracy"]["high"] < 0.5
         return ["At no temperature are the probabilities better than chance."] if sure else []
@@ -118,10 +118,10 @@ def _calibration_findings(report: Mapping[str, Any]) -> list[str]:
     if ends is None:  # every pair is ordered correctly, so a lower temperature is always better
         return []
     low, high = (math.inf if end is None else end for end in (ends["low"], ends["high"]))
-    ratio = fitted / given
-    if ratio > 1.5 and given < low <= fitted:
+    ratio = fitted / current
+    if ratio > 1.5 and current < low <= fitted:
         return [f"Overconfident: its margins must be divided by {ratio:.1f} to fit the labels."]
-    if ratio < 1 / 1.5 and high < given:
+    if ratio < 1 / 1.5 and high < current:
         return [
             f"Underconfident: its margins must be multiplied by {1 / ratio:.1f} to fit the labels."
         ]

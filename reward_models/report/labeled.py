@@ -177,7 +177,7 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((2 * confusion.diagonal()[occurs] / totals[occurs]).mean())
 
 
-def auc(logits: np.ndarray, labels: np.ndarray) -> float:
+def macro_auc(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the AUC of each class against the others, averaged over the classes that occur.
 
     Rows are ranked by the log-probability of the class, because logits are not comparable between
@@ -206,7 +206,7 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
 CLASS_MEASURES = {
     "accuracy": Measure(correctness_indicators, "share"),
     "macro_f1": Measure(macro_f1, "logit"),
-    "auc": Measure(auc, "logit"),
+    "auc": Measure(macro_auc, "logit"),
 }
 RATING_MEASURES = {
     "pearson": Measure(pearson, "fisher"),
@@ -216,7 +216,7 @@ RATING_MEASURES = {
 
 
 def class_logprobs_from_words(
-    train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, classes: int
+    train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, num_classes: int
 ) -> np.ndarray:
     """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
 
@@ -226,7 +226,7 @@ def class_logprobs_from_words(
     from sklearn.linear_model import LogisticRegression
 
     train_vectors, test_vectors = _tfidf_vectors(train, test)
-    logprobs = np.full((len(test), classes), -np.inf)
+    logprobs = np.full((len(test), num_classes), -np.inf)
     if len(set(labels)) == 1:  # logistic regression needs two classes
         logprobs[:, labels[0]] = 0.0
         return logprobs

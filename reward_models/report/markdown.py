@@ -16,15 +16,15 @@ from rlhf.reward_models.report.tables import Cell, flat_benchmark_scores, report
 _YES_NO = {True: "yes", False: "no", None: "undecided"}
 
 
-def write_evaluation_report(run_directory: Path, summary: Mapping[str, Any], page: str) -> None:
+def write_evaluation_report(run_directory: Path, summary: Mapping[str, Any], markdown: str) -> None:
     """Write ``summary.json`` and ``report.md`` into ``evaluation/<name>/`` of a run directory.
 
-    ``name`` is the key "name" of ``summary``, and ``page`` is the content of ``report.md``.
+    ``name`` is the key "name" of ``summary``, and ``markdown`` is the content of ``report.md``.
     """
     folder = run_directory / "evaluation" / summary["name"]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_text(folder / "report.md", page)
+    write_text(folder / "report.md", markdown)
 
 
 def pairs_report_markdown(report: Mapping[str, Any]) -> str:

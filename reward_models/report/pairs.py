@@ -79,16 +79,18 @@ def evaluate_reward_model(
         | {**scored.data, "dropped": dict(dropped or {}), "overlapping": overlapping},
         "accuracy": scored.accuracy(),
         "baselines": _accuracy_and_gain_by_baseline(scored, reward, train_pairs),
-        "by_margin": _accuracy_by_quantile(scored, np.abs(scored.margins), parts=10),
+        "by_margin": _accuracy_by_quantile(scored, np.abs(scored.margins), num_bins=10),
         "by_length_gap": _accuracy_by_quantile(
-            scored, baselines.length_differences(scored.pairs), parts=5
+            scored, baselines.length_differences(scored.pairs), num_bins=5
         ),
         "by_source": _accuracy_by_source(scored),
         "calibration": _calibration(scored, reward.temperature),
         "length": _length_dependence(scored),
         "annotator": _fitted_annotator(scored),
         "scores": {"mean": scored.mean, "std": scored.std},
-        "invariance": _batch_dependence(reward, scored.pairs[:invariance_size], spread=scored.std),
+        "invariance": _batch_dependence(
+            reward, scored.pairs[:invariance_size], score_std=scored.std
+        ),
         "stress": run_stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": score_statistics_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
@@ -196,13 +198,13 @@ def _accuracy_and_gain_by_baseline(
 
 
 def _accuracy_by_quantile(
-    scored: ScoredPairs, key: np.ndarray, *, parts: int
+    scored: ScoredPairs, key: np.ndarray, *, num_bins: int
 ) -> list[dict[str, Any]]:
     """Sort the pairs by ``key`` [P] into bins of equal size; return the accuracy of each bin."""
     order = np.argsort(key, kind="stable")
     return [
         {"from": key[rows].min(), "to": key[rows].max(), "accuracy": scored.accuracy(rows)}
-        for rows in np.array_split(order, min(parts, len(order)))
+        for rows in np.array_split(order, min(num_bins, len(order)))
     ]
 
 
@@ -268,15 +270,15 @@ def _fitted_annotator(scored: ScoredPairs) -> dict[str, Any]:
 
 
 def _batch_dependence(
-    reward: Reward, pairs: Sequence[Pair], *, spread: float
+    reward: Reward, pairs: Sequence[Pair], *, score_std: float
 ) -> dict[str, float | int] | None:
     """Return the largest changes of a score between scoring a chosen reply alone and in a batch.
 
     ``batch`` is the change in a batch of all texts. ``order`` is the change in this batch in
     reverse order. ``padding`` is the change if the batch also contains the conversation with the
     longest reply, with this reply repeated eight times. ``largest_difference`` is the maximum of
-    the three changes, ``share`` is this maximum divided by ``spread``, and ``texts`` is the number
-    of texts. The result is None if there are no pairs.
+    the three changes, ``share`` is this maximum divided by ``score_std``, and ``texts`` is the
+    number of texts. The result is None if there are no pairs.
     """
     if not pairs:
         return None
@@ -294,7 +296,7 @@ def _batch_dependence(
         changes = np.abs(np.array(values, dtype=float) - alone)
         gaps[kind] = max(changes[~np.isnan(changes)], default=math.nan)
     largest = max(gaps.values())
-    share = largest / spread if spread > 0 else (math.inf if largest > 0 else 0.0)
+    share = largest / score_std if score_std > 0 else (math.inf if largest > 0 else 0.0)
     return {**gaps, "largest_difference": largest, "share": share, "texts": len(conversations)}
 
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
 from .confinement import read_task_and_confine
 from .plain import decode, encode
-from .program_text import Guard, contains_text
+from .program_text import ExecutionGuard, contains_text
 
 _TESTS = "<tests>"
 """File name of the code of the tests."""
@@ -56,7 +56,7 @@ class ProgramProxy:
         self.stand_ins: dict[type[BaseException], type[BaseException]] = {}
         """Builtin exception class -> its replacement, a subclass, in the tests.
 
-        The program has sent these classes as values; see `_stand_in`.
+        The program has sent these classes as values; see `_stand_in_class`.
         """
         self.iterator_methods: set[int] = set()
         """Handles of the methods of iterators and generators that may end with StopIteration."""
@@ -158,7 +158,8 @@ class ProgramProxy:
     def _decode_exception_class(self, data: dict[str, Any]) -> Any:
         """Return the class of an exception that the program raised, or a base of this class.
 
-        A builtin class is used itself until the program has sent one as a value; see `_stand_in`.
+        A builtin class is used itself until the program has sent one as a value, see
+        `_stand_in_class`.
         """
         builtin = data.get("builtin exception")
         if builtin is None or self.stand_ins:
@@ -194,14 +195,14 @@ class ProgramProxy:
         if kind == "callback":
             return self.callbacks[content]
         if kind == "builtin exception":
-            return self._stand_in(_checked_exception_class(getattr(builtins, content)))
+            return self._stand_in_class(_checked_exception_class(getattr(builtins, content)))
         if kind == "exception":
             handle, name, base = content
             kind_of_base = _checked_exception_class(self._decode_exception_class(base))
             return self.remotes.setdefault(int(handle), type(name, (kind_of_base,), {}))
         raise ValueError(f"unknown kind {kind!r}")
 
-    def _stand_in(self, kind: type[BaseException]) -> type[BaseException]:
+    def _stand_in_class(self, kind: type[BaseException]) -> type[BaseException]:
         """Return the subclass that replaces a builtin exception class which the program has sent.
 
         With ``MyError = Exception``, the program would otherwise catch the failures of tests that
@@ -211,7 +212,7 @@ class ProgramProxy:
         if getattr(sys.exception(), "__raised_by_program__", False):  # `except MyError` of it
             return kind
         if kind not in self.stand_ins:
-            bases = (self._stand_in(base) for base in kind.__bases__ if base is not object)
+            bases = (self._stand_in_class(base) for base in kind.__bases__ if base is not object)
             self.stand_ins[kind] = type(kind.__name__, (kind, *bases), {"__module__": "builtins"})
         return self.stand_ins[kind]
 
@@ -397,7 +398,7 @@ def _run_tests(tests: str, program: ProgramProxy) -> int:
     """
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     names = module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
-    Guard(tests, names, lambda: program.has_sent_text)
+    ExecutionGuard(tests, names, lambda: program.has_sent_text)
     try:
         exec(compile(tests, _TESTS, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:

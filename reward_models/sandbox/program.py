@@ -83,6 +83,7 @@ class ProgramObjectServer:
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
+        """Return the reference of a value that is not plain, see `encode`."""
         if isinstance(value, TestFunctionProxy):
             return {"callback": value.number}
         is_exception = isinstance(value, type) and issubclass(value, BaseException)
@@ -97,6 +98,7 @@ class ProgramObjectServer:
         return {"object": handle}
 
     def _value_of_reference(self, kind: str, content: Any) -> Any:
+        """Return the value of a reference, see `decode`."""
         if kind == "object":
             return self.objects[content]
         if kind == "builtin exception":

@@ -45,8 +45,8 @@ class ProgramTextError(Exception):
     """Error for tests that execute text or bytes of the program."""
 
 
-class Guard:
-    """Versions of ``compile``, ``eval`` and ``exec`` that do not execute text of the program.
+class ExecutionGuard:
+    """Replaces ``compile``, ``eval`` and ``exec`` of the tests; text of the program is rejected.
 
     A text is executed if it is a constant in the source of the tests, or if it is an expression of
     plain operators and of functions of numbers and collections. Before the program has returned any
@@ -55,11 +55,11 @@ class Guard:
     Args:
         tests: Source of the tests.
         builtins_of_tests: Builtins of the tests, to which the guarded functions are added.
-        has_text: Returns whether the program has returned a text or bytes.
+        program_sent_text: Function that returns whether the program has returned a text or bytes.
     """
 
     def __init__(
-        self, tests: str, builtins_of_tests: dict[str, Any], has_text: Callable[[], bool]
+        self, tests: str, builtins_of_tests: dict[str, Any], program_sent_text: Callable[[], bool]
     ) -> None:
         constants = (n for n in ast.walk(ast.parse(tests)) if isinstance(n, ast.Constant))
         texts = (node.value.split() for node in constants if isinstance(node.value, str))
@@ -67,18 +67,18 @@ class Guard:
         self._texts = [
             words for words in texts if not (len(words) == 1 and words[0].isidentifier())
         ]
-        self._has_text = has_text
+        self._program_sent_text = program_sent_text
         self._builtins = builtins_of_tests
         builtins_of_tests["compile"] = self._compile
-        builtins_of_tests["eval"] = self._make_function(eval)
-        builtins_of_tests["exec"] = self._make_function(exec)
+        builtins_of_tests["eval"] = self._guarded_function(eval)
+        builtins_of_tests["exec"] = self._guarded_function(exec)
         sys.addaudithook(_check_loaded_bytes)
 
     def _compile(self, source: Any, *args: Any, **keywords: Any) -> Any:
-        self._check(source, None)
+        self._require_harmless_source(source, None)
         return compile(source, *args, **keywords)
 
-    def _make_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the guarded version of ``eval`` or ``exec``."""
 
         def guarded(
@@ -87,7 +87,7 @@ class Guard:
             locals: Any = None,
             **keywords: Any,
         ) -> Any:
-            self._check(source, globals)
+            self._require_harmless_source(source, globals)
             if globals is None:
                 frame = sys._getframe(1)
                 globals = frame.f_globals
@@ -98,9 +98,11 @@ class Guard:
 
         return guarded
 
-    def _check(self, source: Any, variables: Any) -> None:
+    def _require_harmless_source(self, source: Any, variables: Any) -> None:
         """Raise ProgramTextError if a source may be from the program and is not harmless."""
-        if not self._has_text() or not isinstance(source, str | bytes | bytearray | memoryview):
+        if not self._program_sent_text() or not isinstance(
+            source, str | bytes | bytearray | memoryview
+        ):
             return
         text = source if isinstance(source, str) else bytes(source).decode(errors="replace")
         if text.split() in self._texts:

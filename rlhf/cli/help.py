@@ -31,7 +31,7 @@ Options of every command
 """
 
 
-def usage(commands: CommandTable) -> str:
+def program_help(commands: CommandTable) -> str:
     """Return the help of the program, which lists every command under the heading of its group."""
     blocks = ["\n".join([group, *_command_lines(rows)]) for group, rows in commands.groups.items()]
     return USAGE.format(commands="\n\n".join(blocks))
@@ -43,10 +43,11 @@ def group_help(commands: CommandTable, word: str) -> str:
     return "\n".join([f"usage: rlhf {word} COMMAND", "", *_command_lines(rows)])
 
 
-def _command_lines(rows: Sequence[Command]) -> list[str]:
-    calls = [_call_syntax(command) for command in rows]
+def _command_lines(commands: Sequence[Command]) -> list[str]:
+    """Return a line with the call and the summary of each command."""
+    calls = [_call_syntax(command) for command in commands]
     width = max(22, *map(len, calls))
-    return [f"  {call:<{width}} {row.summary}" for call, row in zip(calls, rows, strict=True)]
+    return [f"  {call:<{width}} {row.summary}" for call, row in zip(calls, commands, strict=True)]
 
 
 def _call_syntax(command: Command) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.cli.arguments import parse_arguments
-from rlhf.cli.help import command_help, group_help, usage
+from rlhf.cli.help import command_help, group_help, program_help
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.foreign import describe_exception, end_process, user_code_location
@@ -63,6 +63,7 @@ def run_program() -> int:
 
 
 def _end_process_later(code: int) -> None:
+    """End the process with an exit code after `THREAD_SECONDS`, although threads still run."""
     time.sleep(THREAD_SECONDS)
     _print_error("rlhf: a thread of imported code still runs, so the process ends without it")
     end_process(code)  # `os._exit` is replaced while code of the user still runs
@@ -136,7 +137,7 @@ def _help_or_version_text(words: Sequence[str]) -> str:
     The result is "" if the arguments request none of these texts.
     """
     if not words or words[0] in ("--help", "-h", "help"):
-        return usage(COMMANDS)
+        return program_help(COMMANDS)
     if words[0] == "--version":
         return f"rlhf {__version__}"
     wants_help = not {"--help", "-h"}.isdisjoint(words)

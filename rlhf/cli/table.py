@@ -14,6 +14,7 @@ def _offline_command(
     trainer_options: str,
     config: str = "rlhf.config.offline:OfflineConfig",
 ) -> Command:
+    """Return the command of a method that trains on a dataset."""
     return Command(
         name,
         summary,

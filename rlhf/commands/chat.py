@@ -81,4 +81,8 @@ def _serve_page(session: ChatSession, config: ChatConfig) -> Iterator[str]:
     app = secured(chat_application(session, labels=config.labels), token=token)
     listener = open_listener(port=config.port)
     yield f"Chat: open {listener.url(token=token)}\nCtrl-C ends"
-    serve(app, listener, stopped=f"the votes are in {config.labels}" if config.labels else "")
+    serve(
+        app,
+        listener,
+        stop_message_suffix=f"the votes are in {config.labels}" if config.labels else "",
+    )

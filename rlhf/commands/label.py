@@ -115,7 +115,7 @@ def label(config: LabelConfig) -> Iterator[str]:
 def _items_to_label(config: LabelConfig, annotator: str) -> list[Any]:
     """Return the items in the order of labeling, with the checks."""
     from rlhf.labeling.items import read_check_items, read_items
-    from rlhf.labeling.queue import insert_checks, order_items
+    from rlhf.labeling.queue import insert_check_items, order_items
 
     def load_rewards() -> list[Any]:
         from rlhf.models.rewards import load_rewards as load_reward
@@ -132,7 +132,7 @@ def _items_to_label(config: LabelConfig, annotator: str) -> list[Any]:
         return items
     checks = read_check_items(config.checks)
     seed = f"{config.seed}/{annotator}"
-    queue = insert_checks(items, checks, every=config.check_every, seed=seed)
+    queue = insert_check_items(items, checks, every=config.check_every, seed=seed)
     if not queue:
         raise UserError("checks: every item is also a check; give other pairs in data or checks")
     return queue
@@ -150,7 +150,7 @@ def _serve_page(config: LabelConfig, session: Any) -> Iterator[str]:
         f"{session.progress().total} items for {session.annotator}: open "
         f"{listener.url(token=token)}\nCtrl-C ends; every label is saved at once to {config.output}"
     )
-    serve(app, listener, stopped=f"the labels are in {config.output}")
+    serve(app, listener, stop_message_suffix=f"the labels are in {config.output}")
 
 
 def _progress_text(progress: Any, output: str) -> str:

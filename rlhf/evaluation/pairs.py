@@ -42,13 +42,13 @@ def write_pair_evaluation(
     Returns:
         The result of `evaluate_reward_model`.
     """
-    pairs = [to_pair(row, source="source") for row in rows]
+    pairs = [to_pair(row, source_column="source") for row in rows]
     scored = ScoredPairs(reward, pairs) if pairs else None
     report = evaluate_reward_model(
         reward,
         pairs,
         scored=scored,
-        train_pairs=[to_pair(row, source="source") for row in train_rows] or None,
+        train_pairs=[to_pair(row, source_column="source") for row in train_rows] or None,
         overlapping=len(indices_with_shared_prompt_ngrams(rows, train_rows))
         if train_rows
         else None,

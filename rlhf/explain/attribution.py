@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Score = Callable[[Sequence[Tensor]], Tensor]
+ScoreFunction = Callable[[Sequence[Tensor]], Tensor]
 """Function from the input embeddings of each model, each [B, T, D], to scores [B]."""
 
 _NODES_PER_INTERVAL = 6
@@ -33,16 +33,16 @@ class Attribution:
     values: list[float]
     """Attribution to each token, [T]."""
     score: float
-    """Score of the text."""
+    """ScoreFunction of the text."""
     reference_score: float | None = None
-    """Score of the reference; only integrated gradients compute it."""
+    """ScoreFunction of the reference; only integrated gradients compute it."""
     gap: float | None = None
     """Completeness gap: |sum of the attributions - (score - reference score)|."""
     steps: int | None = None
     """Number of gradients that were computed along the path."""
 
 
-def gradient_times_input(score: Score, inputs: Sequence[Tensor]) -> Attribution:
+def gradient_times_input(score: ScoreFunction, inputs: Sequence[Tensor]) -> Attribution:
     """Return the gradient of the score times the input embedding of each token.
 
     Args:
@@ -55,7 +55,7 @@ def gradient_times_input(score: Score, inputs: Sequence[Tensor]) -> Attribution:
 
 
 def integrated_gradients(
-    score: Score,
+    score: ScoreFunction,
     inputs: Sequence[Tensor],
     references: Sequence[Tensor],
     *,
@@ -115,7 +115,7 @@ class _PathInterval:
 
 
 def _integrate(
-    score: Score,
+    score: ScoreFunction,
     inputs: Sequence[Tensor],
     references: Sequence[Tensor],
     start: float,
@@ -136,7 +136,7 @@ def _integrate(
     return _PathInterval(-error, start, end, values, start_score, end_score)
 
 
-def _gradients(score: Score, batch: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+def _gradients(score: ScoreFunction, batch: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Return the gradient of each score with respect to the inputs, each [B, T, D]; and scores."""
     inputs = [x.detach().requires_grad_(True) for x in batch]
     with torch.enable_grad():

@@ -58,7 +58,7 @@ def find_counterfactual(
     deleted: list[Word] = []
     best, evaluations = margin, 0
     while remaining and len(deleted) < max_words and sign * best >= 0:
-        margins = margins_without(reward, pair, [[*deleted, word] for word in remaining])
+        margins = margins_after_deletions(reward, pair, [[*deleted, word] for word in remaining])
         evaluations += len(remaining)
         scored = [(sign * m, i) for i, m in enumerate(margins) if m is not None]
         if not scored or min(scored)[0] >= sign * best:
@@ -82,15 +82,15 @@ def _restore_needless_deletions(
     """
     evaluations = 0
     for word in list(deleted[:-1]):
-        kept = [other for other in deleted if other != word]
-        (without,) = margins_without(reward, pair, [kept])
+        still_deleted = [other for other in deleted if other != word]
+        (without,) = margins_after_deletions(reward, pair, [still_deleted])
         evaluations += 1
         if without is not None and sign * without < 0:
-            deleted, margin = kept, without
+            deleted, margin = still_deleted, without
     return deleted, margin, evaluations
 
 
-def margins_without(
+def margins_after_deletions(
     reward: Reward, pair: Pair, deletions: Sequence[Sequence[Word]]
 ) -> list[float | None]:
     """Return the margin of a pair after each of N deletions, [N]; None if it cannot be scored."""

@@ -74,15 +74,15 @@ def encode_with_parts(
     text = render_conversation(tokenizer, conversation)
     messages = _rendered_messages(tokenizer, conversation, text, num_prompt_messages)
     append_eos = reward.sidecar.append_eos
-    all_ids, offsets, text = _ids_and_offsets(tokenizer, text, append_eos=append_eos)
-    kept = _positions_after_left_truncation(tokenizer, all_ids, ids)
+    all_ids, offsets, text = _ids_offsets_and_text(tokenizer, text, append_eos=append_eos)
+    positions = _positions_after_left_truncation(tokenizer, all_ids, ids)
     pieces = _token_texts(text, offsets)
     names = tokenizer.convert_ids_to_tokens(all_ids)
     tokens, parts, ends = [], list[Part](), list[int | None]()
-    for i in kept:
+    for i in positions:
         span = offsets[i]
         tokens.append(str(names[i]) if span is None else pieces[i])
-        index = None if span is None else _last_overlapping(span, messages)
+        index = None if span is None else _last_overlapping_message_index(span, messages)
         parts.append("template" if index is None else messages[index].part)
         end = None
         if span is not None and index is not None and messages[index].is_last:
@@ -98,10 +98,10 @@ def _end_in_content(span: Span, content: Span | None) -> int | None:
     return min(span[1], content[1]) - content[0]
 
 
-def _ids_and_offsets(
+def _ids_offsets_and_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, append_eos: bool
 ) -> tuple[list[int], list[Span | None], str]:
-    """Return the token ids of a rendered text, without truncation.
+    """Encode a rendered text without truncation.
 
     Returns:
         - The token ids, [T].
@@ -131,12 +131,12 @@ def _positions_after_left_truncation(
 ) -> list[int]:
     """Return the positions in `all_ids` of the ids that remain after truncation on the left."""
     removed = len(all_ids) - len(ids)
-    kept = list(range(removed, len(all_ids)))
+    positions = list(range(removed, len(all_ids)))
     if removed and all_ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id):
-        kept[0] = 0
-    if [all_ids[i] for i in kept] != list(ids):
+        positions[0] = 0
+    if [all_ids[i] for i in positions] != list(ids):
         raise AssertionError("the encoding of the conversation differs from that of the reward")
-    return kept
+    return positions
 
 
 def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
@@ -154,7 +154,9 @@ def _token_texts(text: str, offsets: Sequence[Span | None]) -> list[str]:
     return pieces
 
 
-def _last_overlapping(offset: Span, messages: Sequence[_RenderedMessage]) -> int | None:
+def _last_overlapping_message_index(
+    offset: Span, messages: Sequence[_RenderedMessage]
+) -> int | None:
     """Return the index of the last message that overlaps a token; None if no message does."""
     first, last = offset[0], max(offset[0], offset[1] - 1)
     overlapping = [i for i, m in enumerate(messages) if first < m.end and m.start <= last]
@@ -190,7 +192,7 @@ def _rendered_messages(
     block of reasoning in it, all characters up to the next text of the template are the message.
     The white space around a message is ignored, because templates may remove it.
     """
-    between, indices = _template_between_messages(tokenizer, conversation)
+    between, indices = _template_texts_and_message_indices(tokenizer, conversation)
     messages: list[_RenderedMessage] = []
     position = 0
     for number, index in enumerate(indices):
@@ -201,12 +203,14 @@ def _rendered_messages(
         if not (content or any(message.get(key) for key in _MORE_KEYS)):
             continue
         end = _end_of_message(text, start, after, is_last=is_last)
-        found = text.find(content, start) if content else -1
+        content_start = text.find(content, start) if content else -1
         if content and message.get("reasoning_content"):  # which can contain the same text
-            found = max(found, text.rfind(content, start, max(start, end)))
+            content_start = max(content_start, text.rfind(content, start, max(start, end)))
         span = None
-        if found >= 0 and (found <= end or end < 0 or not text[start:found].strip()):
-            span = (found, found + len(content))
+        if content_start >= 0 and (
+            content_start <= end or end < 0 or not text[start:content_start].strip()
+        ):
+            span = (content_start, content_start + len(content))
             end = span[1]
             if message.get("tool_calls"):
                 end = _end_of_message(text, end, after, is_last=is_last)
@@ -241,7 +245,7 @@ def _end_of_template_text(text: str, start: int, before: str) -> int:
     return start + next((i for i, (a, b) in enumerate(pairs) if a != b), len(before))
 
 
-def _template_between_messages(
+def _template_texts_and_message_indices(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[str], list[int]]:
     """Return the texts of the template before, between and after the messages.
@@ -252,10 +256,10 @@ def _template_between_messages(
     """
     marked, markers = "", [_MARKER.format(i) for i in range(len(conversation))]
     for removed in (_MORE_KEYS, ()):
-        kept = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
+        messages = [{k: v for k, v in m.items() if k not in removed} for m in conversation]
         try:
             marked = render_conversation(
-                tokenizer, [{**m, "content": x} for m, x in zip(kept, markers, strict=True)]
+                tokenizer, [{**m, "content": x} for m, x in zip(messages, markers, strict=True)]
             )
             break
         except Unscorable:  # such as a template that needs the call of each tool result
@@ -263,8 +267,8 @@ def _template_between_messages(
                 raise
     between, indices = [], []
     for index, marker in enumerate(markers):
-        before, found, rest = marked.partition(marker)
-        if found:
+        before, found_marker, rest = marked.partition(marker)
+        if found_marker:
             between.append(before)
             indices.append(index)
             marked = rest

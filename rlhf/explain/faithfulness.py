@@ -64,7 +64,7 @@ class Faithfulness:
 
 
 def measure_faithfulness(
-    score: DifferentiableReward,
+    reward: DifferentiableReward,
     pairs: Sequence[tuple[AttributedText, AttributedText]],
     clusters: Sequence[Hashable],
     *,
@@ -78,7 +78,7 @@ def measure_faithfulness(
     in the choice of the tokens. The remaining tokens are joined without a gap.
 
     Args:
-        score: The score function.
+        reward: The reward of the pairs.
         pairs: (chosen, rejected) texts.
         clusters: Independent unit of each pair, such as its prompt.
         method: Name of the attribution method.
@@ -89,16 +89,17 @@ def measure_faithfulness(
     top = np.zeros((len(pairs), len(FRACTIONS)))
     random = np.zeros_like(top)
     for row, pair in enumerate(pairs):
-        decreases = _margin_decreases(score, pair, draws=draws, generator=generator)
+        decreases = _margin_decreases(reward, pair, draws=draws, generator=generator)
         top[row], random[row] = decreases[:, 0], decreases[:, 1:].mean(1)
     by_fraction = [
-        _result(fraction, top[:, i], random[:, i], clusters) for i, fraction in enumerate(FRACTIONS)
+        _deletion_result(fraction, top[:, i], random[:, i], clusters)
+        for i, fraction in enumerate(FRACTIONS)
     ]
-    overall = _result(float(np.mean(FRACTIONS)), top.mean(1), random.mean(1), clusters)
+    overall = _deletion_result(float(np.mean(FRACTIONS)), top.mean(1), random.mean(1), clusters)
     return Faithfulness(method, len(pairs), overall, by_fraction)
 
 
-def _result(
+def _deletion_result(
     fraction: float, top: np.ndarray, random: np.ndarray, clusters: Sequence[Hashable]
 ) -> DeletionResult:
     return DeletionResult(
@@ -110,7 +111,7 @@ def _result(
 
 
 def _margin_decreases(
-    score: DifferentiableReward,
+    reward: DifferentiableReward,
     pair: tuple[AttributedText, AttributedText],
     *,
     draws: int,
@@ -132,7 +133,7 @@ def _margin_decreases(
             )
             choices += [top, *random]
         shortened = [without_positions(text.ids, choice) for choice in choices]
-        whole, *scores = score.scores_of_ids([text.ids, *shortened], text.constants)
+        whole, *scores = reward.scores_of_ids([text.ids, *shortened], text.constants)
         decreases += sign * (whole - np.array(scores).reshape(decreases.shape))
     return decreases
 

@@ -193,8 +193,8 @@ def _compare_reply(
     positions = torch.tensor(mask).nonzero()[:, 0]
     if not len(positions):
         return None
-    old_logits, old_states = _logits_and_states(before, ids)
-    new_logits, new_states = _logits_and_states(after, ids)
+    old_logits, old_states = _logits_and_block_outputs(before, ids)
+    new_logits, new_states = _logits_and_block_outputs(after, ids)
     old, new = (x[positions - 1].double().log_softmax(-1) for x in (old_logits, new_logits))
     targets = torch.tensor(ids)[positions, None]
     old_selected, new_selected = (x.gather(1, targets)[:, 0].tolist() for x in (old, new))
@@ -226,12 +226,12 @@ def _token_changes(
     return changes
 
 
-def _logits_and_states(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def _logits_and_block_outputs(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """Return the logits [T, V] of a text, and the output [T, D] of each block."""
-    found: list[Tensor] = []
+    block_outputs: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output)[0].cpu())
+        block_outputs.append((output[0] if isinstance(output, tuple) else output)[0].cpu())
 
     hooks = [block.register_forward_hook(keep) for block in blocks_of(trunk_of(policy.model))]
     try:
@@ -242,11 +242,13 @@ def _logits_and_states(policy: Policy, ids: Sequence[int]) -> tuple[Tensor, list
     finally:
         for hook in hooks:
             hook.remove()
-    return logits, found
+    return logits, block_outputs
 
 
 @dataclass(frozen=True)
 class _WeightChanges:
+    """The changes of the weights from an earlier to a later stage."""
+
     blocks: list[float]
     """Relative change of each block."""
     groups: list[NormChange]

@@ -52,12 +52,12 @@ class TrainingPairIndex:
     """
 
     def __init__(self, reward: Reward, pairs: Sequence[Pair]) -> None:
-        models: tuple[LearnedReward, ...] = reward.checkpoints()
+        models: tuple[LearnedReward, ...] = reward.learned_rewards()
         if not models:
             raise UserError("train_pairs needs a reward with a model; remove train_pairs")
         self.model, self.pairs = models[0], list(pairs)
-        found = margins(reward, [(pair.chosen, pair.rejected) for pair in pairs])
-        self.margins = {i: margin for i, margin in enumerate(found) if margin is not None}
+        all_margins = margins(reward, [(pair.chosen, pair.rejected) for pair in pairs])
+        self.margins = {i: margin for i, margin in enumerate(all_margins) if margin is not None}
         """Index of a pair that can be scored -> its margin."""
         if not self.margins:
             raise UserError("train_pairs: the reward can score none of the pairs")
@@ -92,24 +92,24 @@ def _hidden_state_differences(model: LearnedReward, pairs: Sequence[Pair]) -> Te
 
 
 @torch.no_grad()
-def head_inputs(model: LearnedReward, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Return the hidden states of N texts that the last layer of the head reads, [N, D].
+def head_inputs(model: LearnedReward, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Return the hidden states of N tokenized texts that the head reads, [N, D].
 
     Raises:
         UserError: The model has no linear output layer.
     """
-    found: list[Tensor] = []
+    batch_states: list[Tensor] = []
     layer = output_layer(model.model)
     if layer is None:
         raise UserError("train_pairs: this reward model has no linear output layer")
-    hook = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: batch_states.append(inputs[0]))
+    order = sorted(range(len(token_ids)), key=lambda i: len(token_ids[i]), reverse=True)
     try:
         for start in range(0, len(order), model.batch_size):
-            batch = [texts[i] for i in order[start : start + model.batch_size]]
+            batch = [token_ids[i] for i in order[start : start + model.batch_size]]
             mask, ids = model.pad_to_mask_and_ids(batch)
             model.logits(mask, input_ids=ids)
     finally:
         hook.remove()
-    states = torch.cat(found).float().cpu()
+    states = torch.cat(batch_states).float().cpu()
     return states[torch.tensor(order).argsort()]

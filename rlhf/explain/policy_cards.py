@@ -30,7 +30,7 @@ def policy_cards_html(replies: Sequence[PolicyExplanation]) -> str:
         cards.append(
             f'<article class="case tokens" data-tokens="{table.values_attribute_html}">'
             f'<header class="prompt">'
-            f"<small>{esc(_summary(number, reply))}</small>{prompt}</header>"
+            f"<small>{esc(_summary_text(number, reply))}</small>{prompt}</header>"
             f'<div class="columns"><div>{body}</div></div></article>'
         )
     return html_with_shading_selector(names, names[0], _NOTE, cards)
@@ -48,7 +48,7 @@ def _token_quantities(reply: PolicyExplanation) -> Mapping[str, Sequence[float |
     return {name: column for name, column in columns.items() if column is not None}
 
 
-def _summary(number: int, reply: PolicyExplanation) -> str:
+def _summary_text(number: int, reply: PolicyExplanation) -> str:
     count = max(1, len(reply.tokens))
     facts = [f"reply {number}", count_text(len(reply.tokens), "token")]
     facts.append(f"mean entropy {number_text(sum(reply.entropy) / count)}")

@@ -105,14 +105,14 @@ def explain_policy(
     """
     if reference is not None:
         check_same_encoding(policy.tokenizer, reference.tokenizer, "the policy and its reference")
-    kept, examples = _encode_or_omit_conversations(policy, conversations)
-    scores = reward.score(kept).values if reward else [None] * len(kept)
+    encodable, examples = _encode_or_omit_conversations(policy, conversations)
+    scores = reward.score(encodable).values if reward else [None] * len(encodable)
     results = []
-    for conversation, (ids, mask), score in zip(kept, examples, scores, strict=True):
+    for conversation, (ids, mask), score in zip(encodable, examples, scores, strict=True):
         batch = _single_row_batch_with_advantages(
             policy, reference, ids, mask, score, gamma, lam, temperature
         )
-        results.append(_explanation(policy.tokenizer, conversation, batch, score))
+        results.append(_policy_explanation(policy.tokenizer, conversation, batch, score))
     return _with_leave_one_out_advantages(results) if policy.value_head is None else results
 
 
@@ -153,7 +153,16 @@ def encode_and_mask_last_reply(
 def _encode_or_omit_conversations(
     policy: Policy, conversations: Sequence[Conversation]
 ) -> tuple[list[Conversation], list[tuple[list[int], list[bool]]]]:
-    kept, examples, reasons = [], [], []
+    """Encode the conversations whose last reply can be encoded and has tokens.
+
+    Returns:
+        - These conversations, [N].
+        - The token ids and the mask of the last reply of each of them, [N].
+
+    Raises:
+        UserError: There is no such conversation.
+    """
+    encodable, examples, reasons = [], [], []
     chat_format, context = (
         chat_format_of(policy),
         configured_context_length(text_config(policy.model)),
@@ -165,14 +174,14 @@ def _encode_or_omit_conversations(
             reasons.append(str(reason))
             continue
         if any(mask):
-            kept.append(conversation)
+            encodable.append(conversation)
             examples.append((ids, mask))
-    if not kept:
+    if not encodable:
         detail = f": {reasons[0]}" if reasons else ""
         raise UserError(f"explain: no reply can be encoded for the policy{detail}")
     for reason, count in Counter(reasons).items():
         log.warning("replies omitted from the policy view: %d (%s)", count, reason)
-    return kept, examples
+    return encodable, examples
 
 
 @torch.no_grad()
@@ -212,7 +221,7 @@ def _single_row_batch_with_advantages(
     return replace(batch, advantages=gae(batch, Settings(gamma=gamma, lam=lam)).advantages)
 
 
-def _explanation(
+def _policy_explanation(
     tokenizer: Any, conversation: Conversation, batch: TrainingBatch, score: float | None
 ) -> PolicyExplanation:
     index = batch.action_mask[0].nonzero()[:, 0]

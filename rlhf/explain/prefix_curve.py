@@ -22,7 +22,7 @@ class PrefixCurve:
 
 
 def prefix_curve(
-    score: DifferentiableReward,
+    reward: DifferentiableReward,
     encoded: EncodedConversation,
     constants: Mapping[int, float],
     *,
@@ -36,7 +36,7 @@ def prefix_curve(
     whole reply.
 
     Args:
-        score: The score function.
+        reward: The reward.
         encoded: The conversation.
         constants: Result of `DifferentiableReward.scores_without_models`.
         max_points: Maximum number of prefixes, at equal distances.
@@ -48,4 +48,4 @@ def prefix_curve(
     count = min(max_points, len(positions))
     chosen = np.unique(np.linspace(1, len(positions), count).round().astype(int))
     texts = [[*encoded.ids[: positions[n - 1] + 1], *ending] for n in chosen]
-    return PrefixCurve(chosen.tolist(), score.scores_of_ids(texts, constants))
+    return PrefixCurve(chosen.tolist(), reward.scores_of_ids(texts, constants))

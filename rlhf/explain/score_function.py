@@ -38,7 +38,7 @@ class DifferentiableReward:
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.models: tuple[LearnedReward, ...] = reward.checkpoints()
+        self.models: tuple[LearnedReward, ...] = reward.learned_rewards()
         if not self.models:
             raise UserError(
                 f"reward {reward.name!r} has no model whose score can be attributed to tokens; "
@@ -127,7 +127,7 @@ def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
     Raises:
         UserError: A part of the reward is not supported.
     """
-    if not reward.checkpoints():
+    if not reward.learned_rewards():
         return [reward]
     if isinstance(reward, LearnedReward | HeadEnsemble):
         return []
@@ -154,10 +154,10 @@ def _scores_from_logits(
         return reward.scores_from_logits(logits[id(reward)])
     if isinstance(reward, HeadEnsemble):
         heads = logits[id(reward.inner)][:, list(reward.inner.parts.values())]
-        return _combined(reward.combine, heads)
+        return _combined_scores(reward.combine, heads)
     inner = [_scores_from_logits(part, logits, constants) for part in reward.inner_rewards]
     if isinstance(reward, Ensemble):
-        return _combined(reward.combine, torch.stack(inner, 1))
+        return _combined_scores(reward.combine, torch.stack(inner, 1))
     if isinstance(reward, MappedReward):
         return torch.stack([torch.as_tensor(reward.function(v)) for v in inner[0]])  # type: ignore[arg-type]
     if isinstance(reward, CombinedReward):
@@ -165,7 +165,7 @@ def _scores_from_logits(
     return inner[0]  # a cost model
 
 
-def _combined(combination: ScoreCombination, scores: Tensor) -> Tensor:
+def _combined_scores(combination: ScoreCombination, scores: Tensor) -> Tensor:
     """Return the combined scores [B] of M members, [B, M], as `ScoreCombination` does."""
     if combination.how == "worst":
         return scores.amin(1)

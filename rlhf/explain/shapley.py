@@ -13,7 +13,7 @@ from rlhf.config.explain import AttributionSpec
 from rlhf.explain.encoding import Part
 from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.token_attribution import SIGNS
-from rlhf.explain.words import Word, without_words, words_of
+from rlhf.explain.words import Word, without_words, words_of_last_message
 from rlhf.reward_models.core import Reward, Unscorable, content_text
 
 _BATCH = 16
@@ -55,7 +55,7 @@ class WordAttributor:
         Raises:
             Unscorable: A text with some of the words has no score.
         """
-        words = words_of(conversation, side)
+        words = words_of_last_message(conversation, side)
         values = [SIGNS[side] * value for value in self.shapley_values(conversation, words)]
         (score,) = self._scores([conversation])
         contents = [content_text(message.get("content")) for message in conversation]

@@ -15,7 +15,7 @@ from rlhf.explain.faithfulness import AttributedText
 from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.reward.explanation import Side, TextExplanation
 from rlhf.explain.score_function import DifferentiableReward
-from rlhf.explain.words import Word, word_attributions, words_of
+from rlhf.explain.words import Word, word_attributions, words_of_last_message
 from rlhf.reward_models.core import Reward
 
 SIGNS: dict[str, float] = {"chosen": 1.0, "rejected": -1.0, "text": 1.0}
@@ -34,7 +34,7 @@ class TokenAttributor:
     """
 
     def __init__(self, reward: Reward, spec: AttributionSpec) -> None:
-        self.score, self.spec = DifferentiableReward(reward), spec
+        self.reward, self.spec = DifferentiableReward(reward), spec
 
     def explain(
         self, conversation: Conversation, *, num_prompt_messages: int, side: Side, scale: float
@@ -51,25 +51,25 @@ class TokenAttributor:
             - The explanation.
             - The words of the last message with their attributions by the last method.
         """
-        encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
-        constants = self.score.scores_without_models(conversation)
-        found = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
+        encoded = self.reward.encode(conversation, num_prompt_messages=num_prompt_messages)
+        constants = self.reward.scores_without_models(conversation)
+        attributions = {m: self._attribute(encoded, constants, m, scale) for m in self.spec.methods}
         sign = SIGNS[side]
-        values = {m: [sign * v + 0.0 for v in result.values] for m, result in found.items()}
-        path, points = found.get("integrated_gradients"), self.spec.prefix_points
+        values = {m: [sign * v + 0.0 for v in result.values] for m, result in attributions.items()}
+        path, points = attributions.get("integrated_gradients"), self.spec.prefix_points
         explanation = TextExplanation(
             tokens=encoded.tokens,
             parts=encoded.parts,
-            score=next(iter(found.values())).score,
+            score=next(iter(attributions.values())).score,
             attributions=values,
             reference_score=path.reference_score if path else None,
             gap=path.gap if path else None,
             steps=path.steps if path else None,
-            prefixes=prefix_curve(self.score, encoded, constants, max_points=points)
+            prefixes=prefix_curve(self.reward, encoded, constants, max_points=points)
             if points
             else None,
         )
-        words = words_of(conversation, side)
+        words = words_of_last_message(conversation, side)
         support = word_attributions(words, conversation, encoded, values[self.spec.methods[-1]])
         return explanation, list(zip(words, support, strict=True))
 
@@ -86,8 +86,8 @@ class TokenAttributor:
 
         The arguments are those of `explain`.
         """
-        encoded = self.score.encode(conversation, num_prompt_messages=num_prompt_messages)
-        constants = self.score.scores_without_models(conversation)
+        encoded = self.reward.encode(conversation, num_prompt_messages=num_prompt_messages)
+        constants = self.reward.scores_without_models(conversation)
         values = self._attribute(encoded, constants, method, scale).values
         signed = [SIGNS[side] * value for value in values]
         return AttributedText(encoded.ids, encoded.positions("reply"), signed, constants)
@@ -99,23 +99,26 @@ class TokenAttributor:
         method: str,
         scale: float,
     ) -> Attribution:
-        inputs = self.score.embed(encoded.ids)
+        """Attribute the score of a text to its tokens by one method."""
+        inputs = self.reward.embed(encoded.ids)
 
         def score(batch: Sequence[Tensor]) -> Tensor:
-            return self.score.scores_of_embeddings(batch, constants)
+            return self.reward.scores_of_embeddings(batch, constants)
 
         if method == "gradient_x_input":
             return gradient_times_input(score, inputs)
         return integrated_gradients(
             score,
             inputs,
-            _references(inputs, encoded.positions("template")),
+            _reference_embeddings(inputs, encoded.positions("template")),
             tolerance=self.spec.tolerance * scale,
             max_steps=self.spec.max_steps,
         )
 
 
-def _references(inputs: Sequence[Tensor], template: Sequence[int]) -> list[Tensor]:
+def _reference_embeddings(
+    inputs: Sequence[Tensor], template_positions: Sequence[int]
+) -> list[Tensor]:
     """Return zero embeddings, except those of the chat template, which are unchanged, each [T, D].
 
     The head of a decoder reads the state of a token of the template. Without the embedding of this
@@ -124,5 +127,5 @@ def _references(inputs: Sequence[Tensor], template: Sequence[int]) -> list[Tenso
     """
     references = [torch.zeros_like(x) for x in inputs]
     for x, reference in zip(inputs, references, strict=True):
-        reference[template] = x[template]
+        reference[template_positions] = x[template_positions]
     return references

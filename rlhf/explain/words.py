@@ -27,7 +27,7 @@ class Word:
     """The word."""
 
 
-def words_of(conversation: Conversation, side: str) -> list[Word]:
+def words_of_last_message(conversation: Conversation, side: str) -> list[Word]:
     """Return the words of the last message, which are sequences without white space."""
     content = content_text(conversation[-1].get("content"))
     return [Word(side, m.start(), m.end(), m.group()) for m in _WORD.finditer(content)]

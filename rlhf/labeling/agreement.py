@@ -77,7 +77,10 @@ def agreement_report(rows: Iterable[Row]) -> AgreementReport:
     names = list(dict.fromkeys(row["annotator"] for row in rows))
     several = [item for item in table.categories if len(table.categories[item]) > 1]
     return AgreementReport(
-        tuple(_summary(name, [row for row in rows if row["annotator"] == name]) for name in names),
+        tuple(
+            _annotator_summary(name, [row for row in rows if row["annotator"] == name])
+            for name in names
+        ),
         tuple(
             agreement
             for first, second in itertools.combinations(names, 2)
@@ -183,7 +186,12 @@ def cohen_kappa_interval(
 def _pair_agreement(
     table: LabelTable, first: str, second: str, weights: Weights
 ) -> PairAgreement | None:
-    shared = [item for item, given in table.categories.items() if {first, second} <= given.keys()]
+    """Return the agreement of two annotators; None if no item has labels of both."""
+    shared = [
+        item
+        for item, by_annotator in table.categories.items()
+        if {first, second} <= by_annotator.keys()
+    ]
     if not shared:
         return None
     a, b = ([table.categories[item][name] for item in shared] for name in (first, second))
@@ -215,29 +223,31 @@ def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
     return []
 
 
-def _summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
+def _annotator_summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
     live = labels_not_undone(rows)
-    given = [row for row in live if not row.get("skipped")]
-    seconds = [row["seconds"] for row in given if row.get("seconds") is not None]
+    labeled = [row for row in live if not row.get("skipped")]
+    seconds = [row["seconds"] for row in labeled if row.get("seconds") is not None]
     return AnnotatorSummary(
         annotator=annotator,
-        labels=len(given),
-        skipped=len(live) - len(given),
+        labels=len(labeled),
+        skipped=len(live) - len(labeled),
         undone=sum(bool(row.get("undoes")) for row in rows),
-        ties=sum(row.get("winner") == "tie" for row in given),
+        ties=sum(row.get("winner") == "tie" for row in labeled),
         median_seconds=statistics.median(seconds) if seconds else None,
-        first_shown=_share(
+        first_shown=_share_interval(
             [
                 (row["winner"] == row["shown_first"], row)
-                for row in given
+                for row in labeled
                 if row.get("winner") in ("a", "b") and "shown_first" in row
             ]
         ),
-        checks=_share([(row["winner"] == row["gold"], row) for row in given if row.get("gold")]),
+        checks=_share_interval(
+            [(row["winner"] == row["gold"], row) for row in labeled if row.get("gold")]
+        ),
     )
 
 
-def _share(outcomes: Sequence[tuple[Any, Row]]) -> Interval | None:
+def _share_interval(outcomes: Sequence[tuple[Any, Row]]) -> Interval | None:
     """Return the fraction of true outcomes with its interval over prompts; None if there are none.
 
     Args:

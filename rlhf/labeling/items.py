@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_KINDS: Mapping[LabelMode, tuple[Kind, ...]] = {
+_KINDS_BY_MODE: Mapping[LabelMode, tuple[Kind, ...]] = {
     "pairs": ("preference", "ranking", "sft"),
     "ratings": ("sft", "ranking", "preference"),
     "rankings": ("ranking", "sft", "preference"),
@@ -27,7 +27,7 @@ _KINDS: Mapping[LabelMode, tuple[Kind, ...]] = {
 }
 """Mode -> kinds of rows that can be converted to items, in the order in which they are tried."""
 
-_NEEDS: Mapping[LabelMode, str] = {
+_NEEDED_COLUMNS_TEXT: Mapping[LabelMode, str] = {
     "pairs": "prompt with chosen and rejected, response_a and response_b, replies, or completion "
     "in several rows of a prompt",
     "ratings": "prompt with completion, replies, or chosen and rejected",
@@ -69,14 +69,14 @@ def read_check_items(specs: Sequence[DataSpec]) -> list[LabelItem]:
         UserError: A source cannot be read, does not state which reply is better, or states it
             differently in two rows.
     """
-    found = [item for spec in specs for item in _items_of_source(spec, "pairs")]
-    if any(item.best is None for item in found):
+    pairs = [item for spec in specs for item in _items_of_source(spec, "pairs")]
+    if any(item.best is None for item in pairs):
         raise UserError(
             "checks: the rows must state the better reply: prompt, chosen and rejected, or "
             "response_a, response_b and winner"
         )
-    items = {item.item_id: item for item in found}
-    if any(item.best != items[item.item_id].best for item in found):
+    items = {item.item_id: item for item in pairs}
+    if any(item.best != items[item.item_id].best for item in pairs):
         raise UserError("checks: two rows state different better replies of the same pair")
     return [replace(item, is_check=True) for item in items.values()]
 
@@ -95,7 +95,7 @@ def _items_of_source(spec: DataSpec, mode: LabelMode) -> Iterator[LabelItem]:
 def _read_source(spec: DataSpec, mode: LabelMode) -> TableReader:
     """Read a source with the first kind of rows for which it has the columns."""
     table = _with_replies_of_unlabeled_pairs(read_rows(spec))
-    for kind in _KINDS[mode]:
+    for kind in _KINDS_BY_MODE[mode]:
         try:
             reader = TableReader(table, kind, spec)
         except UserError:
@@ -106,7 +106,7 @@ def _read_source(spec: DataSpec, mode: LabelMode) -> TableReader:
         reasons = ", ".join(reader.num_dropped) or "plain text without a prompt"
         raise UserError(f"{spec.path}: no row can be labeled ({reasons})")
     raise UserError(
-        f"{spec.path}: mode {mode} needs the columns {_NEEDS[mode]}; columns found: "
+        f"{spec.path}: mode {mode} needs the columns {_NEEDED_COLUMNS_TEXT[mode]}; columns found: "
         f"{', '.join(sorted(columns_of(table)))}"
     )
 

@@ -21,8 +21,8 @@ from rlhf.labeling.session import (
     ConflictingLabel,
     InvalidLabel,
     LabelingSession,
+    LabelingTask,
     Submission,
-    Task,
     checked_text,
     turn_text,
 )
@@ -71,7 +71,7 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
                 "labeled": progress.labeled,
                 "skipped": progress.skipped,
                 "total": progress.total,
-                "last": progress.last,
+                "last": progress.last_label_id,
             }
         )
 
@@ -92,7 +92,7 @@ def labeling_app(session: LabelingSession, *, guidelines: str = "") -> Starlette
     )
 
 
-def task_json(task: Task) -> dict[str, Any]:
+def task_json(task: LabelingTask) -> dict[str, Any]:
     """Return the data of an item that the page shows, with the replies in the order of the task.
 
     The data contain no label of the dataset or of another annotator.
@@ -101,7 +101,9 @@ def task_json(task: Task) -> dict[str, Any]:
         "label_id": task.label_id,
         "item_id": task.item.item_id,
         "prompt": [turn_json(turn) for turn in task.item.prompt],
-        "replies": [[turn_json(turn) for turn in task.item.replies[index]] for index in task.order],
+        "replies": [
+            [turn_json(turn) for turn in task.item.replies[index]] for index in task.reply_order
+        ],
     }
 
 
@@ -141,22 +143,22 @@ def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> 
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
-            return _error(400, "the request is not JSON")
+            return _error_response(400, "the request is not JSON")
         if not isinstance(body, dict):
-            return _error(400, "the request is not a JSON object")
+            return _error_response(400, "the request is not a JSON object")
         try:
             return JSONResponse(await run_in_threadpool(action, body))
         except InvalidLabel as error:
-            return _error(422, str(error))
+            return _error_response(422, str(error))
         except ConflictingLabel as error:
-            return _error(409, str(error))
+            return _error_response(409, str(error))
         except UserError as error:
-            return _error(507, f"the change was not saved: {error}")
+            return _error_response(507, f"the change was not saved: {error}")
         except OSError as error:
-            return _error(507, f"the change was not saved: {describe_write_error(error)}")
+            return _error_response(507, f"the change was not saved: {describe_write_error(error)}")
 
     return endpoint
 
 
-def _error(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return JSONResponse({"error": escape_invisible(message)}, status)

@@ -33,7 +33,7 @@ def pseudonym_of(annotator: str, key_file: str | Path) -> str:
     """
     path = Path(key_file)
     if not path.exists():
-        _create_key(path)
+        _create_key_file(path)
     try:
         key = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
@@ -47,7 +47,7 @@ def pseudonym_of(annotator: str, key_file: str | Path) -> str:
     return f"p-{digest.hexdigest()[:12]}"
 
 
-def _create_key(path: Path) -> None:
+def _create_key_file(path: Path) -> None:
     """Create a file with a random key, unless another process creates it at the same time.
 
     The file is never incomplete, because it gets its name when its content is on the disk.

@@ -127,7 +127,7 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
         raise UserError(
             f"order: suspicion needs at least {MIN_SUSPICION_ITEMS} pairs, got {len(items)}"
         )
-    fitted = cross_fitted_margins([_labeled_row(item) for item in items], seed=seed)
+    fitted = cross_fitted_margins([_preference_row(item) for item in items], seed=seed)
     log.info(
         "order: a bag-of-words model predicts %.0f%% of the held-out labels; near 50%% the order "
         "is uninformative",
@@ -136,7 +136,7 @@ def label_suspicion(items: Sequence[LabelItem], *, seed: int) -> np.ndarray:
     return -fitted.margin
 
 
-def _labeled_row(item: LabelItem) -> Mapping[str, Any]:
+def _preference_row(item: LabelItem) -> Mapping[str, Any]:
     best = item.best or 0
     return {
         "prompt": item.prompt,
@@ -145,7 +145,7 @@ def _labeled_row(item: LabelItem) -> Mapping[str, Any]:
     }
 
 
-def insert_checks(
+def insert_check_items(
     items: Sequence[LabelItem], checks: Sequence[LabelItem], *, every: int, seed: str
 ) -> list[LabelItem]:
     """Insert one check item at a random position in each block, until all are used.

@@ -72,13 +72,13 @@ class LabelSettings:
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelingTask:
     """An item as the annotator sees it."""
 
     label_id: str
     """Id of the label that the annotator will give. A repeated submission has the same id."""
     item: LabelItem
-    order: tuple[int, ...]
+    reply_order: tuple[int, ...]
     """Index of the reply that is shown at each place."""
 
 
@@ -89,13 +89,13 @@ class Progress:
     labeled: int
     skipped: int
     total: int
-    last: str | None
+    last_label_id: str | None
     """Id of the annotator's last label in this queue, which `undo` accepts."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """An annotator's answer to a `Task`."""
+    """An annotator's answer to a `LabelingTask`."""
 
     label_id: str
     item_id: str
@@ -175,11 +175,16 @@ class LabelingSession:
         """The file of labels."""
         return self._file.path
 
-    def next_task(self) -> Task | None:
-        """Return the item that was undone last, otherwise the first item without a label."""
+    def next_task(self) -> LabelingTask | None:
+        """Return the task of the item that was undone last, else of the first item without a label.
+
+        The result is None if all items have labels.
+        """
         with self._lock:
             live = self._labels_not_undone_by_item()
-            undone = [row["item_id"] for row in reversed(self._own_rows()) if row.get("undoes")]
+            undone = [
+                row["item_id"] for row in reversed(self._rows_of_annotator()) if row.get("undoes")
+            ]
             for item_id in [*undone, *self._items]:
                 if item_id in self._items and item_id not in live:
                     return self._task(self._items[item_id])
@@ -214,10 +219,10 @@ class LabelingSession:
             answer = self._answer_columns(submission, item)
             saved = self._row_with_id(submission.label_id)
             if saved is not None:
-                if submission.label_id in undone_ids(self._own_rows()):
+                if submission.label_id in undone_ids(self._rows_of_annotator()):
                     raise ConflictingLabel("this label was undone; label the item again")
-                given = answer | {"item_id": item.item_id}
-                if any(saved.get(key) != value for key, value in given.items()):
+                submitted = answer | {"item_id": item.item_id}
+                if any(saved.get(key) != value for key, value in submitted.items()):
                     raise ConflictingLabel("the item has a different label; undo it first")
                 return submission.label_id
             if (
@@ -245,26 +250,26 @@ class LabelingSession:
             row = self._row_with_id(label_id)
             if row is None or row["item_id"] not in self._items or row.get("undoes"):
                 raise InvalidLabel("there is no such label to undo")
-            if label_id not in undone_ids(self._own_rows()):
+            if label_id not in undone_ids(self._rows_of_annotator()):
                 self._file.append(new_undo_row(row))
         return label_id
 
-    def _own_rows(self) -> list[dict[str, Any]]:
+    def _rows_of_annotator(self) -> list[dict[str, Any]]:
         return [row for row in self._file.rows if row["annotator"] == self.annotator]
 
     def _labels_not_undone_by_item(self) -> dict[str, Mapping[str, Any]]:
         """Return item id -> label, for the annotator's labels of this queue, in order of time."""
-        rows = labels_not_undone(self._own_rows())
+        rows = labels_not_undone(self._rows_of_annotator())
         return {row["item_id"]: row for row in rows if row["item_id"] in self._items}
 
     def _row_with_id(self, label_id: str) -> Mapping[str, Any] | None:
-        return next((row for row in self._own_rows() if row["label_id"] == label_id), None)
+        return next((row for row in self._rows_of_annotator() if row["label_id"] == label_id), None)
 
-    def _task(self, item: LabelItem) -> Task:
+    def _task(self, item: LabelItem) -> LabelingTask:
         """Return the task of an item. The id of its next label does not change at a restart."""
         # The number of undone labels is not enough: an imported label that was undone can have the
         # id of a later attempt, because its earlier attempts are not in this file.
-        undone = undone_ids(self._own_rows())
+        undone = undone_ids(self._rows_of_annotator())
         label_id = next(
             label_id
             for attempt in itertools.count()
@@ -273,14 +278,14 @@ class LabelingSession:
         )
         order = list(range(len(item.replies)))
         random.Random(f"{self.settings.seed}/{self.annotator}/{item.item_id}").shuffle(order)
-        return Task(label_id, item, tuple(order))
+        return LabelingTask(label_id, item, tuple(order))
 
     def _base_row(self, label_id: str, item_id: str) -> dict[str, Any]:
         return new_label_row(label_id, item_id, mode=self.settings.mode, annotator=self.annotator)
 
     def _reply_columns(self, item: LabelItem) -> dict[str, Any]:
         """Return the columns with the replies of an item, which do not depend on the answer."""
-        order = self._task(item).order
+        order = self._task(item).reply_order
         match self.settings.mode:
             case "pairs":
                 first, second = item.replies
@@ -303,45 +308,47 @@ class LabelingSession:
         columns: dict[str, Any] = {"note": note} if note else {}
         if submission.answer is None:
             return columns | {"skipped": True}
-        read = _ANSWERS[self.settings.mode]
+        read = _ANSWER_READERS[self.settings.mode]
         return columns | read(submission.answer, self._task(item), self.settings)
 
 
-def _pair_columns(answer: Mapping[str, Any], task: Task, settings: LabelSettings) -> dict[str, Any]:
+def _pair_columns(
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
+) -> dict[str, Any]:
     choice, strength = answer.get("choice"), answer.get("strength", 1)
     if choice == "tie":
         return {"winner": "tie", "margin": 0}
     if choice not in ("first", "second"):
         raise InvalidLabel("choice must be first, second or tie")
-    if not _is_whole(strength, 1, settings.strengths):
+    if not _is_whole_number_in_range(strength, 1, settings.strengths):
         raise InvalidLabel(f"strength must be a whole number from 1 to {settings.strengths}")
-    return {"winner": "ab"[task.order[choice == "second"]], "margin": strength}
+    return {"winner": "ab"[task.reply_order[choice == "second"]], "margin": strength}
 
 
 def _rating_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
-    if not _is_whole(answer.get("rating"), 1, settings.scale):
+    if not _is_whole_number_in_range(answer.get("rating"), 1, settings.scale):
         raise InvalidLabel(f"rating must be a whole number from 1 to {settings.scale}")
     return {"rating": answer["rating"]}
 
 
 def _ranking_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
-    shown, size = answer.get("ranks"), len(task.order)
+    shown, size = answer.get("ranks"), len(task.reply_order)
     if (
         not isinstance(shown, list)
         or len(shown) != size
-        or not all(_is_whole(rank, 1, size) for rank in shown)
+        or not all(_is_whole_number_in_range(rank, 1, size) for rank in shown)
     ):
         raise InvalidLabel(f"ranks must be {size} whole numbers from 1 to {size}")
-    by_index = dict(zip(task.order, shown, strict=True))
+    by_index = dict(zip(task.reply_order, shown, strict=True))
     return {"ranks": [by_index[index] for index in range(size)]}
 
 
 def _demonstration_columns(
-    answer: Mapping[str, Any], task: Task, settings: LabelSettings
+    answer: Mapping[str, Any], task: LabelingTask, settings: LabelSettings
 ) -> dict[str, Any]:
     text = checked_text(answer.get("completion"), "completion")
     if not text:
@@ -349,10 +356,10 @@ def _demonstration_columns(
     return {"completion": [{"role": "assistant", "content": text}]}
 
 
-AnswerReader = Callable[[Mapping[str, Any], Task, LabelSettings], dict[str, Any]]
+AnswerReader = Callable[[Mapping[str, Any], LabelingTask, LabelSettings], dict[str, Any]]
 """Function that returns the columns of an answer; it raises InvalidLabel."""
 
-_ANSWERS: Mapping[LabelMode, AnswerReader] = {
+_ANSWER_READERS: Mapping[LabelMode, AnswerReader] = {
     "pairs": _pair_columns,
     "ratings": _rating_columns,
     "rankings": _ranking_columns,
@@ -375,5 +382,5 @@ def checked_text(value: Any, name: str) -> str:
     return value.strip()
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_whole_number_in_range(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -98,9 +98,11 @@ class LabelFile:
         self._check_not_replaced()
         written_rows: list[dict[str, Any]] = []
         for following, row in zip(reversed(range(len(rows))), rows, strict=True):
-            own = {key: value for key, value in row.items() if key != _MORE_ROWS}
+            columns = {key: value for key, value in row.items() if key != _MORE_ROWS}
             more = {_MORE_ROWS: following} if following else {}
-            written_rows.append({"label_id": row["label_id"], **own, **more})  # see `_ROW_START`
+            written_rows.append(
+                {"label_id": row["label_id"], **columns, **more}
+            )  # see `_ROW_START`
         data = "".join(map(json_line, written_rows)).encode()
         size = os.fstat(self._file.fileno()).st_size
         with add_path_to_write_errors(self.path):
@@ -139,6 +141,7 @@ class LabelFile:
         self.close()
 
     def _lock(self) -> None:
+        """Lock the file if locks are supported; raise UserError if another process has the lock."""
         if fcntl is None:
             return
         try:

@@ -12,9 +12,9 @@ from rlhf.labeling.session import (
     ConflictingLabel,
     InvalidLabel,
     LabelingSession,
+    LabelingTask,
     LabelSettings,
     Submission,
-    Task,
     turn_text,
 )
 
@@ -39,7 +39,7 @@ def label_in_terminal(
         read: Function that reads a line.
         write: Function that prints a text.
     """
-    write(help_text(session.settings))
+    write(commands_text(session.settings))
     note, shown = "", ""
     while (task := session.next_task()) is not None:
         if task.label_id != shown:
@@ -53,7 +53,7 @@ def label_in_terminal(
             if line == "q":
                 return
             if line == "u":
-                _undo(session, write)
+                _undo_last_label(session, write)
             elif line == "n":
                 note = read("Note: ")
             else:
@@ -65,7 +65,7 @@ def label_in_terminal(
     write("All items are labeled or skipped.")
 
 
-def help_text(settings: LabelSettings) -> str:
+def commands_text(settings: LabelSettings) -> str:
     """Return the commands of the mode."""
     answers = {
         "pairs": "; ".join(f"{key} {text}" for key, text, _ in pair_answers(settings.strengths)),
@@ -93,14 +93,14 @@ def pair_answers(strengths: int) -> list[tuple[str, str, dict[str, Any]]]:
     return [(str(key), text, answer) for key, (text, answer) in enumerate(choices, start=1)]
 
 
-def task_text(task: Task) -> str:
+def task_text(task: LabelingTask) -> str:
     """Return the prompt and the replies as text, with control codes escaped.
 
     All lines of the data are indented, so that no text looks like the title of a reply.
     """
     parts = [_indented_escaped_turns(task.item.prompt, with_role=True)]
-    for position, index in enumerate(task.order, start=1):
-        title = f"Reply {position}" if len(task.order) > 1 else "Reply"
+    for position, index in enumerate(task.reply_order, start=1):
+        title = f"Reply {position}" if len(task.reply_order) > 1 else "Reply"
         reply = task.item.replies[index]
         parts.append(f"--- {title} ---\n{_indented_escaped_turns(reply, with_role=len(reply) > 1)}")
     return "\n\n".join(parts)
@@ -111,8 +111,8 @@ def _indented_escaped_turns(turns: Sequence[Message], *, with_role: bool) -> str
     return textwrap.indent(escape_invisible("\n".join(texts)), "  ")
 
 
-def _undo(session: LabelingSession, write: Callable[[str], Any]) -> None:
-    last = session.progress().last
+def _undo_last_label(session: LabelingSession, write: Callable[[str], Any]) -> None:
+    last = session.progress().last_label_id
     if last is None:
         write("There is no label to undo.")
     else:
@@ -120,18 +120,19 @@ def _undo(session: LabelingSession, write: Callable[[str], Any]) -> None:
 
 
 def _submission(
-    line: str, task: Task, settings: LabelSettings, note: str, read: Read
+    line: str, task: LabelingTask, settings: LabelSettings, note: str, read: Read
 ) -> Submission:
     """Return the submission of a line.
 
     Raises:
         InvalidLabel: The line is not an answer.
     """
-    answer = None if line == "s" else _answer(line, settings, read)
+    answer = None if line == "s" else _answer_of_line(line, settings, read)
     return Submission(task.label_id, task.item.item_id, answer, note)
 
 
-def _answer(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
+def _answer_of_line(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
+    """Return the answer of a line; for a written reply, also read the lines of the reply."""
     if settings.mode == "pairs":
         for key, _, answer in pair_answers(settings.strengths):
             if line == key:
@@ -147,7 +148,7 @@ def _answer(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
         while (text := read("")) != ".":
             lines.append(text)
         return {"completion": "\n".join(lines)}
-    raise InvalidLabel(f"{line!r} is not an answer:\n{help_text(settings)}")
+    raise InvalidLabel(f"{line!r} is not an answer:\n{commands_text(settings)}")
 
 
 def _is_short_number(text: str) -> bool:

@@ -60,7 +60,7 @@ def enable_reward_packing(reward: R) -> R:
     The scores are equal up to rounding. Encoders use padded batches, and so do decoders whose
     hidden states would change with packing.
     """
-    decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
+    decoders = [c for c in reward.learned_rewards() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch
         from rlhf.models.fast.packing import flat_states_and_token_index
         from rlhf.models.fast.verification import enable_fast_paths

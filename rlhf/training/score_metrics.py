@@ -61,7 +61,7 @@ def is_solved(rollout: Rollout, reward: Reward | None) -> bool | None:
     for term in reward.terms():
         outcomes = _two_possible_values(term)
         if outcomes is not None:
-            value = term.value_from(rollout.components)
+            value = term.value_from_leaf_scores(rollout.components)
             solved = solved is not False and value == max(outcomes)
     return solved
 
@@ -74,7 +74,9 @@ def _two_possible_values(term: Reward) -> tuple[float, float] | None:
     leaves = term.leaves()
     if len(leaves) != 1 or leaves[0].outcomes is None:
         return None
-    first, second = (term.value_from({leaves[0].name: value}) for value in leaves[0].outcomes)
+    first, second = (
+        term.value_from_leaf_scores({leaves[0].name: value}) for value in leaves[0].outcomes
+    )
     return None if first is None or second is None or first == second else (first, second)
 
 
@@ -91,7 +93,7 @@ def _variance_shares(
         if env_weight:
             columns["env"].append(env_weight * rollout.env_return)
         for term in terms:
-            columns[term.name].append(term.value_from(rollout.components))
+            columns[term.name].append(term.value_from_leaf_scores(rollout.components))
     variances = {name: _variance(column) for name, column in columns.items()}
     total = math.fsum(variances.values())
     if len(variances) < 2 or not 0 < total < math.inf:

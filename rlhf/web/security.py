@@ -41,8 +41,8 @@ PAGE_HEADERS = {
 page sends data with `fetch`, because with this referrer policy a browser sends a form with origin
 null."""
 
-Refusal = Callable[[int, str], Response]
-"""Builds the response of a refused request from its status and its reason."""
+BuildRefusal = Callable[[int, str], Response]
+"""Function that builds the response of a refused request from its status and its reason."""
 
 
 def new_token() -> str:
@@ -63,7 +63,7 @@ def secured(
     open_paths: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     headers: Mapping[str, str] = PAGE_HEADERS,
-    refusal: Refusal = plain_refusal,
+    refusal: BuildRefusal = plain_refusal,
 ) -> ASGIApp:
     """Return an application that refuses requests from other sites before ``app`` is called.
 
@@ -109,7 +109,7 @@ class _OriginCheck:
     """Refuses requests to other host names, and requests from pages of other origins."""
 
     def __init__(
-        self, app: ASGIApp, allowed_hosts: Collection[str] | None, refusal: Refusal
+        self, app: ASGIApp, allowed_hosts: Collection[str] | None, refusal: BuildRefusal
     ) -> None:
         self._app, self._allowed, self._refusal = app, allowed_hosts, refusal
 
@@ -124,7 +124,7 @@ class _OriginCheck:
         hosts = headers.getlist("host")
         if len(hosts) != 1:
             return "unknown host"
-        if self._allowed is not None and _name_of(hosts[0]) not in self._allowed:
+        if self._allowed is not None and _host_name(hosts[0]) not in self._allowed:
             return "unknown host"
         if any(origin != f"http://{hosts[0]}" for origin in headers.getlist("origin")):
             return "foreign origin"
@@ -138,7 +138,7 @@ class _TokenCheck:
     """Refuses requests without the token; moves the token from a URL to a cookie."""
 
     def __init__(
-        self, app: ASGIApp, token: str, open_paths: frozenset[str], refusal: Refusal
+        self, app: ASGIApp, token: str, open_paths: frozenset[str], refusal: BuildRefusal
     ) -> None:
         self._app, self._token = app, token.encode()
         self._open_paths, self._refusal = open_paths, refusal
@@ -189,7 +189,7 @@ class _BodyLimit:
     application is called, so that the application cannot have started a response.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, refusal: Refusal) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, refusal: BuildRefusal) -> None:
         self._app, self._max_bytes, self._refusal = app, max_bytes, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,12 +197,12 @@ class _BodyLimit:
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")
-        if not _is_at_most(length, self._max_bytes):
-            await self._too_large(scope, receive, send)
+        if not _is_content_length_at_most(length, self._max_bytes):
+            await self._refuse_too_large_body(scope, receive, send)
             return
         try:
             async with asyncio.timeout(MAX_BODY_SECONDS):
-                body = await self._read(receive)
+                body = await self._read_body(receive)
         except TimeoutError:
             reason = f"the body was not complete after {MAX_BODY_SECONDS:.0f} seconds"
             await self._refusal(408, reason)(scope, receive, send)
@@ -213,7 +213,7 @@ class _BodyLimit:
         if body is None:  # the client has closed the connection
             return
         if len(body) > self._max_bytes:
-            await self._too_large(scope, receive, send)
+            await self._refuse_too_large_body(scope, receive, send)
             return
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
@@ -224,7 +224,7 @@ class _BodyLimit:
 
         await self._app(scope, receive_whole, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read_body(self, receive: Receive) -> bytes | None:
         """Return the body, or its start if it is too large; None if the client disconnects."""
         body = bytearray()
         more = True
@@ -236,21 +236,27 @@ class _BodyLimit:
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse_too_large_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         reason = f"the request is larger than {self._max_bytes} bytes"
         await self._refusal(413, reason)(scope, receive, send)
 
 
-def _is_at_most(length: str, max_bytes: int) -> bool:
+def _is_content_length_at_most(content_length: str, max_bytes: int) -> bool:
     """Return whether the value of a ``Content-Length`` header is at most ``max_bytes``."""
-    return length.isdecimal() and len(length) <= 18 and int(length) <= max_bytes
+    return (
+        content_length.isdecimal()
+        and len(content_length) <= 18
+        and int(content_length) <= max_bytes
+    )
 
 
-def _name_of(host: str) -> str:
+def _host_name(host_header: str) -> str:
     """Return the host name in a ``Host`` header, or "" if the header is malformed."""
     try:
-        parts = urlsplit(f"//{host}")
-        return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
+        parts = urlsplit(f"//{host_header}")
+        return (
+            (parts.hostname or "") if parts.netloc == host_header and "@" not in host_header else ""
+        )
     except ValueError:
         return ""
 

@@ -86,7 +86,7 @@ def serve(
     app: ASGIApp,
     listener: Listener,
     *,
-    stopped: str = "",
+    stop_message_suffix: str = "",
     graceful_seconds: float = GRACEFUL_SECONDS,
     unread_seconds: float | None = None,
 ) -> None:
@@ -98,7 +98,8 @@ def serve(
     Args:
         app: The application, usually the result of `rlhf.web.security.secured`.
         listener: The socket, which is closed at the end.
-        stopped: Text that is added to the message after a signal, such as the path of the results.
+        stop_message_suffix: Text that is added to the message after a signal, such as the path of
+            the results.
         graceful_seconds: Time limit of running requests after a signal, in seconds.
         unread_seconds: Time after which a connection is closed whose client does not read what it
             was sent, in seconds; None without a limit.
@@ -107,14 +108,14 @@ def serve(
         Interrupted: A signal stopped the server. Its message begins with the name of the signal;
             `rlhf` ends with the exit code 128 plus the number of the signal.
     """
-    server = _server(app, graceful_seconds, unread_seconds)
+    server = _new_server(app, graceful_seconds, unread_seconds)
     with StopSignalRecorder() as recorder:
         # uvicorn installs its own handlers for SIGINT and SIGTERM. After its shutdown, it raises
         # the signal again, and the recorder records it.
         asyncio.run(_serve_until_stopped(server, listener, recorder))
     if recorder.number is not None:
         name = signal.Signals(recorder.number).name
-        message = f"stopped by {name}" + (f"; {stopped}" if stopped else "")
+        message = f"stopped by {name}" + (f"; {stop_message_suffix}" if stop_message_suffix else "")
         raise Interrupted(message, recorder.number)
 
 
@@ -164,7 +165,9 @@ def _protocol_with_unread_time_limit(unread_seconds: float) -> type[asyncio.Prot
     return LimitedProtocol
 
 
-def _server(app: ASGIApp, graceful_seconds: float, unread_seconds: float | None) -> uvicorn.Server:
+def _new_server(
+    app: ASGIApp, graceful_seconds: float, unread_seconds: float | None
+) -> uvicorn.Server:
     """Return a server without an access log, because URLs can contain the token."""
     config = uvicorn.Config(
         app,

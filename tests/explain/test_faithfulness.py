@@ -109,7 +109,7 @@ def test_attributions_of_a_linear_reward_are_faithful_and_their_negatives_are_no
     ]
     clusters = [item.prompt_json for item in pairs]
     wrong = measure_faithfulness(
-        explainer.attributor.score, wrong_sides, clusters, method="gradient_x_input"
+        explainer.attributor.reward, wrong_sides, clusters, method="gradient_x_input"
     )
     assert wrong.overall.gain.high < 0
 

@@ -19,7 +19,7 @@ from rlhf.explain.prefix_curve import prefix_curve
 from rlhf.explain.prompt_influence import prompt_influence
 from rlhf.explain.reward.explainer import RewardExplainer
 from rlhf.explain.score_function import DifferentiableReward
-from rlhf.explain.words import Word, without_words, word_attributions, words_of
+from rlhf.explain.words import Word, without_words, word_attributions, words_of_last_message
 from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.learned import LearnedReward
@@ -85,7 +85,7 @@ def test_a_reward_that_ignores_the_prompt_is_not_influenced_by_it():
 
 def test_words_are_removed_with_the_white_space_before_them():
     talk = [{"role": "assistant", "content": "one two  three\nfour"}]
-    words = words_of(talk, "chosen")
+    words = words_of_last_message(talk, "chosen")
     assert [word.text for word in words] == ["one", "two", "three", "four"]
     assert without_words(talk, words[1:3])[0]["content"] == "one\nfour"
     assert without_words(talk, words[:1])[0]["content"] == "two  three\nfour"
@@ -101,7 +101,7 @@ def test_attributions_of_words_are_sums_over_their_tokens():
     ]
     encoded = encode_with_parts(reward, talk, num_prompt_messages=1)
     values = weights[torch.tensor(encoded.ids)].tolist()
-    words = words_of(talk, "chosen")
+    words = words_of_last_message(talk, "chosen")
     found = word_attributions(words, talk, encoded, values)
     reply = encoded.positions("reply")
     assert sum(found) == pytest.approx(
@@ -119,7 +119,10 @@ def sentiment(conversation):
 
 
 def candidates(item):
-    return [*words_of(item.chosen, "chosen"), *words_of(item.rejected, "rejected")]
+    return [
+        *words_of_last_message(item.chosen, "chosen"),
+        *words_of_last_message(item.rejected, "rejected"),
+    ]
 
 
 def test_a_counterfactual_deletes_the_fewest_words_that_it_needs():
@@ -140,7 +143,9 @@ def test_a_needless_deletion_is_undone():
         return 0.0 if present == ["d"] else margins["".join(w for w in "abc" if w not in present)]
 
     item = pair("q", "a b c", "d")
-    found = find_counterfactual(count_words(score), item, 3.0, words_of(item.chosen, "chosen"))
+    found = find_counterfactual(
+        count_words(score), item, 3.0, words_of_last_message(item.chosen, "chosen")
+    )
     # The rounds delete a, b and c. After the flip, a is restored.
     assert [w.text for w in found.words] == ["b", "c"]
     assert found.margin == -0.5
@@ -162,7 +167,7 @@ def test_a_verdict_that_no_deletion_changes_is_not_flipped():
     assert find_counterfactual(constant, item, 0.0, candidates(item)) is None
     assert find_counterfactual(constant, item, 1.0, candidates(item)) is None
     long = pair("q", "wine wine wine", "bad")
-    words = words_of(long.chosen, "chosen")
+    words = words_of_last_message(long.chosen, "chosen")
     limited = find_counterfactual(count_words(sentiment), long, 17.0, words, max_words=2)
     assert not limited.flips
     assert (len(limited.words), limited.margin) == (2, 7.0)
@@ -217,7 +222,7 @@ def test_training_pairs_without_scores_are_refused():
 
 
 def test_word_positions_are_those_of_the_content():
-    word = words_of([{"role": "assistant", "content": "  a bc"}], "text")[1]
+    word = words_of_last_message([{"role": "assistant", "content": "  a bc"}], "text")[1]
     assert word == Word("text", 4, 6, "bc")
 
 
@@ -237,4 +242,7 @@ def test_a_token_with_characters_of_the_template_belongs_to_its_word():
     assert encoded.tokens[-1] == "x\n"
     assert encoded.parts[-1] == "reply"
     values = [float(len(token.strip())) for token in encoded.tokens]
-    assert word_attributions(words_of(talk, "chosen"), talk, encoded, values) == [4.0, 3.0]
+    assert word_attributions(words_of_last_message(talk, "chosen"), talk, encoded, values) == [
+        4.0,
+        3.0,
+    ]

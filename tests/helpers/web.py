@@ -81,7 +81,7 @@ class ServedCommand:
 def serve_in_thread(app: ASGIApp, *, unread_seconds: float | None = None) -> Iterator[Listener]:
     """Serve an application in a thread of this process."""
     listener = open_listener()
-    server = web_server._server(app, GRACEFUL_SECONDS, unread_seconds)
+    server = web_server._new_server(app, GRACEFUL_SECONDS, unread_seconds)
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener.socket])), daemon=True
     )

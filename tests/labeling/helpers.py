@@ -10,7 +10,7 @@ from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
 from rlhf.config.labeling import LabelMode
 from rlhf.labeling.items import read_items
-from rlhf.labeling.session import LabelingSession, LabelSettings, Submission, Task
+from rlhf.labeling.session import LabelingSession, LabelingTask, LabelSettings, Submission
 from rlhf.labeling.store import LabelFile
 
 
@@ -49,16 +49,16 @@ def open_session(
     )
 
 
-def shown(task: Task) -> list[str]:
+def shown(task: LabelingTask) -> list[str]:
     """The replies as the annotator sees them."""
-    return [task.item.replies[index][-1]["content"] for index in task.order]
+    return [task.item.replies[index][-1]["content"] for index in task.reply_order]
 
 
-def submission(task: Task, answer: dict[str, Any] | None, **more: Any) -> Submission:
+def submission(task: LabelingTask, answer: dict[str, Any] | None, **more: Any) -> Submission:
     return Submission(task.label_id, task.item.item_id, answer, **more)
 
 
-def submit_undo_and_submit(session: LabelingSession, answer: dict[str, Any]) -> Task:
+def submit_undo_and_submit(session: LabelingSession, answer: dict[str, Any]) -> LabelingTask:
     """Submit an answer to the next item, undo it, submit it again, and close the label file.
 
     Returns:
@@ -72,7 +72,7 @@ def submit_undo_and_submit(session: LabelingSession, answer: dict[str, Any]) -> 
     return task
 
 
-def good_choice(task: Task, strength: int = 2) -> dict[str, Any]:
+def good_choice(task: LabelingTask, strength: int = 2) -> dict[str, Any]:
     """The answer that chooses the reply whose text begins with `good`."""
     first = shown(task)[0].startswith("good")
     return {"choice": "first" if first else "second", "strength": strength}

@@ -13,7 +13,12 @@ from rlhf.config.data import DataSpec
 from rlhf.errors import UserError
 from rlhf.labeling.items import LabelItem, read_check_items, read_items
 from rlhf.labeling.page import task_json
-from rlhf.labeling.queue import ensemble_members, insert_checks, margin_disagreement, order_items
+from rlhf.labeling.queue import (
+    ensemble_members,
+    insert_check_items,
+    margin_disagreement,
+    order_items,
+)
 from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.ensemble import Ensemble
 from tests.labeling.helpers import lines, open_session, pair_rows, submission
@@ -104,7 +109,7 @@ def test_checks_are_spread_and_are_not_repeated(tmp_path: Path):
     items = items_of(tmp_path, pair_rows(95))
     write_jsonl(tmp_path / "gold.jsonl", pair_rows(105)[90:])  # five are ordinary items too
     checks = read_check_items([DataSpec(str(tmp_path / "gold.jsonl"))])
-    queue = insert_checks(items, checks, every=10, seed="0")
+    queue = insert_check_items(items, checks, every=10, seed="0")
     places = [place for place, item in enumerate(queue) if item.is_check]
     assert [place // 10 for place in places] == list(range(10))  # 90 items: ten blocks of nine
     assert len({place % 10 for place in places}) > 3
@@ -119,7 +124,7 @@ def test_the_label_of_a_check_states_the_known_answer(tmp_path: Path):
     task = session.next_task()
 
     assert "gold" not in json.dumps(task_json(task))
-    place = task.order.index(check.best)
+    place = task.reply_order.index(check.best)
     answer = {"choice": ("first", "second")[place], "strength": 1}
 
     session.submit(submission(task, answer))

@@ -70,7 +70,7 @@ def test_undone_skipped_and_check_labels_are_dropped_and_counted(tmp_path: Path)
     again = session.next_task()
     assert again.item == task.item  # an undone item comes first
     assert again.label_id != task.label_id
-    assert again.order == task.order
+    assert again.reply_order == task.reply_order
     session.submit(submission(again, good_choice(again)))
     session.submit(submission(session.next_task(), None))
     progress = session.progress()
@@ -90,8 +90,12 @@ def test_the_order_is_random_and_says_nothing(tmp_path: Path):
     winners = Counter(row["winner"] for row in lines(tmp_path / "labels.jsonl"))
     assert 70 <= winners["a"] <= 130
     other = open_session(tmp_path, rows=pair_rows(200), annotator="other", file="other.jsonl")
-    orders = {task.item.item_id: task.order for task in map(session._task, session._items.values())}
-    theirs = {task.item.item_id: task.order for task in map(other._task, other._items.values())}
+    orders = {
+        task.item.item_id: task.reply_order for task in map(session._task, session._items.values())
+    }
+    theirs = {
+        task.item.item_id: task.reply_order for task in map(other._task, other._items.values())
+    }
     assert 70 <= sum(orders[item] == theirs[item] for item in orders) <= 130
 
 
@@ -261,9 +265,9 @@ def test_a_label_without_its_undone_predecessors_can_be_replaced(tmp_path: Path)
     kept = open_session(tmp_path, rows=pair_rows(1), file="kept.jsonl")
     with pytest.raises(ConflictingLabel, match="different label"):  # the first attempt is not live
         kept.submit(submission(task, {"choice": "first"}))
-    kept.undo(str(kept.progress().last))
+    kept.undo(str(kept.progress().last_label_id))
     kept.submit(submission(kept.next_task(), {"choice": "first"}))
-    kept.undo(str(kept.progress().last))
+    kept.undo(str(kept.progress().last_label_id))
     kept.submit(submission(kept.next_task(), {"choice": "second"}))
     rows = lines(tmp_path / "kept.jsonl")
     assert len({row["label_id"] for row in rows}) == len(rows) == 5

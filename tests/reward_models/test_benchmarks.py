@@ -8,7 +8,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.reward_models import PerConversationReward
 from rlhf.reward_models.benchmarks import (
-    SECTIONS,
+    REWARD_BENCH_SECTIONS,
     judge_bench,
     reward_bench,
     reward_bench_2,
@@ -51,7 +51,7 @@ def test_reward_bench_weighs_sections_by_prompts():
 
 
 def test_reward_bench_has_23_subsets():
-    assert sum(len(names) for names in SECTIONS.values()) == 23
+    assert sum(len(names) for names in REWARD_BENCH_SECTIONS.values()) == 23
 
 
 def best_of(subset, chosen, rejected, **more):

@@ -51,7 +51,7 @@ def text_pairs(n, *, seed, temperature=0.5, noise=0.0, prefer_long=False):
         a, b = (0, 1) if rng.random() < p else (1, 0)
         replies = [f"{words[k]}{gold[k]:.6f}." for k in (a, b)]
         row = {"prompt": f"p{i // 2}", "chosen": replies[0], "rejected": replies[1], "who": i % 2}
-        pairs.append(to_pair(row, source="who"))
+        pairs.append(to_pair(row, source_column="who"))
     return pairs
 
 
@@ -195,7 +195,7 @@ def test_cluster_intervals_of_few_groups_cover():
 def test_data_card_counts_copies_contradictions_and_leaks():
     rows = [("p", "a", "b"), ("p", "a", "b"), ("p", "b", "a"), ("q", "ccc", "d")]
     pairs = [to_pair(dict(zip(("prompt", "chosen", "rejected"), r, strict=True))) for r in rows]
-    card = data_card(pairs, train=[pairs[3]])
+    card = data_card(pairs, training_pairs=[pairs[3]])
     assert (card["pairs"], card["prompts"], card["duplicates"]) == (4, 2, 1)
     assert (card["contradictions"], card["prompts_in_training"], card["training_pairs"]) == (
         3,

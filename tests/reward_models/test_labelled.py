@@ -16,7 +16,7 @@ def test_measures_by_hand():
     assert labeled.macro_f1(scores, labels) == pytest.approx(0.5)
     # class 1 leads by 1 and -0.5 where the label is 1, by -1 and 1 where it is 0: two couples
     # won, one tied, one lost; class 0 mirrors it
-    assert labeled.auc(scores, labels) == pytest.approx(2.5 / 4)
+    assert labeled.macro_auc(scores, labels) == pytest.approx(2.5 / 4)
     assert labeled.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(2**0.5)
     assert labeled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
 
@@ -38,14 +38,14 @@ def test_measures_agree_with_sklearn(seed):
     assert labeled.macro_f1(scores, labels) == pytest.approx(expected)
     share = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = roc_auc_score(labels, share, average="macro", multi_class="ovr")
-    assert labeled.auc(scores, labels) == pytest.approx(expected)
-    assert labeled.auc(scores + rng.normal(size=(200, 1)), labels) == pytest.approx(expected)
+    assert labeled.macro_auc(scores, labels) == pytest.approx(expected)
+    assert labeled.macro_auc(scores + rng.normal(size=(200, 1)), labels) == pytest.approx(expected)
 
 
 def test_a_column_of_zeros_beside_the_log_odds_changes_no_auc():
     odds, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([1, 1, 0, 0])
     both = np.stack([np.zeros(4), odds], 1)
-    assert labeled.auc(both, labels) == pytest.approx(roc_auc_score(labels, odds)) == 0.75
+    assert labeled.macro_auc(both, labels) == pytest.approx(roc_auc_score(labels, odds)) == 0.75
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -81,7 +81,7 @@ def test_the_gain_is_paired():
 def test_bag_of_words_baseline_learns_words():
     texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
     found = labeled.class_logprobs_from_words(
-        texts, [i % 2 for i in range(80)], texts[:10], classes=3
+        texts, [i % 2 for i in range(80)], texts[:10], num_classes=3
     )
     assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]
     assert np.isneginf(found[:, 2]).all()  # a class that training never saw

@@ -17,7 +17,7 @@ def talks(helpers):
 
 def both(spec):
     plain, ours = reward_models.build(spec), load_rewards(spec)
-    assert not any(found._states for found in plain.checkpoints())
+    assert not any(found._compute_packed_states for found in plain.learned_rewards())
     return plain, ours
 
 
@@ -25,7 +25,7 @@ def both(spec):
 def test_scores_are_those_of_padded_batches(decoder_path, talks, batch_size):
     spec = {"kind": "learned", "path": str(decoder_path), "batch_size": batch_size}
     padded, packed = both(spec)
-    assert packed._states
+    assert packed._compute_packed_states
     expected = padded(talks)
     assert max(expected) - min(expected) > 0.01
     assert packed(talks) == pytest.approx(expected, abs=1e-5)
@@ -60,12 +60,12 @@ def test_members_of_compositions_are_found(decoder_path, talks):
     cost = {"kind": "cost", "path": str(decoder_path)}
     for spec in ([{**one, "weight": 2.0}, {"kind": "length", "low": 3}], ensemble, cost):
         padded, packed = both(spec)
-        assert packed.checkpoints()
-        assert all(found._states for found in packed.checkpoints())
+        assert packed.learned_rewards()
+        assert all(found._compute_packed_states for found in packed.learned_rewards())
         assert packed(talks) == pytest.approx(padded(talks), abs=1e-4)
 
 
 def test_encoders_are_left_as_they_are(encoder_path, talks):
     padded, ours = both({"kind": "learned", "path": str(encoder_path)})
-    assert not ours._states
+    assert not ours._compute_packed_states
     assert ours(talks) == padded(talks)

@@ -30,7 +30,7 @@ def test_single_character_replies_are_distinguished(good, bad):
     ]
     assert cross_fitted_margins(rows, seed=0).accuracy == 1.0
     texts, labels = [good, bad] * 10, [1, 0] * 10
-    found = class_logprobs_from_words(texts, labels, [good, bad], classes=2)
+    found = class_logprobs_from_words(texts, labels, [good, bad], num_classes=2)
     assert found.argmax(1).tolist() == [1, 0]
     rated = predict_ratings_from_words(texts, [3.0, 1.0] * 10, [good, bad])
     assert rated[0] > rated[1]
@@ -55,6 +55,6 @@ def test_words_that_occur_once_do_not_stop_the_search_for_suspects():
 
 
 def test_one_class_is_certain():
-    found = class_logprobs_from_words(["good", "fine"], [1, 1], ["other"], classes=2)
+    found = class_logprobs_from_words(["good", "fine"], [1, 1], ["other"], num_classes=2)
     assert found.tolist() == [[-math.inf, 0.0]]
     assert np.exp(found).sum() == 1

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from rlhf.reward_models.report.intervals import pearson, spearman
-from rlhf.reward_models.report.labeled import auc, macro_f1, rmse
+from rlhf.reward_models.report.labeled import macro_auc, macro_f1, rmse
 from rlhf.stats import Interval, jackknife, share_interval
 from rlhf.stats.jackknife import weighted_sum_interval
 
@@ -56,8 +56,8 @@ def three_classes(rng, n):
 
 CASES = {
     # P(one normal exceeds another that lies `shift` lower) = Phi(shift / sqrt 2)
-    "auc": (two_classes(1.0), auc, norm.cdf(1 / math.sqrt(2)), "logit"),
-    "auc near 1": (two_classes(2.0), auc, norm.cdf(2 / math.sqrt(2)), "logit"),
+    "auc": (two_classes(1.0), macro_auc, norm.cdf(1 / math.sqrt(2)), "logit"),
+    "auc near 1": (two_classes(2.0), macro_auc, norm.cdf(2 / math.sqrt(2)), "logit"),
     "pearson": (correlated(0.5), pearson, 0.5, "fisher"),
     # Spearman's rho of a normal pair is 6 / pi asin(rho / 2)
     "spearman": (correlated(0.9), spearman, 6 / math.pi * math.asin(0.45), "fisher"),
@@ -97,7 +97,9 @@ def test_copies_of_a_row_are_no_evidence():
 
 def test_there_is_no_interval_at_the_end_of_the_range_or_with_few_units():
     scores, labels = np.stack([np.zeros(30), np.arange(30)], 1), np.arange(30) >= 15
-    perfect = jackknife(lambda rows: auc(scores[rows], labels[rows]), range(30), scale="logit")
+    perfect = jackknife(
+        lambda rows: macro_auc(scores[rows], labels[rows]), range(30), scale="logit"
+    )
     assert perfect.value == 1
     assert not perfect.known
     few = jackknife(lambda rows: float(rows.size), range(8))

@@ -138,7 +138,7 @@ def test_a_value_from_components_is_the_score(change: Any) -> None:
     scores = reward.score(talks)
     for row, value in enumerate(scores.values):
         components = {name: column[row] for name, column in scores.components.items()}
-        assert reward.value_from(components) == value
+        assert reward.value_from_leaf_scores(components) == value
 
 
 def test_the_terms_of_a_configuration_have_the_names_of_its_components() -> None:

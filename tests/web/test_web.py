@@ -250,7 +250,7 @@ async def slow(request):
 listener = open_listener()
 print(listener.url(), flush=True)
 try:
-    serve(Starlette(routes=[Route("/", slow)]), listener, stopped="all is saved")
+    serve(Starlette(routes=[Route("/", slow)]), listener, stop_message_suffix="all is saved")
 except BaseException as error:
     sys.exit(_report_error(error, debug=False))
 """

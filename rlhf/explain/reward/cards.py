@@ -29,46 +29,46 @@ _MAX_CHARACTERS = 300
 """Maximum number of characters of a text of a training pair."""
 
 
-def pair_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
+def pair_cards_html(reward: RewardExplanation, method_names: Mapping[str, str]) -> str:
     """Return a card for each pair with both replies and the explanations of the margin.
 
     Args:
         reward: The explanation.
-        names: Method -> name on the page.
+        method_names: Method -> name on the page.
     """
     if not reward.pairs:
         return ""
     methods = list(reward.pairs[0].chosen.attributions)
     cards = [
-        _pair_card_html(number, pair, methods, names)
+        _pair_card_html(number, pair, methods, method_names)
         for number, pair in enumerate(reward.pairs, start=1)
     ]
-    return _shaded_cards_html(methods, names, _MARGIN_NOTE, cards)
+    return _shaded_cards_html(methods, method_names, _MARGIN_NOTE, cards)
 
 
-def text_cards_html(reward: RewardExplanation, names: Mapping[str, str]) -> str:
+def text_cards_html(reward: RewardExplanation, method_names: Mapping[str, str]) -> str:
     """Return a card for each single text."""
     if not reward.texts:
         return ""
     methods = list(reward.texts[0].attributions)
     cards = []
     for number, text in enumerate(reward.texts, start=1):
-        table = ShadedTokens([names[m] for m in methods])
-        prompt = _part_html(table, text, "prompt", names)
-        body = _part_html(table, text, "reply", names)
+        table = ShadedTokens([method_names[m] for m in methods])
+        prompt = _part_html(table, text, "prompt", method_names)
+        body = _part_html(table, text, "reply", method_names)
         title = f"text {number} · score {number_text(text.score)}"
         title += _integration_steps_and_gap_text([text])
         cards.append(
             f'<article class="case tokens" data-tokens="{table.values_attribute_html}">'
             f'<header class="prompt">'
             f'<small>{esc(title)}</small>{prompt}</header><div class="columns"><div>{body}'
-            f"{_strongest_html(text, methods[-1])}</div></div></article>"
+            f"{_strongest_tokens_html(text, methods[-1])}</div></div></article>"
         )
-    return _shaded_cards_html(methods, names, _SCORE_NOTE, cards)
+    return _shaded_cards_html(methods, method_names, _SCORE_NOTE, cards)
 
 
 def _shaded_cards_html(
-    methods: Sequence[str], names: Mapping[str, str], note: str, cards: Sequence[str]
+    methods: Sequence[str], method_names: Mapping[str, str], note: str, cards: Sequence[str]
 ) -> str:
     """Return cards that are first shaded by the last of the methods.
 
@@ -76,20 +76,23 @@ def _shaded_cards_html(
     """
     if len(methods) > 1 and methods[-1] == "integrated_gradients":
         note += _FIRST_COLOR_NOTE
-    return html_with_shading_selector([names[m] for m in methods], names[methods[-1]], note, cards)
+    return html_with_shading_selector(
+        [method_names[m] for m in methods], method_names[methods[-1]], note, cards
+    )
 
 
 def _pair_card_html(
-    number: int, pair: PairExplanation, methods: Sequence[str], names: Mapping[str, str]
+    number: int, pair: PairExplanation, methods: Sequence[str], method_names: Mapping[str, str]
 ) -> str:
-    table = ShadedTokens([names[m] for m in methods])
-    prompt = _prompt_html(table, pair, names)
+    table = ShadedTokens([method_names[m] for m in methods])
+    prompt = _prompt_html(table, pair, method_names)
     columns = "".join(
         f"<div><h4>{title} <span>score {number_text(text.score)}</span></h4>"
-        f"{_part_html(table, text, 'reply', names)}{_strongest_html(text, methods[-1])}</div>"
+        f"{_part_html(table, text, 'reply', method_names)}"
+        f"{_strongest_tokens_html(text, methods[-1])}</div>"
         for title, text in (("Chosen", pair.chosen), ("Rejected", pair.rejected))
     )
-    title = f"pair {number} · margin {number_text(pair.margin)}, {_verdict(pair.margin)}"
+    title = f"pair {number} · margin {number_text(pair.margin)}, {_verdict_text(pair.margin)}"
     title += _integration_steps_and_gap_text([pair.chosen, pair.rejected])
     details = _prompt_influence_html(pair.prompt_influence)
     details += _counterfactual_html(pair.counterfactual)
@@ -102,61 +105,65 @@ def _pair_card_html(
     )
 
 
-def _verdict(margin: float) -> str:
+def _verdict_text(margin: float) -> str:
     if margin == 0:
         return "prefers neither reply"
     return "prefers the chosen reply" if margin > 0 else "prefers the rejected reply"
 
 
-def _prompt_html(table: ShadedTokens, pair: PairExplanation, names: Mapping[str, str]) -> str:
+def _prompt_html(
+    table: ShadedTokens, pair: PairExplanation, method_names: Mapping[str, str]
+) -> str:
     """Return the tokens of the prompt, with the sums of their attributions in both texts.
 
     If the two texts do not have the same tokens of the prompt, as after truncation, the prompt of
     the chosen text is shown with its own attributions.
     """
-    chosen, rejected = (_positions(text, "prompt") for text in (pair.chosen, pair.rejected))
+    chosen, rejected = (_positions_of_part(text, "prompt") for text in (pair.chosen, pair.rejected))
     tokens = [pair.chosen.tokens[i] for i in chosen]
     same = tokens == [pair.rejected.tokens[i] for i in rejected]
     values = {}
-    for method, name in names.items():
+    for method, name in method_names.items():
         if method in pair.chosen.attributions:
-            own, other = (text.attributions[method] for text in (pair.chosen, pair.rejected))
+            of_chosen, of_rejected = (
+                text.attributions[method] for text in (pair.chosen, pair.rejected)
+            )
             values[name] = [
-                own[i] + (other[j] if same else 0.0)
+                of_chosen[i] + (of_rejected[j] if same else 0.0)
                 for i, j in zip(chosen, rejected if same else chosen, strict=True)
             ]
     return table.append_tokens_html(tokens, values) if tokens else ""
 
 
 def _part_html(
-    table: ShadedTokens, text: TextExplanation, part: str, names: Mapping[str, str]
+    table: ShadedTokens, text: TextExplanation, part: str, method_names: Mapping[str, str]
 ) -> str:
     """Return the tokens of one part of a text."""
-    positions = _positions(text, part)
+    positions = _positions_of_part(text, part)
     if not positions:
         return (
             '<div class="turn"><span class="note">(empty)</span></div>' if part == "reply" else ""
         )
     values = {
-        names[method]: [column[i] for i in positions]
+        method_names[method]: [column[i] for i in positions]
         for method, column in text.attributions.items()
     }
     return table.append_tokens_html([text.tokens[i] for i in positions], values)
 
 
-def _positions(text: TextExplanation, part: str) -> list[int]:
+def _positions_of_part(text: TextExplanation, part: str) -> list[int]:
     return [i for i, name in enumerate(text.parts) if name == part]
 
 
-def _strongest_html(text: TextExplanation, method: str) -> str:
+def _strongest_tokens_html(text: TextExplanation, method: str) -> str:
     """Return the strongest tokens of the reply, and what is attributed to no token of it.
 
     This is the reference score of integrated gradients, whose reference has the tokens of the
     template. For other methods, it is the sum over these tokens.
     """
     values = text.attributions[method]
-    strongest = strongest_tokens_text(text.tokens, values, _positions(text, "reply"))
-    template = _positions(text, "template")
+    strongest = strongest_tokens_text(text.tokens, values, _positions_of_part(text, "reply"))
+    template = _positions_of_part(text, "template")
     lines = [f"Strongest: {strongest}."] if strongest else []
     if method == "integrated_gradients" and text.reference_score is not None:
         lines.append(f"Reference score: {number_text(text.reference_score)}.")

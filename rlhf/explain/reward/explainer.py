@@ -161,6 +161,7 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
+        """Explain a pair, given its margin and the standard deviation of all margins."""
         # Each of the two texts may have half of the accepted completeness gap. All margins can be
         # 0, for example if the replies are equal.
         scale = (max(abs(margin), std) or 1.0) / 2
@@ -228,8 +229,8 @@ class RewardExplainer:
                 clusters.append(pair.prompt_json)
         if not texts:
             return None
-        score, seed = self.attributor.score, self.seed
-        return measure_faithfulness(score, texts, clusters, method=method, draws=draws, seed=seed)
+        reward, seed = self.attributor.reward, self.seed
+        return measure_faithfulness(reward, texts, clusters, method=method, draws=draws, seed=seed)
 
 
 def _sides(pair: Pair) -> list[tuple[Side, Conversation]]:

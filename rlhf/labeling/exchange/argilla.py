@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem, skip_and_count_unreadable
+from rlhf.labeling.exchange import CountProblem, ForeignNames, skip_and_count_unreadable
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
@@ -26,31 +26,32 @@ from rlhf.labeling.exchange.rows import (
     reply_names_best_first,
 )
 
-_USERS = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
+_USER_NAMESPACE = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
 """Namespace of the UUIDs of annotators."""
 
 
-def to_argilla(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any]]:
+def to_argilla(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[str, Any]]:
     """Return one record for each item; skipped items have no response."""
-    return [_record(labels, problem) for labels in labels_by_item(rows)]
+    return [_record_of_item(labels, count_problem) for labels in labels_by_item(rows)]
 
 
-def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
+def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[str, Any]:
+    """Return the record of an item from all labels of the item."""
     first = labels[0]
     responses: dict[str, list[dict[str, Any]]] = {}
     users: dict[str, str] = {}
     checks: dict[str, str] = {}
     for row in labels:
         if not has_only_plain_messages(row):
-            problem(NOT_PLAIN)
+            count_problem(NOT_PLAIN)
         if row.get("skipped"):
-            problem("skipped (exported without a response)")
+            count_problem("skipped (exported without a response)")
             continue
-        user = str(uuid.uuid5(_USERS, row["annotator"]))
+        user = str(uuid.uuid5(_USER_NAMESPACE, row["annotator"]))
         users[user] = row["annotator"]
         if row.get("gold"):
             checks[user] = row["gold"]
-        for question, value in _answers(row, problem):
+        for question, value in _answers(row, count_problem):
             responses.setdefault(question, []).append({"value": value, "user_id": user})
     metadata = {"mode": first["mode"], "annotators": json.dumps(users, ensure_ascii=False)}
     if checks:
@@ -65,7 +66,7 @@ def _record(labels: Sequence[Row], problem: Problem) -> dict[str, Any]:
     }
 
 
-def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
+def _answers(row: Row, count_problem: CountProblem) -> Iterator[tuple[str, Any]]:
     """Yield the questions of a label with their answers."""
     match row["mode"]:
         case "pairs":
@@ -78,7 +79,7 @@ def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
         case "rankings":
             names = reply_names_best_first(row)
             if names is None:
-                problem("with tied ranks (exported without a response)")
+                count_problem("with tied ranks (exported without a response)")
                 return
             yield "ranking", names
         case "demonstrations":
@@ -88,29 +89,31 @@ def _answers(row: Row, problem: Problem) -> Iterator[tuple[str, Any]]:
 
 
 def from_argilla(
-    records: Iterable[Mapping[str, Any]], names: Names, problem: Problem
+    records: Iterable[Mapping[str, Any]], names: ForeignNames, count_problem: CountProblem
 ) -> Iterator[ForeignLabel]:
     """Yield the labels of records.
 
     Args:
         records: The list in the JSON file.
         names: Name of a field or question in this toolkit -> its name in the records.
-        problem: Counts the labels that are not read.
+        count_problem: Counts the labels that are not read.
     """
     for record in records:
         yield from skip_and_count_unreadable(
             _labels_of_record(record, names),
-            problem,
+            count_problem,
             malformed="malformed record",
             unknown="response without a preference, rating, ranking or completion",
         )
 
 
-def _labels_of_record(record: Mapping[str, Any], names: Names) -> Iterator[ForeignLabel | None]:
+def _labels_of_record(
+    record: Mapping[str, Any], names: ForeignNames
+) -> Iterator[ForeignLabel | None]:
     """Yield the label of each user; None if an answer cannot be read."""
     users, checks = (_metadata_by_user(record, key) for key in ("annotators", "checks"))
     for user, answers in _answers_by_user(record["responses"]).items():
-        label = _label(record["fields"], answers, names, users.get(user, user))
+        label = _user_label(record["fields"], answers, names, users.get(user, user))
         gold = {"a": 0, "b": 1}.get(checks.get(user, ""))
         yield label if label is None else replace(label, gold=gold)
 
@@ -127,14 +130,14 @@ def _metadata_by_user(record: Mapping[str, Any], key: str) -> Mapping[str, str]:
 
 def _answers_by_user(responses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     users: dict[str, dict[str, Any]] = {}
-    for question, given in responses.items():
-        for response in given or ():
+    for question, question_responses in responses.items():
+        for response in question_responses or ():
             users.setdefault(str(response.get("user_id")), {})[question] = response.get("value")
     return users
 
 
-def _label(
-    fields: Mapping[str, Any], answers: Mapping[str, Any], names: Names, annotator: str
+def _user_label(
+    fields: Mapping[str, Any], answers: Mapping[str, Any], names: ForeignNames, annotator: str
 ) -> ForeignLabel | None:
     """Return the label that one user gave.
 

@@ -19,7 +19,7 @@ from rlhf.data.load import load
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import columns_of
 from rlhf.errors import UserError, first_line
-from rlhf.labeling.exchange import Names
+from rlhf.labeling.exchange import ForeignNames
 from rlhf.labeling.exchange.argilla import from_argilla, to_argilla
 from rlhf.labeling.exchange.label_studio import from_label_studio, to_label_studio
 from rlhf.labeling.exchange.rows import ForeignLabel, label_row
@@ -27,10 +27,10 @@ from rlhf.labeling.pseudonyms import with_other_annotator
 from rlhf.labeling.store import check_label_rows
 from rlhf.runs.checksums import write_file_list
 
-_TO = {"argilla": to_argilla, "label-studio": to_label_studio}
+_CONVERTERS_TO = {"argilla": to_argilla, "label-studio": to_label_studio}
 DATASET_MARKER = ".rlhf-labels"
 """File in the folder of an exported dataset, so that only such a folder is replaced."""
-_FROM = {"argilla": from_argilla, "label-studio": from_label_studio}
+_CONVERTERS_FROM = {"argilla": from_argilla, "label-studio": from_label_studio}
 
 
 def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter[str]:
@@ -52,7 +52,7 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
     if form == "datasets":
         _write_dataset(labels_not_undone(rows), path)
     else:
-        content = _TO[form](rows, count)
+        content = _CONVERTERS_TO[form](rows, count)
         write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return problems
 
@@ -75,7 +75,7 @@ def _write_dataset(rows: Sequence[Row], path: Path) -> None:
 
 
 def import_labels(
-    path: str, form: LabelFormat, *, names: Names, annotator: str | None
+    path: str, form: LabelFormat, *, names: ForeignNames, annotator: str | None
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Read labels from a file of another tool.
 
@@ -100,7 +100,7 @@ def import_labels(
         problems[reason] += 1
 
     rows = []
-    for label in _labels_in(path, form, names, annotator, count):
+    for label in _labels_in_file(path, form, names, annotator, count):
         try:
             rows.append(label if isinstance(label, dict) else label_row(label))
         except RowDropped as reason:
@@ -111,9 +111,10 @@ def import_labels(
     return rows, problems
 
 
-def _labels_in(
-    path: str, form: LabelFormat, names: Names, annotator: str | None, problem: Any
+def _labels_in_file(
+    path: str, form: LabelFormat, names: ForeignNames, annotator: str | None, count_problem: Any
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
+    """Yield the labels of a file; labels of an exported dataset are yielded as rows."""
     if form == "datasets":
         yield from _dataset_labels(path, names, annotator)
         return
@@ -122,7 +123,7 @@ def _labels_in(
     content = read_json(Path(path))
     if not isinstance(content, list):
         raise UserError(f"{path}: expected the list of {form} records, found another value")
-    for label in _FROM[form](content, names, problem):
+    for label in _CONVERTERS_FROM[form](content, names, count_problem):
         yield label if annotator is None else replace(label, annotator=annotator)
 
 
@@ -147,8 +148,9 @@ def _messages_without_nulls(messages: Any) -> Any:
 
 
 def _dataset_labels(
-    path: str, names: Names, annotator: str | None
+    path: str, names: ForeignNames, annotator: str | None
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
+    """Yield the rows of an exported dataset, or labels from a dataset of preference pairs."""
     spec = DataSpec(path, columns=dict(names) or None)
     table = read_rows(spec)
     if columns_of(table) >= LABEL_COLUMNS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.config.labeling import LabelMode
 from rlhf.data.columns import Row
-from rlhf.labeling.exchange import Names, Problem, skip_and_count_unreadable
+from rlhf.labeling.exchange import CountProblem, ForeignNames, skip_and_count_unreadable
 from rlhf.labeling.exchange.rows import (
     NOT_PLAIN,
     ForeignLabel,
@@ -69,7 +69,7 @@ PROJECT_CONFIGS: Mapping[LabelMode, str] = {
 """Mode -> labeling configuration of a project to which the tasks can be imported."""
 
 
-def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any]]:
+def to_label_studio(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[str, Any]]:
     """Return one task for each item, with one annotation for each label.
 
     Label Studio assigns imported annotations to the user who imports them. The key `annotator`
@@ -77,7 +77,7 @@ def to_label_studio(rows: Iterable[Row], problem: Problem) -> list[dict[str, Any
     """
     tasks = []
     for number, labels in enumerate(labels_by_item(rows), start=1):
-        annotations = [_annotation(row, problem) for row in labels]
+        annotations = [_annotation(row, count_problem) for row in labels]
         tasks.append(
             {
                 "id": number,
@@ -92,25 +92,29 @@ def _task_data(row: Row) -> dict[str, Any]:
     fields = plain_messages_by_name(row)
     if row["mode"] != "rankings":
         return dict(fields)
-    replies = [_ranked_reply(name, fields[name]) for name in fields if name != "prompt"]
+    replies = [_ranker_entry(name, fields[name]) for name in fields if name != "prompt"]
     return {"prompt": fields["prompt"], "replies": replies}
 
 
-def _ranked_reply(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the entry of a list. It shows one text; the key `messages` keeps several messages."""
+def _ranker_entry(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return the entry of a reply in the list of a ranker.
+
+    The entry shows one text; the key `messages` keeps several messages.
+    """
     entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
     return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
 
 
-def _annotation(row: Row, problem: Problem) -> dict[str, Any] | None:
+def _annotation(row: Row, count_problem: CountProblem) -> dict[str, Any] | None:
+    """Return the annotation of a label; None if it has tied ranks."""
     if not has_only_plain_messages(row):
-        problem(NOT_PLAIN)
+        count_problem(NOT_PLAIN)
     results = [] if row.get("skipped") else _results(row)
     if results is None:
-        problem("with tied ranks (not exported)")
+        count_problem("with tied ranks (not exported)")
         return None
     if row.get("note"):
-        results.append(_result("note", "prompt", "textarea", {"text": [row["note"]]}))
+        results.append(_control_result("note", "prompt", "textarea", {"text": [row["note"]]}))
     annotation = {
         "annotator": row["annotator"],
         "result": results,
@@ -127,58 +131,61 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
     match row["mode"]:
         case "pairs":
             if row["winner"] == "tie":
-                return [_result("tie", "prompt", "choices", {"choices": ["tie"]})]
+                return [_control_result("tie", "prompt", "choices", {"choices": ["tie"]})]
             side = {"a": "left", "b": "right"}[row["winner"]]
             results = [
                 # Of the two targets, the validator of Label Studio's SDK accepts the first.
-                _result("preference", "response_a", "pairwise", {"selected": side})
+                _control_result("preference", "response_a", "pairwise", {"selected": side})
             ]
             if row.get("margin"):
-                results.append(_result("strength", "prompt", "rating", {"rating": row["margin"]}))
+                results.append(
+                    _control_result("strength", "prompt", "rating", {"rating": row["margin"]})
+                )
             return results
         case "ratings":
-            return [_result("rating", "completion", "rating", {"rating": row["rating"]})]
+            return [_control_result("rating", "completion", "rating", {"rating": row["rating"]})]
         case "rankings":
             names = reply_names_best_first(row)
             if names is None:
                 return None
-            return [_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
+            return [_control_result("ranking", "replies", "ranker", {"ranker": {"ranking": names}})]
         case _:
             text = row["completion"][-1]["content"]
-            return [_result("completion", "prompt", "textarea", {"text": [text]})]
+            return [_control_result("completion", "prompt", "textarea", {"text": [text]})]
 
 
-def _result(name: str, target: str, kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def _control_result(name: str, target: str, kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a control, which refers to the field ``target``."""
     return {"id": name, "from_name": name, "to_name": target, "type": kind, "value": dict(value)}
 
 
 def from_label_studio(
-    tasks: Iterable[Mapping[str, Any]], names: Names, problem: Problem
+    tasks: Iterable[Mapping[str, Any]], names: ForeignNames, count_problem: CountProblem
 ) -> Iterator[ForeignLabel]:
     """Yield the labels of tasks.
 
     Args:
         tasks: The list in the JSON file.
         names: Name of a field or control in this toolkit -> its name in the project.
-        problem: Counts the labels that are not read.
+        count_problem: Counts the labels that are not read.
     """
     for task in tasks:
         is_task = isinstance(task, Mapping)
         data, annotations = (task.get(key) if is_task else None for key in ("data", "annotations"))
         if not isinstance(data, Mapping) or not isinstance(annotations, list):
-            problem("task without data and annotations")
+            count_problem("task without data and annotations")
             continue
         for annotation in annotations:
             yield from skip_and_count_unreadable(
                 (_label(data, each, names) for each in [annotation]),
-                problem,
+                count_problem,
                 malformed="malformed annotation",
                 unknown="annotation without a preference, rating, ranking or completion",
             )
 
 
 def _label(
-    data: Mapping[str, Any], annotation: Mapping[str, Any], names: Names
+    data: Mapping[str, Any], annotation: Mapping[str, Any], names: ForeignNames
 ) -> ForeignLabel | None:
     """Return the label of an annotation.
 
@@ -194,9 +201,9 @@ def _label(
         return values.get(names.get(name, name), {}).get(key)
 
     common: dict[str, Any] = {
-        "annotator": _annotator(annotation),
+        "annotator": _annotator_id(annotation),
         "prompt": field("prompt"),
-        "note": "\n".join(_texts(value("note", "text"))),
+        "note": "\n".join(_text_area_texts(value("note", "text"))),
         "seconds": annotation.get("lead_time"),
         "time": annotation.get("created_at") or "",
         "skipped": bool(annotation.get("was_cancelled")),
@@ -221,18 +228,18 @@ def _label(
         known = rating is not None or common["skipped"]
         reply = [field("completion")]
         return ForeignLabel("ratings", **common, replies=reply, rating=rating) if known else None
-    written = _texts(value("completion", "text"))
-    if written or common["skipped"]:
-        return ForeignLabel("demonstrations", **common, replies=written)
+    written_replies = _text_area_texts(value("completion", "text"))
+    if written_replies or common["skipped"]:
+        return ForeignLabel("demonstrations", **common, replies=written_replies)
     return None
 
 
-def _texts(value: Any) -> list[str]:
+def _text_area_texts(value: Any) -> list[str]:
     """Return the texts of a text area: a list of texts, or one text."""
     return [value] if isinstance(value, str) else [str(text) for text in value or []]
 
 
-def _annotator(annotation: Mapping[str, Any]) -> str:
+def _annotator_id(annotation: Mapping[str, Any]) -> str:
     user = annotation.get("annotator") or annotation.get("completed_by")
     if isinstance(user, Mapping):
         user = user.get("email") or user.get("id")

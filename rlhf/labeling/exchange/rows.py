@@ -82,6 +82,13 @@ def label_row(label: ForeignLabel) -> dict[str, Any]:
 def _mode_columns(
     label: ForeignLabel, replies: Sequence[Conversation], ordered: Sequence[Conversation]
 ) -> dict[str, Any]:
+    """Return the columns of a label that depend on its mode: the replies and the answer.
+
+    Args:
+        label: The label.
+        replies: Its replies, in the order of the other tool.
+        ordered: The same replies, in canonical order.
+    """
     match label.mode:
         case "pairs":
             columns: dict[str, Any] = dict(zip(("response_a", "response_b"), ordered, strict=True))

@@ -129,7 +129,7 @@ def _online_training_state(trainer: Any) -> TrainingState:
 
 def _reward_models(trainer: Any) -> list[nn.Module]:
     """Return the models of the learned rewards."""
-    return [c.model for reward in trainer.all_rewards for c in reward.checkpoints()]
+    return [c.model for reward in trainer.all_rewards for c in reward.learned_rewards()]
 
 
 def _decoded_rows(trainer: Any, parallelism: Parallelism) -> int:

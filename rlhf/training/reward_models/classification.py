@@ -120,7 +120,7 @@ def class_report(
         [last_message_content(row) for row in train_rows],
         train_labels,
         [last_message_content(row) for row in rows],
-        classes=logits.shape[1],
+        num_classes=logits.shape[1],
     )
     frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
     return labeled.labeled_report(
