@@ -196,9 +196,7 @@ class SupervisedTrainer(Trainer):
         self.schedule = BatchSchedule(len(examples), config.batch_size, steps, config.seed)
         self.evaluate_every = steps_between_evaluations(config, steps)
         self.log_every = options.logging_steps or default_logging_interval(steps)
-        self.throughput = None
-        if config.profile:
-            self.throughput = Throughput(model, processes=self.world.size)
+        self.throughput = Throughput(model, processes=self.world.size) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:

@@ -209,7 +209,9 @@ def test_onnx_has_the_logits_of_the_model(runs: Runs, tmp_path: Path):
 def test_onnx_with_other_logits_is_left_out(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(onnx_export, "_write_onnx_file", lambda *given: given[-1].write_bytes(b"onnx"))
+    monkeypatch.setattr(
+        onnx_export, "_write_onnx_file", lambda *given: given[-1].write_bytes(b"onnx")
+    )
     monkeypatch.setattr(onnx_export, "_largest_logit_difference", lambda *given: 0.25)
     words = ["export", str(runs.sft), str(tmp_path / "out"), "--onnx", "true"]
     assert main(words) == 0
