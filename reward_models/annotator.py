@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize, special
 
 from rlhf.errors import UserError
-from rlhf.stats.units import cluster_index
+from rlhf.stats.units import distinct_clusters_and_index
 
 _UPPER_QUANTILE_LEVEL = 0.975
 _MAX_NOISE = 0.49
@@ -86,7 +86,7 @@ def fit_annotator(
     if fit_noise:
         theta[-1] = 0.05
         theta = _maximize_likelihood(x, theta, free=np.arange(len(names) + 1))
-    group_indices = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
+    group_indices = np.arange(len(x)) if groups is None else distinct_clusters_and_index(groups)[1]
     robust, model = _robust_and_model_covariance(
         x, theta, group_indices, num_free=len(names) + int(fit_noise)
     )

@@ -18,7 +18,7 @@ KEY = re.compile(rf"(?:{'|'.join(NAMESPACES)})(?:/\w+)+")
 # Rows `eval/NAME` and `reward/NAME` of the page: the names that the first of them lists, and `env`.
 HELD_OUT = {f"eval/{name}" for name in ("return", "success", "cost", "turns", "invalid", "env")}
 # Keys that are read but are not metrics of this version.
-OTHERS = {key for key in RunCallback.NAMES if "/" in key} | RENAMED_METRICS.keys()
+OTHERS = {key for key in RunCallback.METRIC_NAMES if "/" in key} | RENAMED_METRICS.keys()
 
 
 def keys_in(tree: ast.AST) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.reward_models.core import Reward, last_reply
 from rlhf.reward_models.pairs import Pair
 from rlhf.reward_models.words import fit_tfidf
-from rlhf.stats.units import cluster_index
+from rlhf.stats.units import distinct_clusters_and_index
 
 # Inverse regularization strength; the best value for 2,000 to 20,000 pairs of two datasets.
 _WORDS_C = 1e-4
@@ -34,7 +34,7 @@ def bag_of_words_margins(
     """
     if train is not None:
         return _fit_and_score_words(train, pairs)
-    prompts, groups = cluster_index([pair.prompt_json for pair in pairs])
+    prompts, groups = distinct_clusters_and_index([pair.prompt_json for pair in pairs])
     if len(prompts) < 2:
         raise ValueError("a cross-fitted bag of words needs at least two prompts")
     parts = np.random.default_rng(seed).permutation(len(prompts)) % min(folds, len(prompts))

@@ -11,7 +11,7 @@ from scipy.special import expit, stdtrit
 
 from rlhf.common.text import count_text
 from rlhf.stats import Interval
-from rlhf.stats.units import cluster_index
+from rlhf.stats.units import distinct_clusters_and_index
 
 _MIN_PROMPTS = 20
 """Minimum number of prompts for the interval of the temperature."""
@@ -111,7 +111,7 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
         margins: Differences score(chosen) - score(rejected), [N].
         groups: Group of each margin, such as its prompt, [N].
     """
-    fitted, (names, index) = fit_temperature(margins), cluster_index(groups)
+    fitted, (names, index) = fit_temperature(margins), distinct_clusters_and_index(groups)
     if len(names) < _MIN_PROMPTS:
         needs = f"{count_text(len(names), 'prompt')}, an interval needs {_MIN_PROMPTS}"
         return Interval.without_bounds(fitted, len(names), needs)

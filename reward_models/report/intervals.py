@@ -9,7 +9,7 @@ from scipy import stats
 
 from rlhf.stats import Interval, interval
 from rlhf.stats.paired import delta_interval
-from rlhf.stats.units import cluster_index
+from rlhf.stats.units import distinct_clusters_and_index
 
 
 def clustered_mean_interval(
@@ -61,7 +61,7 @@ def paired_difference_interval(
         A dictionary with the keys of `clustered_mean_interval`.
     """
     x = np.asarray(gains, dtype=float)
-    names, index = cluster_index(groups)
+    names, index = distinct_clusters_and_index(groups)
     if len(names) < 2:
         return clustered_mean_interval(x, groups)
     sizes = np.bincount(index).astype(float)

@@ -117,7 +117,7 @@ def advantage(
         pairs: Whether the estimator forms pairs of rows, for losses that compare these rows.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
-    return _register("advantages", name, summary, settings, critic, groups, pairs)
+    return _registering_decorator("advantages", name, summary, settings, critic, groups, pairs)
 
 
 def policy_loss(
@@ -150,7 +150,9 @@ def policy_loss(
         pairs: Whether the loss compares the two rows of a pair.
         reference: Whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
     """
-    return _register("losses", name, summary, frozenset(reads), pairs=pairs, reference=reference)
+    return _registering_decorator(
+        "losses", name, summary, frozenset(reads), pairs=pairs, reference=reference
+    )
 
 
 def kl_estimator(
@@ -173,19 +175,22 @@ def kl_estimator(
         differentiable: Whether the estimate can be a term of the loss, because its expected
             gradient is not 0.
     """
-    return _register("kl", name, summary, differentiable=differentiable)
+    return _registering_decorator("kl", name, summary, differentiable=differentiable)
 
 
-def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callable[[Any], Any]:
-    for key in properties[1] if len(properties) > 1 else ():
+def _registering_decorator(
+    kind: str, name: str, *fields: Any, **flags: bool
+) -> Callable[[Any], Any]:
+    """Return a decorator that registers a function; the arguments are fields of `Component`."""
+    for key in fields[1] if len(fields) > 1 else ():
         if key not in setting_names():
             hint = did_you_mean(key, setting_names())
             raise UserError(f"{name}: reads: there is no setting {key!r}{hint}")
 
     def decorate(function: Any) -> Any:
-        checked = wrap_with_checks(module, name, function)
-        component = Component(checked, *properties, **flags)
-        registered_components(module).add(name, component, function)
+        checked = wrap_with_checks(kind, name, function)
+        component = Component(checked, *fields, **flags)
+        registered_components(kind).add(name, component, function)
         return function
 
     return decorate

@@ -19,7 +19,7 @@ from rlhf.common.user_code import (
 )
 from rlhf.errors import UserError
 
-_FORMS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
+_SIGNATURES: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
     "advantages": ("advantage(batch, settings)", 2, ()),
     "losses": ("loss(logprobs, batch, settings, *, denominator)", 3, ("denominator",)),
     "kl": ("kl(log_ratio)", 1, ()),
@@ -37,7 +37,7 @@ _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "
 
 
 def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that checks the results of a user's function and changes of its batch.
+    """Return a user's function with checks of its result and for in-place changes of its arguments.
 
     A function of the toolkit or of an installed package is returned unchanged.
 
@@ -52,9 +52,9 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
     if definition_location(function) is None:
         return function
     title = f"{_TITLES[kind]} {name!r}"
-    form, count, keys = _FORMS[kind]
+    signature, count, keys = _SIGNATURES[kind]
     check_accepts_arguments(
-        function, (None,) * count, what=title, required_signature=form, **dict.fromkeys(keys)
+        function, (None,) * count, what=title, required_signature=signature, **dict.fromkeys(keys)
     )
     what = f"{title}{definition_location_text(function)}"
     check = {

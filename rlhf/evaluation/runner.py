@@ -52,7 +52,7 @@ from rlhf.rollout.episode import EpisodeSeed
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import collect_garbage_and_trim_heap
 from rlhf.stats import Interval, ratio_interval
-from rlhf.stats.units import cluster_index
+from rlhf.stats.units import distinct_clusters_and_index
 
 log = logging.getLogger(__name__)
 
@@ -312,8 +312,10 @@ def text_loss_metrics(
         )
     columns = np.array([losses.nats, losses.tokens, losses.bytes], dtype=float)
     has_tokens = columns[1] > 0
-    _, index = cluster_index(list(range(columns.shape[1])) if units is None else units)
-    _, index = cluster_index(np.array(index)[has_tokens].tolist())
+    _, index = distinct_clusters_and_index(
+        list(range(columns.shape[1])) if units is None else units
+    )
+    _, index = distinct_clusters_and_index(np.array(index)[has_tokens].tolist())
     nats, tokens, size = (np.bincount(index, weights=row[has_tokens]) for row in columns)
     loss = _with_low_at_least_zero(ratio_interval(nats, tokens))
     with np.errstate(over="ignore"):

@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from rlhf.stats import Interval
-from rlhf.stats.means import SKEW_CORRECTED_T, EstimateMoments, bounds_from, mean_moments
+from rlhf.stats.means import (
+    SKEW_CORRECTED_T,
+    EstimateMoments,
+    mean_moments,
+    skew_corrected_t_bounds,
+)
 from rlhf.stats.shares import adjusted_wald_moments
 from rlhf.stats.units import no_interval_reason, require_finite_vector, rounded_to_13_digits
 
@@ -86,13 +91,13 @@ class ReferenceUncertainty:
             return Interval.without_bounds(estimate.value, n, f"common error: {self.reason}")
         if estimate.method != SKEW_CORRECTED_T:
             # The variance over seeds is unknown, so the distances to the bounds are combined.
-            ends = bounds_from(self.moments, level=level)
+            ends = skew_corrected_t_bounds(self.moments, level=level)
             below, above = (abs(float(end - self.moments.mean)) for end in ends)
             low = estimate.value - math.hypot(estimate.value - estimate.low, below)
             high = estimate.value + math.hypot(estimate.high - estimate.value, above)
             return replace(estimate, low=low, high=high)
         total = _moments_with_both_errors(mean_moments(deltas), self.moments)
-        low, high = bounds_from(total, level=level)
+        low, high = skew_corrected_t_bounds(total, level=level)
         return replace(estimate, low=float(low), high=float(high), method=SKEW_CORRECTED_T)
 
     @staticmethod

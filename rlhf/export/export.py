@@ -13,7 +13,7 @@ from rlhf.export.cards.data_card import DATA_CARD_FILE, make_data_card
 from rlhf.export.cards.model_card import MODEL_CARD_FILE, CardContent, make_model_card
 from rlhf.export.cards.results import read_evaluations
 from rlhf.export.hub import push_folder, validate_cards
-from rlhf.export.source import ModelSource, find_source
+from rlhf.export.source import ModelSource, find_model_source
 from rlhf.export.weights import is_causal_model, write_model_folder
 from rlhf.runs.checksums import check_folder_is_unchanged, write_file_list
 from rlhf.runs.claim import (
@@ -50,15 +50,15 @@ def export_model(config: ExportConfig) -> Export:
         UserError: The source is not a model, the target exists, a program or a package is missing,
             a conversion fails, or the Hub refuses the cards or the upload.
     """
-    source = find_source(config.source)
+    source = find_model_source(config.source)
     target = path_without_dot_dot(expand_user(config.target))
     _check_encoding_is_known(source)
     evaluations = read_evaluations(config.evaluations)
     check_output_path(target, option="target")
     _check_inputs_are_kept(target, source, config)
-    _check_target(target, overwrite=config.overwrite)
+    _check_target_is_new_or_replaceable(target, overwrite=config.overwrite)
     if config.gguf is not None:
-        gguf.check_programs(config.gguf)
+        gguf.check_programs_exist(config.gguf)
     if config.onnx:
         onnx.check_packages()
     recorded = list(source.last_run.record.evaluations) if source.last_run else []
@@ -97,7 +97,7 @@ def _check_encoding_is_known(source: ModelSource) -> None:
         )
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def _check_target_is_new_or_replaceable(target: Path, *, overwrite: bool) -> None:
     """Check that the target does not exist, or is an unchanged export that may be replaced.
 
     Raises:

@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 CONVERTER = "convert_hf_to_gguf.py"
 
 
-def check_programs(spec: GGUFSpec) -> None:
+def check_programs_exist(spec: GGUFSpec) -> None:
     """Check that the programs of llama.cpp exist.
 
     Raises:
@@ -46,14 +46,14 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
     converter = _converter_path(spec)
     files = {kind: folder / f"{name}-{kind}.gguf" for kind in spec.types}
     for kind in (kind for kind in spec.types if kind in CONVERTED_TYPES):
-        _convert(converter, folder, files[kind], kind, name)
+        _run_converter(converter, folder, files[kind], kind, name)
     quantized = [kind for kind in spec.types if kind not in CONVERTED_TYPES]
     if quantized:
         source = next((files[kind] for kind in ("f32", "bf16", "f16") if kind in files), None)
         temporary = source is None
         if source is None:
             source = folder / f".{name}-f32.gguf"
-            _convert(converter, folder, source, "f32", name)
+            _run_converter(converter, folder, source, "f32", name)
         try:
             for kind in quantized:
                 quantizer = str(expand_user(str(spec.quantizer)))
@@ -65,7 +65,7 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
     return list(files.values())
 
 
-def _convert(converter: Path, folder: Path, target: Path, kind: str, name: str) -> None:
+def _run_converter(converter: Path, folder: Path, target: Path, kind: str, name: str) -> None:
     command = [sys.executable, str(converter), str(folder), "--outfile", str(target)]
     _run_and_check_output(
         [*command, "--outtype", kind, f"--model-name={name}"], target, "gguf.converter"

@@ -16,15 +16,15 @@ from rlhf.common.files import remove
 from rlhf.common.imports import check_extra_installed
 from rlhf.errors import first_line
 
-TOLERANCE = 1e-4
+MAX_LOGIT_DIFFERENCE = 1e-4
 """Maximum absolute difference of logits."""
-SHAPES = ((2, 8), (1, 17), (3, 5))
+INPUT_SHAPES = ((2, 8), (1, 17), (3, 5))
 """Shapes [B, T] of the inputs for which the logits are compared. The first is used for tracing."""
 FILE_NAME = "model.onnx"
 
 
-class _Logits(nn.Module):
-    """A model as a function of two tensors."""
+class _LogitsModule(nn.Module):
+    """Module that maps token ids and an attention mask to the logits of a model."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def write_onnx(folder: Path) -> str:
 
     The file is a function of ``input_ids`` and ``attention_mask`` [B, T] that returns ``logits``
     [B, T, V], in float32. It is removed if the logits at a position that is not padding differ by
-    more than `TOLERANCE`.
+    more than `MAX_LOGIT_DIFFERENCE`.
 
     Returns:
         A message for the user: the largest difference of logits, or why there is no file.
@@ -55,20 +55,20 @@ def write_onnx(folder: Path) -> str:
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
-    module = _Logits(model.eval())
-    inputs = [_random_inputs(model.config.get_text_config().vocab_size, s) for s in SHAPES]
+    module = _LogitsModule(model.eval())
+    inputs = [_random_inputs(model.config.get_text_config().vocab_size, s) for s in INPUT_SHAPES]
     try:
-        _export(module, inputs[0], path)
-        difference = max(_difference(module, each, path) for each in inputs)
+        _write_onnx_file(module, inputs[0], path)
+        difference = max(_largest_logit_difference(module, each, path) for each in inputs)
     except Exception as error:  # the exporter and the runtime raise errors of many classes
-        _remove_files(path)
+        _remove_model_and_weights(path)
         reason = first_line(error) or type(error).__name__
         return f"ONNX was left out, because the conversion failed: {reason}"
-    if not difference <= TOLERANCE:
-        _remove_files(path)
+    if not difference <= MAX_LOGIT_DIFFERENCE:
+        _remove_model_and_weights(path)
         return (
             f"ONNX was left out: its logits in onnxruntime differ by {difference:.1e} from those "
-            f"of PyTorch, more than {TOLERANCE:.0e}"
+            f"of PyTorch, more than {MAX_LOGIT_DIFFERENCE:.0e}"
         )
     return f"{FILE_NAME}: its logits in onnxruntime differ by at most {difference:.1e}"
 
@@ -83,7 +83,7 @@ def _random_inputs(vocab_size: int, shape: tuple[int, int]) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> None:
+def _write_onnx_file(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> None:
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -106,7 +106,9 @@ def _export(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> Non
 
 
 @torch.no_grad()
-def _difference(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) -> float:
+def _largest_logit_difference(
+    module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path
+) -> float:
     """Return the largest absolute difference of logits at positions that are not padding."""
     import onnxruntime
 
@@ -118,7 +120,7 @@ def _difference(module: nn.Module, inputs: tuple[Tensor, Tensor], path: Path) ->
     return float(np.abs(np.asarray(logits)[inputs[1].bool().numpy()] - expected).max())
 
 
-def _remove_files(path: Path) -> None:
+def _remove_model_and_weights(path: Path) -> None:
     """Remove the file and the file with its external weights."""
     for file in (path, path.with_name(f"{path.name}.data")):
         remove(file)

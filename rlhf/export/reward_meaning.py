@@ -87,7 +87,7 @@ def reward_meaning(config: Mapping[str, Any], sidecar: Sidecar | None) -> str:
     return meaning
 
 
-def encoding_facts(sidecar: Sidecar) -> list[tuple[str, str]]:
+def encoding_and_calibration_facts(sidecar: Sidecar) -> list[tuple[str, str]]:
     """Return (property, value) pairs on the encoding of texts and the calibration of scores."""
     pooling = {
         "last": "the last token of the text",

@@ -84,7 +84,7 @@ class ModelSource:
     """Folder of the weights or of the LoRA adapter."""
     stages: Sequence[Stage]
     """Runs that trained the model, in order; empty if there is no record."""
-    base: str | None
+    base_hub_id: str | None
     """Hub id of the model from which the first run started; None if it is not from the Hub."""
     base_name: str
     """Name of this base model in the text of a card."""
@@ -113,7 +113,7 @@ class ModelSource:
         return self.stages[-1] if self.stages else None
 
 
-def find_source(path: str) -> ModelSource:
+def find_model_source(path: str) -> ModelSource:
     """Find the model in a run directory, a checkpoint or a model folder, and read its records.
 
     Raises:
@@ -121,8 +121,8 @@ def find_source(path: str) -> ModelSource:
             model.
     """
     folder, directory = _model_folder_and_run(path_without_dot_dot(expand_user(path)))
-    stages = _stages(directory, folder) if directory else []
-    base, base_name = _base_model(folder, stages)
+    stages = _training_stages(directory, folder) if directory else []
+    base, base_name = _base_hub_id_and_name(folder, stages)
     return ModelSource(folder, stages, base, base_name, Sidecar.read(folder))
 
 
@@ -135,7 +135,7 @@ def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
             f"{root} is not a folder{hint}: give a run directory, a checkpoint or a model folder"
         )
     if _is_model(root):
-        return root, _run_of_model(root)
+        return root, _run_directory_of_model(root)
     if _is_model(root / "final"):
         return root / "final", root
     if stages := [p.name for p in sorted(root.iterdir()) if _is_model(p / "final")]:
@@ -163,7 +163,7 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter(folder)
 
 
-def _run_of_model(model: Path) -> Path | None:
+def _run_directory_of_model(model: Path) -> Path | None:
     """Return the directory of the run that wrote a model; None if no run wrote it.
 
     A config.yaml in a parent folder is not enough: it can be the file of another run.
@@ -180,7 +180,7 @@ def _checkpoint_step(model: Path) -> int | None:
     return int(match[1]) if match and model.parent.name == "checkpoints" else None
 
 
-def _stages(directory: Path, model: Path) -> list[Stage]:
+def _training_stages(directory: Path, model: Path) -> list[Stage]:
     """Return the stages of a model of a run in order of training.
 
     An earlier run is included only if its model has the fingerprint that the later run recorded.
@@ -206,7 +206,7 @@ def _earlier_run_and_model(stage: Stage) -> tuple[Path, Path] | None:
         return None
     start = expand_user(path)
     for folder in (start, stage.record.directory.resolve().parent / start.parent.name / start.name):
-        run = _run_of_model(folder)
+        run = _run_directory_of_model(folder)
         if run is not None and run.resolve() != stage.record.directory.resolve():
             return (run, folder) if fingerprint(folder) == recorded else None
     return None
@@ -218,10 +218,10 @@ def _model_path(config: Mapping[str, Any]) -> str | None:
     return str(path) if path else None
 
 
-def _base_model(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, str]:
+def _base_hub_id_and_name(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, str]:
     """Return the Hub id of the base model, or None, and its name for the text of a card."""
     if not stages:
-        name = _adapter_base(folder)
+        name = _adapter_base_hub_id(folder)
         return (name, name) if name else (None, "an unknown model")
     first = stages[0]
     path = _model_path(first.record.config)
@@ -234,7 +234,7 @@ def _base_model(folder: Path, stages: Sequence[Stage]) -> tuple[str | None, str]
     return None, f"the local model {public_name(path)}"
 
 
-def _adapter_base(folder: Path) -> str | None:
+def _adapter_base_hub_id(folder: Path) -> str | None:
     """Return the Hub id of the base model of an adapter; None if the base is a local folder."""
     if not is_adapter(folder) or (folder / "base").is_dir():
         return None

@@ -94,7 +94,7 @@ def _remove_keys(path: Path, keys: tuple[str, ...]) -> None:
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def model_class(folder: Path) -> str:
+def model_class_name(folder: Path) -> str:
     """Return the name of the Transformers class of a saved model; "" if it is not recorded."""
     config = read_json(folder / "config.json")
     return str((config.get("architectures") or [""])[0])
@@ -102,7 +102,9 @@ def model_class(folder: Path) -> str:
 
 def is_causal_model(folder: Path) -> bool:
     """Return whether a folder contains a language model and not a classifier."""
-    return not model_class(folder).endswith(("ForSequenceClassification", "ForTokenClassification"))
+    return not model_class_name(folder).endswith(
+        ("ForSequenceClassification", "ForTokenClassification")
+    )
 
 
 def count_parameters_and_dtypes(folder: Path) -> tuple[int, list[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, run_and_task_mean_moments
+from rlhf.stats.means import SKEW_CORRECTED_T, run_and_task_mean_moments, skew_corrected_t_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
 from rlhf.stats.units import no_interval_reason, require_finite, too_few_units_reason
@@ -47,7 +47,7 @@ def aggregate_interval(
         if missing := _no_run_interval_reason(values):
             return Interval.without_bounds(float(values.mean()), runs, missing)
         moments = run_and_task_mean_moments(values)
-        low, high = map(float, bounds_from(moments, level=level))
+        low, high = map(float, skew_corrected_t_bounds(moments, level=level))
         low = low if statistic is mean else max(0.0, low)
         return Interval(float(moments.mean), low, high, runs, SKEW_CORRECTED_T)
     return _bootstrap_interval(
@@ -79,7 +79,7 @@ def iqm_intervals_by_step(
 
 
 def widened_bootstrap_interval(
-    value: float, replicates: np.ndarray, units: int, freedom: float, level: float = 0.95
+    value: float, replicates: np.ndarray, units: int, degrees_of_freedom: float, level: float = 0.95
 ) -> Interval:
     """Return the percentile interval of bootstrap replicates, widened for small numbers of units.
 
@@ -92,13 +92,17 @@ def widened_bootstrap_interval(
         value: Point estimate.
         replicates: Value of the statistic for each bootstrap sample, [repetitions].
         units: Number of independent units; there is no interval for fewer than five.
-        freedom: Degrees of freedom of Student's t distribution.
+        degrees_of_freedom: Degrees of freedom of Student's t distribution.
         level: Confidence level.
     """
     if missing := too_few_units_reason(units):
         return Interval.without_bounds(value, units, missing)
     tail = (1 + level) / 2
-    stretch = math.sqrt(units / (units - 1)) * special.stdtrit(freedom, tail) / special.ndtri(tail)
+    stretch = (
+        math.sqrt(units / (units - 1))
+        * special.stdtrit(degrees_of_freedom, tail)
+        / special.ndtri(tail)
+    )
     low, high = np.quantile(replicates, [1 - tail, tail])
     return Interval(
         float(value),

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, mean_moments
+from rlhf.stats.means import SKEW_CORRECTED_T, mean_moments, skew_corrected_t_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import (
     EXACT_LABEL,
@@ -20,7 +20,7 @@ from rlhf.stats.shares import (
 from rlhf.stats.units import (
     FEWEST_EFFECTIVE,
     FEWEST_UNITS,
-    cluster_index,
+    distinct_clusters_and_index,
     effective_number_of_units,
     no_interval_reason,
     require_equal_length,
@@ -29,10 +29,10 @@ from rlhf.stats.units import (
 
 Kind = Literal["share", "mean", "count"]
 
-_LEAST_FREEDOM = 0.7
+_MIN_DEGREES_OF_FREEDOM = 0.7
 """Minimum degrees of freedom; the quantile of Student's t is infinite for 0."""
 
-_FEWEST_UNEQUAL = 50
+_FEWEST_UNITS_OF_UNEQUAL_SIZE = 50
 """Minimum number of units for the interval of a ratio whose denominators differ. With fewer units,
 the coverage is below 90% if the logarithms of the denominators have a standard deviation of 1.5 and
 the numerator grows faster than the denominator, because the largest units are often missing."""
@@ -94,7 +94,7 @@ def interval(
         outcomes = two_frequent_values(data)
     if outcomes and (exact := _exact_interval(point, units, sizes, *outcomes, level)):
         return exact
-    estimate = mean_interval(point, units, sizes, level)
+    estimate = weighted_mean_interval(point, units, sizes, level)
     if not estimate.known:
         return estimate
     return replace(estimate, low=max(low, estimate.low), high=min(high, estimate.high))
@@ -111,66 +111,71 @@ def ratio_interval(
     """
     top, bottom = require_finite_vector(numerators), require_finite_vector(denominators)
     ratio, n = float(top.sum() / bottom.sum()), bottom.size
-    if FEWEST_UNITS <= n < _FEWEST_UNEQUAL and bottom.min() < bottom.max():
-        needs = f"{n} units of different sizes, an interval needs {_FEWEST_UNEQUAL}"
+    if FEWEST_UNITS <= n < _FEWEST_UNITS_OF_UNEQUAL_SIZE and bottom.min() < bottom.max():
+        needs = f"{n} units of different sizes, an interval needs {_FEWEST_UNITS_OF_UNEQUAL_SIZE}"
         return Interval.without_bounds(ratio, n, needs)
-    return mean_interval(ratio, top / bottom, bottom, level)
+    return weighted_mean_interval(ratio, top / bottom, bottom, level)
 
 
-def mean_interval(
-    point: float, unit_values: np.ndarray, sizes: np.ndarray, level: float
+def weighted_mean_interval(
+    point: float, unit_values: np.ndarray, weights: np.ndarray, level: float
 ) -> Interval:
-    """Return the interval of the mean of `unit_values` [n] with the weights `sizes` [n].
+    """Return the interval of the mean of `unit_values` [n] with `weights` [n].
 
-    `point` is the mean. The residual of a unit is its weighted deviation from the mean. Large units
-    have a large influence on the mean, so their residuals are too small. Residuals are therefore
-    divided by one minus the unit's fraction of the total size, as in the jackknife (MacKinnon &
-    White 1985, HC3). The degrees of freedom are Satterthwaite's for residuals whose standard
-    deviation is proportional to the size.
+    `point` is the mean. The residual of a unit is its weighted deviation from the mean. Units
+    with a large weight have a large influence on the mean, so their residuals are too small.
+    Residuals are therefore divided by one minus the unit's fraction of the total weight, as in the
+    jackknife (MacKinnon & White 1985, HC3). The degrees of freedom are Satterthwaite's for
+    residuals whose standard deviation is proportional to the weight.
     """
-    n, share = sizes.size, sizes / sizes.sum()
-    if missing := no_interval_reason(unit_values, sizes):
+    n, share = weights.size, weights / weights.sum()
+    if missing := no_interval_reason(unit_values, weights):
         return Interval.without_bounds(point, n, missing)
-    effective = effective_number_of_units(sizes)
+    effective = effective_number_of_units(weights)
     if effective < FEWEST_EFFECTIVE:
         return Interval.without_bounds(
             point, n, f"the largest of {n} units has {share.max():.0%} of all"
         )
-    residuals = (unit_values - point) * sizes / sizes.mean()
+    residuals = (unit_values - point) * weights / weights.mean()
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))
     moments = moments._replace(
-        mean=np.asarray(point), freedom=np.asarray(_degrees_of_freedom(sizes))
+        mean=np.asarray(point), freedom=np.asarray(_degrees_of_freedom(weights))
     )
-    low, high = bounds_from(moments, level=level)
+    low, high = skew_corrected_t_bounds(moments, level=level)
     return Interval(point, float(low), float(high), n, SKEW_CORRECTED_T)
 
 
-def _degrees_of_freedom(sizes: np.ndarray) -> float:
-    """Return Satterthwaite's degrees of freedom of the mean of units with weights `sizes` [n]."""
-    return max(_LEAST_FREEDOM, effective_number_of_units(sizes**2) - 1)
+def _degrees_of_freedom(weights: np.ndarray) -> float:
+    """Return Satterthwaite's degrees of freedom of the mean of units with `weights` [n]."""
+    return max(_MIN_DEGREES_OF_FREEDOM, effective_number_of_units(weights**2) - 1)
 
 
 def _exact_interval(
-    point: float, units: np.ndarray, sizes: np.ndarray, low: float, high: float, level: float
+    point: float,
+    unit_values: np.ndarray,
+    weights: np.ndarray,
+    low: float,
+    high: float,
+    level: float,
 ) -> Interval | None:
     """Return the exact interval of a mean of outcomes in [low, high].
 
     The result is None if some units are strictly between `low` and `high` and the interval of a
-    mean exists. `units` [n] are the values of the units, and `sizes` [n] are their weights.
+    mean exists. `unit_values` [n] are the values of the units, and `weights` [n] their weights.
     """
-    shares = (units - low) / (high - low)
+    shares = (unit_values - low) / (high - low)
     # Values of one cluster may be equal, so clusters of different sizes count as fewer units.
-    effective = effective_number_of_units(sizes)
+    effective = effective_number_of_units(weights)
     if (
         not is_binary(shares)
-        and not no_interval_reason(units, sizes)
+        and not no_interval_reason(unit_values, weights)
         and effective >= FEWEST_EFFECTIVE
     ):
         return None
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
     scaled = (low + (high - low) * float(end) for end in ends)
-    return Interval(point, *scaled, units=units.size, method=EXACT_LABEL)
+    return Interval(point, *scaled, units=unit_values.size, method=EXACT_LABEL)
 
 
 def _unit_means_and_weights(
@@ -184,7 +189,7 @@ def _unit_means_and_weights(
     if clusters is None:
         return data, np.ones(data.size)
     require_equal_length(data, clusters)
-    _, codes = cluster_index(clusters)
+    _, codes = distinct_clusters_and_index(clusters)
     sums, sizes = np.bincount(codes, weights=data), np.bincount(codes).astype(float)
     has_equal_weights = weigh == "units" or sizes.min() == sizes.max()
     return sums / sizes, np.ones(sizes.size) if has_equal_weights else sizes

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.result import Interval
-from rlhf.stats.units import cluster_index, no_interval_reason
+from rlhf.stats.units import distinct_clusters_and_index, no_interval_reason
 
 MAX_BLOCKS = 100
 """Maximum number of blocks of units; more blocks cost time and do not improve the interval."""
@@ -50,7 +50,7 @@ def jackknife(
             positive numbers, "identity" for other statistics.
         level: Confidence level.
     """
-    names, codes = cluster_index(clusters)
+    names, codes = distinct_clusters_and_index(clusters)
     units, rows = len(names), np.arange(codes.size)
     point = float(statistic_of_rows(rows)) if units else float("nan")
     if units < FEWEST_CLUSTERS:

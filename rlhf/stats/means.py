@@ -55,7 +55,9 @@ def run_and_task_mean_moments(scores: np.ndarray) -> EstimateMoments:
     return EstimateMoments(mean, np.sqrt(variance), _ratio_or_zero(third, variance**1.5), freedom)
 
 
-def bounds_from(moments: EstimateMoments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+def skew_corrected_t_bounds(
+    moments: EstimateMoments, *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds [...] of a mean from its moments.
 
     The interval contains Student's t interval and the interval of Hall's (1992) cubic

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.interval import interval, mean_interval
+from rlhf.stats.interval import interval, weighted_mean_interval
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald_bounds, two_frequent_values
 from rlhf.stats.units import (
@@ -131,7 +131,7 @@ def paired_deltas(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
 
 def delta_interval(
-    deltas: np.ndarray, sizes: np.ndarray | None = None, *, kind: PairedKind, level: float = 0.95
+    deltas: np.ndarray, weights: np.ndarray | None = None, *, kind: PairedKind, level: float = 0.95
 ) -> Interval:
     """Return the mean of paired differences [n] of independent units, with its interval.
 
@@ -142,17 +142,17 @@ def delta_interval(
 
     Args:
         deltas: Difference of each unit, [n].
-        sizes: Weight of each unit in the mean, [n], for kind "share"; by default all weights are
+        weights: Weight of each unit in the mean, [n], for kind "share"; by default all weights are
             equal. The adjusted Wald interval uses the effective number of units.
         kind: See `difference`.
         level: Confidence level.
     """
     if kind != "share":
         return interval(deltas, kind=kind, level=level)
-    weights = np.ones(deltas.size) if sizes is None else sizes
+    weights = np.ones(deltas.size) if weights is None else weights
     point, n = float(np.average(deltas, weights=weights)), effective_number_of_units(weights)
     if not np.isin(deltas, (-1.0, 0.0, 1.0)).all():
-        estimate = mean_interval(point, deltas, weights, level)
+        estimate = weighted_mean_interval(point, deltas, weights, level)
         if estimate.known:
             return replace(estimate, low=max(-1.0, estimate.low), high=min(1.0, estimate.high))
     parts = deltas * weights * (n / weights.sum())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import bounds_from, mean_moments
+from rlhf.stats.means import mean_moments, skew_corrected_t_bounds
 
 _MAX_PAIRS = 10_000_000
 
@@ -124,6 +124,6 @@ def simulated_coverage(
     The coverage is the proportion of `trials` samples whose interval contains the mean of the
     population.
     """
-    low, high = bounds_from(mean_moments(rng.choice(population, size=(trials, n))))
+    low, high = skew_corrected_t_bounds(mean_moments(rng.choice(population, size=(trials, n))))
     truth = population.mean()
     return float(((low <= truth) & (truth <= high)).mean())

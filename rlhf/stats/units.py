@@ -39,7 +39,7 @@ def require_finite(data: np.ndarray) -> np.ndarray:
     return data
 
 
-def cluster_index(
+def distinct_clusters_and_index(
     clusters: Sequence[Hashable] | np.ndarray,
 ) -> tuple[list[Hashable], np.ndarray]:
     """Return the distinct clusters in order of first appearance, and each row's cluster index [n].
@@ -63,7 +63,7 @@ def unit_means(
     """
     data = np.asarray(values, dtype=float)
     require_equal_length(data, clusters)
-    names, codes = cluster_index(clusters)
+    names, codes = distinct_clusters_and_index(clusters)
     return names, np.bincount(codes, weights=data) / np.bincount(codes)
 
 
@@ -90,12 +90,12 @@ def rounded_to_13_digits(values: np.ndarray, largest: float | None = None) -> np
     return np.rint(values / step) * step
 
 
-def effective_number_of_units(sizes: np.ndarray) -> float:
-    """Return the effective number of units with weights `sizes` [n] (Kish 1965).
+def effective_number_of_units(weights: np.ndarray) -> float:
+    """Return the effective number of units with `weights` [n] (Kish 1965).
 
     A mean of this number of units with equal weights has the same variance.
     """
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def too_few_units_reason(units: int) -> str:
@@ -108,20 +108,20 @@ def too_few_units_reason(units: int) -> str:
     return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
 
 
-def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> str:
-    """Return why the mean of the unit values `units` [n] has no interval.
+def no_interval_reason(unit_values: np.ndarray, weights: np.ndarray | None = None) -> str:
+    """Return why the mean of `unit_values` [n] has no interval.
 
     The result is an empty string if the mean has an interval. If the units have different weights
-    `sizes` [n] in the mean, the units that differ are counted by their effective number.
+    `weights` [n], the units that differ are counted by their effective number.
     """
-    if missing := too_few_units_reason(units.size):
+    if missing := too_few_units_reason(unit_values.size):
         return missing
-    units = rounded_to_13_digits(units)
-    if units.min() == units.max():
-        return f"all {units.size} units {EQUAL_UNITS_REASON}"
-    values, counts = np.unique(units, return_counts=True)
-    is_different = units != values[counts.argmax()]
-    weights = np.ones(units.size) if sizes is None else sizes
+    unit_values = rounded_to_13_digits(unit_values)
+    if unit_values.min() == unit_values.max():
+        return f"all {unit_values.size} units {EQUAL_UNITS_REASON}"
+    values, counts = np.unique(unit_values, return_counts=True)
+    is_different = unit_values != values[counts.argmax()]
+    weights = np.ones(unit_values.size) if weights is None else weights
     differing = effective_number_of_units(weights[is_different])
     needed = min(FEWEST_UNITS, effective_number_of_units(weights) / 2)
     if differing >= needed:
@@ -129,6 +129,6 @@ def no_interval_reason(units: np.ndarray, sizes: np.ndarray | None = None) -> st
     count = int(is_different.sum())
     equivalent = "" if differing == count else f", with the weight of {differing:.1f} equal units"
     return (
-        f"only {count} of {units.size} units differ from the most common value{equivalent}, "
+        f"only {count} of {unit_values.size} units differ from the most common value{equivalent}, "
         f"an interval needs {math.ceil(needed)} such units"
     )

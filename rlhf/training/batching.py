@@ -41,14 +41,14 @@ def group_into_micro_batches(
         rows_of_group.setdefault(group_id, []).append(row)
     groups = list(rows_of_group.values())
     if not packed:
-        return _group_by_length(groups, lengths, max_tokens)
-    return _group_in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
+        return _join_groups_by_length(groups, lengths, max_tokens)
+    return _join_groups_in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
 
 
-def _group_by_length(
+def _join_groups_by_length(
     groups: list[list[int]], lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
-    """Join groups of similar length. Padding to the longest row counts."""
+    """Join groups of similar length to micro-batches. Padding counts as tokens."""
     batches: list[list[int]] = []
     for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
         width = max(lengths[row] for row in group)
@@ -59,31 +59,39 @@ def _group_by_length(
     return batches
 
 
-def _group_in_order(
-    units: list[list[int]], tokens: np.ndarray, lengths: np.ndarray, max_tokens: int
+def _join_groups_in_order(
+    groups: list[list[int]], tokens: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
-    """Join consecutive units of rows. A prefix that is computed once counts once."""
+    """Join consecutive groups to micro-batches.
+
+    The tokens of a prefix that neighboring rows share are counted once if the model computes them
+    once.
+    """
     batches: list[list[int]] = []
-    groups: list[tuple[list[int], int]] = []  # rows of the last micro-batch with a shared prefix
+    # The rows of the last micro-batch, grouped by shared prefix.
+    prefix_groups: list[tuple[list[int], int]] = []
     size = 0
-    for unit in units:
-        groups = groups[-1:]  # earlier groups get no further rows
-        added = _add_unit(groups, unit, tokens, lengths)
+    for group in groups:
+        prefix_groups = prefix_groups[-1:]  # earlier ones get no further rows
+        added = _add_rows_to_prefix_groups(prefix_groups, group, tokens, lengths)
         if not batches or size + added > max_tokens:
             batches.append([])
-            groups, size = [], 0
-            added = _add_unit(groups, unit, tokens, lengths)
-        batches[-1] += unit
+            prefix_groups, size = [], 0
+            added = _add_rows_to_prefix_groups(prefix_groups, group, tokens, lengths)
+        batches[-1] += group
         size += added
     return batches
 
 
-def _add_unit(
-    groups: list[tuple[list[int], int]], unit: list[int], tokens: np.ndarray, lengths: np.ndarray
+def _add_rows_to_prefix_groups(
+    prefix_groups: list[tuple[list[int], int]],
+    rows: list[int],
+    tokens: np.ndarray,
+    lengths: np.ndarray,
 ) -> int:
-    """Add the rows of a unit to prefix groups, in place; return the number of further tokens."""
-    saved = -count_saved_tokens(groups)
-    for row in unit:
-        add_row_to_prefix_groups(groups, tokens, lengths, row)
-    saved += count_saved_tokens(groups)
-    return int(lengths[unit].sum()) - saved
+    """Add rows to prefix groups, in place; return how many more tokens the model computes."""
+    saved = -count_saved_tokens(prefix_groups)
+    for row in rows:
+        add_row_to_prefix_groups(prefix_groups, tokens, lengths, row)
+    saved += count_saved_tokens(prefix_groups)
+    return int(lengths[rows].sum()) - saved

@@ -100,7 +100,7 @@ def _replace_folder_with_checksums(target: Path, world: World) -> Iterator[Path]
     ):
         partial.mkdir(exist_ok=world.sharded_model)
         yield partial
-        world.wait_for_sharded_model()
+        world.barrier_if_sharded()
         if _writes_unsharded_files(world):
             write_checksums(partial)
             for file in list_files_without_checksum(target):  # a file of the user stays
@@ -145,7 +145,7 @@ def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
         copy_base_to_final(directory, final)
     with trainer.world.lost_process_guard(), add_path_to_write_errors(final):
         final.mkdir(exist_ok=True)  # raises an error if the user has a file of this name
-        trainer.world.wait_for_sharded_model()  # the copy exists in every process
+        trainer.world.barrier_if_sharded()  # the copy exists in every process
         trainer.save(final)
         if _writes_unsharded_files(trainer.world):
             write_checksums(final, exclude=foreign)
@@ -197,17 +197,17 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
     Raises:
         UserError: The checkpoint is that of another run, or a file has another form. Its checksums
-            are right, so that it was copied or changed by the user.
+            are right, so the user copied or changed it.
     """
     try:
         _restore_state(checkpoint, trainer)
     except Exception as error:
-        raise_if_unfit(error, checkpoint, trainer.world)
+        raise_if_checkpoint_unfit(error, checkpoint, trainer.world)
         raise
 
 
-def raise_if_unfit(error: Exception, checkpoint: Path, world: World) -> None:
-    """Raise UserError if an error in loading a checkpoint shows that a file has another form."""
+def raise_if_checkpoint_unfit(error: Exception, checkpoint: Path, world: World) -> None:
+    """Raise UserError if an error in loading a checkpoint shows that it does not fit the run."""
     may_be_lost_process = isinstance(error, RuntimeError) and world.size > 1
     if isinstance(error, _FORM_ERRORS) and not (
         isinstance(error, torch.OutOfMemoryError | UserError) or may_be_lost_process
@@ -237,19 +237,19 @@ def _restore_state(checkpoint: Path, trainer: Trainer) -> None:
     trainer.override_loaded_settings()
 
 
-def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
+def save_evidence(folder: Path, trainer: Trainer, halt: Halt) -> None:
     """Write the data that are needed to repeat the check of an alarm.
 
     If the check precedes an update, a checkpoint with the state before the update is written too.
 
     Args:
-        bundle: Folder to create.
+        folder: Folder to create.
         trainer: The trainer at the time of the alarm.
         halt: The alarm that ended the run.
     """
     if _writes_unsharded_files(trainer.world):
-        bundle.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         if halt.evidence:
-            torch.save(halt.evidence, bundle / "evidence.pt")
+            torch.save(halt.evidence, folder / "evidence.pt")
     if "rows" in halt.evidence:
-        save_checkpoint(bundle, trainer, keep=1)
+        save_checkpoint(folder, trainer, keep=1)

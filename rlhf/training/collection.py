@@ -126,10 +126,10 @@ class StepCollector:
         groups = rounds = sampled_groups = 0
         self.collector.workers.calls.failures.clear()
         while groups < wanted and rounds < MAX_ROUNDS:
-            starts = self.starts.take_episode_seeds(
+            episode_seeds = self.starts.take_episode_seeds(
                 config.seed, wanted - groups, settings.group_size
             )
-            collected = self.world.map(starts, self.collect_and_score)
+            collected = self.world.map(episode_seeds, self.collect_and_score)
             rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
             first, sampled = len(sampled), sampled + collected
             if collected:
@@ -182,13 +182,15 @@ class StepCollector:
             )
         return {"rollout/failed": float(total.total())}
 
-    def collect_and_score(self, starts: Sequence[EpisodeSeed]) -> list[Rollout]:
+    def collect_and_score(self, episode_seeds: Sequence[EpisodeSeed]) -> list[Rollout]:
         """Collect episodes and score them with all rewards, including those that are only logged.
 
         The result is empty if every episode failed.
         """
         with EpisodeScorer([self.rewards, self.monitor_rewards]) as scorer:
-            rollouts = self.collector.collect(starts, allow_empty=True, finished=scorer.submit)
+            rollouts = self.collector.collect(
+                episode_seeds, allow_empty=True, finished=scorer.submit
+            )
             if not rollouts:
                 return []  # `_failure_metrics` raises an error if all processes have none
             with self.stopwatch("rewards"):

@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-START_SECONDS = 300.0
+START_TIMEOUT_SECONDS = 300.0
 """Time for which a process waits until the others have started."""
 HEARTBEAT_SECONDS = 5.0
 """Interval between two heartbeats of a process."""
@@ -217,7 +217,7 @@ class World:
             with self._collective_operation():
                 distributed.barrier()
 
-    def wait_for_sharded_model(self) -> None:
+    def barrier_if_sharded(self) -> None:
         """Wait until every process has called this method, if the model is sharded."""
         if self.sharded_model:
             self.barrier()
@@ -320,9 +320,9 @@ def _join_group(backend: str) -> None:
     By default, a process would wait for half an hour for one that ended before it joined.
 
     Raises:
-        UserError: A process did not start within `START_SECONDS`.
+        UserError: A process did not start within `START_TIMEOUT_SECONDS`.
     """
-    limit = timedelta(seconds=START_SECONDS)
+    limit = timedelta(seconds=START_TIMEOUT_SECONDS)
     device = default_device()
     if device.type == "cuda":  # collective operations use the current device
         torch.cuda.set_device(device)
@@ -332,7 +332,8 @@ def _join_group(backend: str) -> None:
         store.wait([f"started/{other}" for other in range(size)], limit)
     except distributed.DistError as error:
         raise UserError(
-            f"the other processes of this run did not start within {START_SECONDS:g} s, or ended"
+            "the other processes of this run did not start within "
+            f"{START_TIMEOUT_SECONDS:g} s, or ended"
         ) from error
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 

@@ -121,7 +121,7 @@ class DPOTrainer(SupervisedTrainer):
 
     @torch.no_grad()
     def _compute_split_logprobs(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
-        """Return the log-probabilities [2, T] of each pair of a split.
+        """Return the log-probabilities [2, T] of each pair of a split under the current weights.
 
         The tensors of pairs that are in none of ``batches`` are empty.
         """
@@ -129,7 +129,7 @@ class DPOTrainer(SupervisedTrainer):
         for rows in batches:
             batch = super().make_batch(split, rows)
             scored = torch.zeros_like(batch.tokens, dtype=self.model.logprob_dtype)
-            for indices, weight in self.micro_batch_row_indices(batch):
+            for indices, weight in self.micro_batch_rows_and_weights(batch):
                 micro_batch = batch.select(indices)
                 width = micro_batch.tokens.shape[1]
                 outputs = self.model.score(

@@ -54,7 +54,7 @@ class ExampleEncoder:
     def __init__(self, tokenizer: Any, *, max_length: int, stop_ids: Sequence[int] = ()) -> None:
         self.max_length = max_length
         self.chat_format = ChatFormat(tokenizer, stop_ids=stop_ids)
-        self.changed: Counter[str] = Counter()
+        self.truncated_and_dropped_counts: Counter[str] = Counter()
         self.first_dropped: dict[str, str] = {}
 
     def __call__(self, rows: Sequence[Row], *, pairs: bool = False) -> list[Example]:
@@ -102,21 +102,21 @@ class ExampleEncoder:
         return outcomes
 
     def count_outcome(
-        self, dropped: str | None, notes: Iterable[str], row: Row, times: int = 1
+        self, drop_reason: str | None, notes: Iterable[str], row: Row, times: int = 1
     ) -> None:
         """Count an outcome of `encode`.
 
         Args:
-            dropped: The reason why the row was dropped; None if it is an example.
+            drop_reason: The reason why the row was dropped; None if it is an example.
             notes: Notes on the example.
             row: The row, of which the first one for each reason is recorded.
             times: Number of rows with this outcome.
         """
-        if dropped is None:
-            self.changed += Counter(dict.fromkeys(notes, times))
+        if drop_reason is None:
+            self.truncated_and_dropped_counts += Counter(dict.fromkeys(notes, times))
         else:
-            self.changed[f"dropped: {dropped}"] += times
-            self.first_dropped.setdefault(dropped, describe_row(row))
+            self.truncated_and_dropped_counts[f"dropped: {drop_reason}"] += times
+            self.first_dropped.setdefault(drop_reason, describe_row(row))
 
     def check_some_remain(self, examples: Sequence[Example]) -> None:
         """Raise UserError if all rows were dropped."""
@@ -125,7 +125,9 @@ class ExampleEncoder:
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
-        return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
+        return ", ".join(
+            f"{n:,} {reason}" for reason, n in self.truncated_and_dropped_counts.items() if n
+        )
 
     def _all_dropped_message(self) -> str:
         """Return the error message for rows that were all dropped."""
@@ -138,9 +140,9 @@ class ExampleEncoder:
             )
         return f"all examples were dropped: {dropped}; the first is {first}"
 
-    def _render(self, row: Row, completion: Sequence[Any]) -> _Rendered:
+    def _render(self, row: Row, completion: Sequence[Any]) -> _RenderedText:
         """Render a text of a row. Its error is stored; the first error of a row is raised later."""
-        rendered = _Rendered()
+        rendered = _RenderedText()
         try:
             if "text" in row:
                 rendered.text = row["text"]
@@ -157,7 +159,7 @@ class ExampleEncoder:
                 rendered.pieces = result
         return rendered
 
-    def _tokenize(self, rendered: Sequence[_Rendered]) -> None:
+    def _tokenize(self, rendered: Sequence[_RenderedText]) -> None:
         """Set the token ids of rendered texts; all texts are tokenized in one call."""
         plain = [item for item in rendered if item.text is not None]
         texts = [item.text for item in plain if item.text is not None]
@@ -172,7 +174,7 @@ class ExampleEncoder:
             item.encoded = encoded
 
     def _make_example(
-        self, row: Row, rendered: Sequence[_Rendered]
+        self, row: Row, rendered: Sequence[_RenderedText]
     ) -> tuple[Example, frozenset[str]]:
         """Return the example of a row, from its one text or its two, and notes on it.
 
@@ -200,7 +202,7 @@ class ExampleEncoder:
         desirable = bool(row.get("label", True)) if len(ids) == 1 else True
         return Example(tuple(ids), tuple(labels), desirable=desirable), frozenset(notes)
 
-    def _truncate(self, rendered: _Rendered) -> tuple[list[int], list[bool]]:
+    def _truncate(self, rendered: _RenderedText) -> tuple[list[int], list[bool]]:
         """Return the token ids and the loss mask of a text, truncated to max_length.
 
         Raises:
@@ -217,8 +219,8 @@ class ExampleEncoder:
 
 
 @dataclass
-class _Rendered:
-    """A text of a row on its way to token ids."""
+class _RenderedText:
+    """A rendered text of a row, and its token ids when they are computed."""
 
     text: str | None = None
     """Plain text."""

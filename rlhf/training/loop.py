@@ -53,7 +53,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         trainer.prepare_before_resuming(run)
         _resume_or_start(trainer, run, checkpoints)
         if number := _signal_of_any_process(trainer, stop):
-            _stop_run(trainer, run, stop, number)
+            _raise_interrupted(trainer, run, stop, number)
         if run.writes:
             with contextlib.suppress(OSError):
                 remove_written_files(run.directory / HALTED_FOLDER)
@@ -66,7 +66,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
             raise
     trainer.world.barrier()
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:
-        _verify_best(checkpoints / "best")
+        _verify_best_model(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
     elif trainer.final_is_best:
         log.warning("no evaluation had a finite loss, so the final model is that of the last step")
@@ -99,7 +99,7 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         return
     load_checkpoint(latest, trainer)
     if trainer.final_is_best and trainer.progress.best_loss < math.inf:
-        _verify_best(checkpoints / "best")
+        _verify_best_model(checkpoints / "best")
     if run.changes:
         _check_and_record_changes(trainer, run)
     if run.writes:  # a killed run may not have removed its older checkpoints
@@ -125,7 +125,7 @@ def _check_and_record_changes(trainer: Trainer, run: Run) -> None:
         )
 
 
-def _verify_best(folder: Path) -> None:
+def _verify_best_model(folder: Path) -> None:
     """Verify the checksums of the best model, which becomes the final model.
 
     Raises:
@@ -154,7 +154,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             except Exception as error:
                 if _should_save_after(error, trainer):
                     _check_weights_finite(trainer)
-                    _save(trainer, run, checkpoints)
+                    _save_checkpoint_and_notify(trainer, run, checkpoints)
                 raise
             progress.step += 1
             save_due = trainer.is_checkpoint_due(progress.step)
@@ -167,15 +167,17 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
                 except Exception:  # the metrics of the step are logged without an evaluation
                     run.log(progress.step, metrics)
                     if not trainer.world.sharded_model:
-                        _save(trainer, run, checkpoints, together=trainer.world.size == 1)
+                        _save_checkpoint_and_notify(
+                            trainer, run, checkpoints, in_all_processes=trainer.world.size == 1
+                        )
                     raise
                 if trainer.keep_best:
                     _save_if_best(trainer, run, checkpoints, metrics)
             if save_due:
                 metrics["train/moved"] = trainer.changed_tensor_fraction()
             warnings = []
-            if metrics and trainer.without_gradient:
-                metrics["train/no_gradient"] = float(trainer.without_gradient)
+            if metrics and trainer.num_without_gradient:
+                metrics["train/no_gradient"] = float(trainer.num_without_gradient)
             if metrics:
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
@@ -187,9 +189,9 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
             if signal_number and not check_due:
                 _check_weights_finite(trainer)
             if save_due or signal_number:
-                _save(trainer, run, checkpoints)
+                _save_checkpoint_and_notify(trainer, run, checkpoints)
             if signal_number:
-                _stop_run(trainer, run, stop, signal_number)
+                _raise_interrupted(trainer, run, stop, signal_number)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
 
@@ -214,11 +216,11 @@ def _signal_of_any_process(trainer: Trainer, stop: StopSignalRecorder) -> int | 
     return trainer.world.first_not_none(stop.number)
 
 
-def _stop_run(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int) -> None:
-    """End this process because one of the processes received a signal.
+def _raise_interrupted(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int) -> None:
+    """Raise Interrupted when all processes have arrived here after a signal to one of them.
 
-    A process that ends while another one writes the checkpoint would end the checkpoint, because
-    torchrun ends the other processes of a process that has ended.
+    torchrun ends all processes when one has ended. A process that did not wait could therefore end
+    another one that still writes the checkpoint.
 
     Raises:
         Interrupted: Always.
@@ -228,25 +230,27 @@ def _stop_run(trainer: Trainer, run: Run, stop: StopSignalRecorder, number: int)
     stop.raise_if_requested(run.directory)
 
 
-def _save(trainer: Trainer, run: Run, checkpoints: Path, *, together: bool = True) -> None:
-    """Write a checkpoint, after the metrics of all steps so far.
+def _save_checkpoint_and_notify(
+    trainer: Trainer, run: Run, checkpoints: Path, *, in_all_processes: bool = True
+) -> None:
+    """Write the buffered metrics and a checkpoint, and call the callbacks.
 
-    If a callback ends training when it is written, it is written again, because it would otherwise
-    not contain the end.
+    If a callback then ends training, the checkpoint is written again, because it would otherwise
+    not record the end.
 
     Args:
         trainer: The trainer.
         run: The run directory.
         checkpoints: Folder of the checkpoints.
-        together: Whether all processes call this function. If not, the others may wait for another
-            result, so no callback is called, and the model must not be sharded.
+        in_all_processes: Whether all processes call this function. If not, the others may wait for
+            another result, so no callback is called, and the model must not be sharded.
     """
     if run.writes:
         run.flush_logs()
     saves, stopped = _takes_part_in_saving(trainer, run), trainer.callbacks.stopped
     if saves:
         save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
-    if together:
+    if in_all_processes:
         trainer.notify("on_checkpoint", run, folder=checkpoints / f"step-{trainer.progress.step}")
         if saves and trainer.callbacks.stopped and not stopped:
             save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)

@@ -18,15 +18,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """A trainer of TRL or transformers for one run, with its data columns and arguments."""
+    """A trainer of TRL or transformers for one run, with its datasets and arguments."""
 
     trainer: type
-    options: type
+    arguments_class: type
     """Class of the training arguments."""
-    columns: Callable[[Sequence[Any]], Any]
+    make_dataset: Callable[[Sequence[Any]], Any]
     """Function that converts examples to the dataset that the trainer reads."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Additional keyword arguments of the trainer's constructor."""
+    constructor_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the trainer's constructor, besides model, arguments and datasets."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that `trainer:` in the configuration may override."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class TrainingSetup:
     """Function (trained model, folder) that writes the model to the folder."""
     trainer: TrainerSpec | None = None
     """The trainer of TRL or transformers; None if the native engine trains."""
-    report: Callable[[Run], None] | None = None
+    write_report: Callable[[Run], None] | None = None
     """Function that writes a report on the saved model; None if the method has no report."""
     dropout: bool = False
     """Whether dropout is active in updates of the native engine."""
@@ -64,14 +64,14 @@ class TrainingSetup:
 class OfflineMethod:
     """An offline training method."""
 
-    data: Kind
+    data_kind: Kind
     """Kind of the training data."""
     learning_rate: float
     setup: Callable[[Any, Any, str], TrainingSetup]
     """Function (configuration, training rows, engine) -> setup of the run."""
     native: bool = True
     """Whether the native engine implements the method."""
-    keep: tuple[str, ...] = ()
+    additional_columns: tuple[str, ...] = ()
     """Additional columns of the dataset that are kept in the rows."""
 
 

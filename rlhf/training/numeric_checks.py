@@ -144,19 +144,19 @@ def check_ratios_before_first_update(k3_sum_and_count: Tensor, dtype: torch.dtyp
         )
 
 
-def _lower_rate_text(key: str, *, can_change: bool) -> str:
-    """Return what to do after a divergence.
+def _divergence_advice(learning_rate_key: str, *, can_change_rate: bool) -> str:
+    """Return the advice in the message of a diverged run, to lower the learning rate.
 
     Args:
-        key: Configuration key of the learning rate.
-        can_change: Whether a resumed run can have another learning rate.
+        learning_rate_key: Configuration key of the learning rate.
+        can_change_rate: Whether a resumed run can have another learning rate.
     """
-    text = f"lower {key} and start a new run"
-    if not can_change:
+    text = f"lower {learning_rate_key} and start a new run"
+    if not can_change_rate:
         return text
     return (
         f"{text}, or, if the last checkpoint precedes the divergence, continue with --resume, a "
-        f"lower rate and allow_changes: [{key}]"
+        f"lower rate and allow_changes: [{learning_rate_key}]"
     )
 
 
@@ -178,7 +178,7 @@ def check_gradient_norm_is_finite(
         raise Halt(
             "not_finite",
             f"training diverged in step {step}: the gradient is not finite; "
-            + _lower_rate_text(learning_rate_key, can_change=can_change_rate),
+            + _divergence_advice(learning_rate_key, can_change_rate=can_change_rate),
         )
 
 
@@ -242,7 +242,7 @@ def check_weights_are_finite(
             "not_finite",
             f"training diverged: after step {step}, {len(wrong)} of {len(weights)} parameter "
             f"tensors are not finite (the first is {wrong[0]}), so the model is not saved; "
-            + _lower_rate_text(learning_rate_key, can_change=can_change_rate),
+            + _divergence_advice(learning_rate_key, can_change_rate=can_change_rate),
         )
 
 

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 SetupFunction = Callable[[OfflineConfig, Sequence[Row] | StreamedSource, str], TrainingSetup]
 
 
-def make_causal_setup(command: str) -> SetupFunction:
+def make_causal_setup_function(command: str) -> SetupFunction:
     """Return the function that sets up a run of "sft", "dpo" or "kto".
 
     The function takes the configuration, the training rows and the engine, and loads the model.
@@ -118,9 +118,11 @@ def max_length_within_context(max_length: int, model: Any) -> int:
 
 
 METHODS = {
-    "sft": OfflineMethod("sft", LEARNING_RATES["sft"], make_causal_setup("sft")),
-    "dpo": OfflineMethod("preference", LEARNING_RATES["dpo"], make_causal_setup("dpo")),
-    "kto": OfflineMethod("label", LEARNING_RATES["kto"], make_causal_setup("kto"), native=False),
+    "sft": OfflineMethod("sft", LEARNING_RATES["sft"], make_causal_setup_function("sft")),
+    "dpo": OfflineMethod("preference", LEARNING_RATES["dpo"], make_causal_setup_function("dpo")),
+    "kto": OfflineMethod(
+        "label", LEARNING_RATES["kto"], make_causal_setup_function("kto"), native=False
+    ),
 }
 
 
@@ -183,21 +185,30 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
             fit(trainer, run)
         finally:
             trainer.close()
-    if setup.report and run.writes:
-        setup.report(run)
+    if setup.write_report and run.writes:
+        setup.write_report(run)
     init_distributed().barrier()
     return run.final
 
 
 def _train_and_save_with_trl(
-    config: OfflineConfig, run: Run, method: OfflineMethod, setup: TrainingSetup, sets: Any
+    config: OfflineConfig,
+    run: Run,
+    method: OfflineMethod,
+    setup: TrainingSetup,
+    train_and_eval_sets: Any,
 ) -> None:
     """Train with ``setup.trainer`` on the training and the held-out examples; save the model."""
     from rlhf.training.trl.trainer import train_with_trainer
 
     callbacks = Callbacks(config.callbacks)
     trained, steps = train_with_trainer(
-        config, run, method=method, setup=setup, sets=sets, callbacks=callbacks
+        config,
+        run,
+        method=method,
+        setup=setup,
+        train_and_eval_sets=train_and_eval_sets,
+        callbacks=callbacks,
     )
     if not run.writes:
         return
@@ -212,7 +223,7 @@ def _train_and_save_with_trl(
         "on_end",
         run,
         step=steps,
-        num_steps=num_steps(config, len(sets[0])),
+        num_steps=num_steps(config, len(train_and_eval_sets[0])),
         model=trained,
         tokenizer=setup.tokenizer,
         folder=run.final,
@@ -339,7 +350,11 @@ def _load_rows(
         preparation = DataPreparationSettings(cache_folder(config.data_cache), processes)
         try:
             loaded = load_stored(
-                specs, method.data, seed=config.seed, preparation=preparation, keep=method.keep
+                specs,
+                method.data_kind,
+                seed=config.seed,
+                preparation=preparation,
+                keep=method.additional_columns,
             )
         except Unstorable:
             log.info("%s: read into memory, because some values have no form in JSON", what)
@@ -349,7 +364,12 @@ def _load_rows(
                 counts[what] = loaded.counts()
             return loaded.rows
     return load_and_log(
-        specs, method.data, data_name=what, seed=config.seed, keep=method.keep, counts=counts
+        specs,
+        method.data_kind,
+        data_name=what,
+        seed=config.seed,
+        keep=method.additional_columns,
+        counts=counts,
     )
 
 

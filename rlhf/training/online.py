@@ -388,7 +388,7 @@ class OnlineTrainer(OnlineTrainerParts):
         """Write the replies that were sampled for later steps."""
         if self.done:  # the last batch is not needed, and one of its environments may hang
             self.rollout_source.stop()
-        replies = self.rollout_source.replies_of_unfinished_batch()
+        replies = self.rollout_source.replies_of_untrained_steps()
         if replies:
             write_jsonl(checkpoint / REPLIES_FILE, (reply.to_row() for reply in replies))
 

@@ -60,7 +60,7 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
         )
     check_number_of_processes(config, processes=launcher_number("WORLD_SIZE"))
     if config.rollout.max_staleness:
-        _check_asynchronous(name, config, algorithm)
+        _check_asynchronous_collection(name, config, algorithm)
     return algorithm
 
 
@@ -77,7 +77,7 @@ def check_number_of_processes(config: OnlineConfig, *, processes: int) -> None:
             raise UserError(f"{key} runs with one training process: start the run without torchrun")
 
 
-def _check_asynchronous(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
+def _check_asynchronous_collection(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
     """Check a run that collects rollouts in a thread.
 
     A warning is logged if the algorithm supports a correction for the age of the rollouts (an

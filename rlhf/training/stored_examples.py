@@ -55,7 +55,7 @@ _EXAMPLES, _OUTCOME_INDICES, _OUTCOMES = "examples.arrow", "outcomes.npy", "outc
 class EncodingOutcome(NamedTuple):
     """Result of encoding a row."""
 
-    dropped: str | None
+    drop_reason: str | None
     """Reason why the row is dropped; None if it is an example."""
     notes: tuple[str, ...] = ()
 
@@ -104,8 +104,8 @@ class ExampleStore:
         self.outcome_indices: np.ndarray = np.load(folder / _OUTCOME_INDICES)
         """[N], index in `outcomes` for each encoded row."""
         self.outcomes = [
-            EncodingOutcome(dropped, tuple(notes))
-            for dropped, notes in read_json(folder / _OUTCOMES)
+            EncodingOutcome(drop_reason, tuple(notes))
+            for drop_reason, notes in read_json(folder / _OUTCOMES)
         ]
         table = open_arrow(folder / _EXAMPLES)
         self._num_texts = sum(name.startswith("ids") for name in table.column_names)
@@ -164,10 +164,10 @@ def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
     return [end - start for start, end in itertools.pairwise([0, *changes, len(labels)])]
 
 
-def labels_from_run_lengths(ids: Sequence[int], runs: Sequence[int]) -> list[int]:
+def labels_from_run_lengths(ids: Sequence[int], run_lengths: Sequence[int]) -> list[int]:
     """Return the labels of a text: its ids in every second run, IGNORED in the others."""
     labels: list[int] = []
-    for number, length in enumerate(runs):
+    for number, length in enumerate(run_lengths):
         start = len(labels)
         labels += ids[start : start + length] if number % 2 else [IGNORED] * length
     return labels
@@ -209,8 +209,8 @@ class CachingEncoder:
         found, first, counts = np.unique(outcome_indices, return_index=True, return_counts=True)
         for at in np.argsort(first):
             outcome, row = outcomes[found[at]], rows[int(first[at])]
-            self.encoder.count_outcome(outcome.dropped, outcome.notes, row, int(counts[at]))
-        is_example = np.array([outcome.dropped is None for outcome in outcomes], bool)
+            self.encoder.count_outcome(outcome.drop_reason, outcome.notes, row, int(counts[at]))
+        is_example = np.array([outcome.drop_reason is None for outcome in outcomes], bool)
         kept = np.flatnonzero(is_example[outcome_indices])
         examples = StoredExamples(stores, rows.source[kept], index[kept])
         self.encoder.check_some_remain(examples)
@@ -257,14 +257,14 @@ class CachingEncoder:
 
 
 def _write_examples(
-    folder: Path, positions: np.ndarray, arguments: tuple[Any, ...], processes: int
+    folder: Path, positions: np.ndarray, encoder_arguments: tuple[Any, ...], processes: int
 ) -> None:
     """Encode rows of a store, and write the examples to an empty folder.
 
     Args:
         folder: Folder to write to.
         positions: Sorted positions of the rows in the store.
-        arguments: Arguments of `BlockEncoder`.
+        encoder_arguments: Arguments of `BlockEncoder`.
         processes: Maximum number of worker processes.
     """
     import pyarrow as pa
@@ -275,7 +275,7 @@ def _write_examples(
     blocks = (positions[start : start + BLOCK_ROWS] for start in starts)
     count = min(processes, -(-len(positions) // ROWS_PER_PROCESS))
     writer = None
-    with WorkerPool(count, "rlhf.training.stored_examples:BlockEncoder", arguments) as pool:
+    with WorkerPool(count, "rlhf.training.stored_examples:BlockEncoder", encoder_arguments) as pool:
         for outcomes, index_of_row, batch in pool.map(blocks):
             index_of_outcome = [
                 index_by_outcome.setdefault(o, len(index_by_outcome)) for o in outcomes

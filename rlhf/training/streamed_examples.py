@@ -58,7 +58,7 @@ class EncodedBlock(NamedTuple):
     ends: np.ndarray
     """[B], end of each example in `ids`."""
     counts: Counter[str]
-    """Reason or note, as a key of `ExampleEncoder.changed` -> number of rows."""
+    """Number of rows by reason or note, as in `ExampleEncoder.truncated_and_dropped_counts`."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -82,26 +82,26 @@ class ExampleStream:
     At the end of the source, the next epoch begins.
 
     Args:
-        rows: The source.
+        source: The source.
         encoder: Encoder of the examples, whose counts are updated.
     """
 
-    def __init__(self, rows: StreamedSource, encoder: ExampleEncoder) -> None:
-        self.rows, self.encoder = rows, encoder
+    def __init__(self, source: StreamedSource, encoder: ExampleEncoder) -> None:
+        self.source, self.encoder = source, encoder
         self.rows_read = 0
         """Number of rows of the source in the blocks that were begun so far."""
-        self._stream = RowStream(rows.spec, BLOCK_ROWS)
+        self._stream = RowStream(source.spec, BLOCK_ROWS)
         first = next(self._stream.blocks(StreamPosition()), None)
         if first is None:
-            raise UserError(f"{rows.spec.path}: the dataset is empty")
-        present = frozenset(columns_of(first[0]))
-        reader = _make_reader(rows.spec, first[0], present)
+            raise UserError(f"{source.spec.path}: the dataset is empty")
+        column_names = frozenset(columns_of(first[0]))
+        reader = _make_reader(source.spec, first[0], column_names)
         if reader.schema is not None and reader.schema.gather is not None:
             raise UserError(
-                f"{rows.spec.path}: data.streaming: a dataset that is read as "
+                f"{source.spec.path}: data.streaming: a dataset that is read as "
                 f"{reader.schema.name} has rows that belong together; remove streaming"
             )
-        self._header = (first[0][:100], present, reader.layouts)
+        self._header = (first[0][:100], column_names, reader.layouts)
         self._epoch, self._block, self._taken = 0, 0, 0
         self._start = StreamPosition()  # of the current block
         self._examples_of_epoch = 0
@@ -128,7 +128,7 @@ class ExampleStream:
 
     def summary(self) -> str:
         """Return the numbers of rows that were read, truncated and dropped so far."""
-        line = f"{self.rows_read:,} rows streamed from {self.rows.spec.path}"
+        line = f"{self.rows_read:,} rows streamed from {self.source.spec.path}"
         changed = self.encoder.truncated_and_dropped_text()
         return f"{line}: {changed}" if changed else line
 
@@ -143,7 +143,7 @@ class ExampleStream:
             "digest": self._current.digest() if self._current is not None else None,
             "examples_of_epoch": self._examples_of_epoch,
             "rows_read": self.rows_read,
-            "changed": dict(self.encoder.changed),
+            "changed": dict(self.encoder.truncated_and_dropped_counts),
         }
 
     def load_state_dict(self, state: Any) -> None:
@@ -161,13 +161,13 @@ class ExampleStream:
         digest = self._current.digest() if self._current is not None else None
         if digest != state.get("digest", digest):  # earlier versions recorded no digest
             raise UserError(
-                f"{self.rows.spec.path}: the rows have changed since the checkpoint was saved; "
+                f"{self.source.spec.path}: the rows have changed since the checkpoint was saved; "
                 "restore them, or start a new run with --overwrite"
             )
         self._taken = state["taken"]
         self._examples_of_epoch = state["examples_of_epoch"]
         self.rows_read = state["rows_read"]
-        self.encoder.changed = Counter(state["changed"])
+        self.encoder.truncated_and_dropped_counts = Counter(state["changed"])
 
     def close(self) -> None:
         """End the worker processes, and discard the blocks that they have read ahead."""
@@ -184,7 +184,7 @@ class ExampleStream:
             return
         if not self._examples_of_epoch:
             changed = self.encoder.truncated_and_dropped_text()
-            raise UserError(f"{self.rows.spec.path}: no usable row ({changed})")
+            raise UserError(f"{self.source.spec.path}: no usable row ({changed})")
         log.info("end of epoch %d: %s", self._epoch + 1, self.summary())
         self._blocks = None
         self._epoch, self._block, self._examples_of_epoch = self._epoch + 1, 0, 0
@@ -199,12 +199,12 @@ class ExampleStream:
         if loaded is None:
             return False
         self._current, self._end, num_rows = loaded
-        generator = np.random.default_rng([self.rows.seed, self._epoch, self._block])
+        generator = np.random.default_rng([self.source.seed, self._epoch, self._block])
         self._order = generator.permutation(len(self._current)).tolist()
         self._taken = 0
         self._examples_of_epoch += len(self._current)
         self.rows_read += num_rows
-        self.encoder.changed += self._current.counts
+        self.encoder.truncated_and_dropped_counts += self._current.counts
         return True
 
     def _encoded_blocks(
@@ -212,14 +212,14 @@ class ExampleStream:
     ) -> Iterator[tuple[EncodedBlock, StreamPosition, int]]:
         if self._pool is None:
             arguments = (
-                self.rows.spec,
+                self.source.spec,
                 *self._header,
                 self.encoder.chat_format.tokenizer,
                 self.encoder.max_length,
                 sorted(self.encoder.chat_format.stop_ids),
             )
             factory = "rlhf.training.streamed_examples:StreamEncoder"
-            self._pool = WorkerPool(self.rows.processes, factory, arguments)
+            self._pool = WorkerPool(self.source.processes, factory, arguments)
         for_rows, for_positions = itertools.tee(self._stream.blocks(start))
         positions = ((position, len(rows)) for rows, position in for_positions)
         encoded = self._pool.map(rows for rows, _ in for_rows)
@@ -234,13 +234,13 @@ class StreamEncoder:
         self,
         spec: DataSpec,
         first_rows: list[Row],
-        present: frozenset[str],
+        column_names: frozenset[str],
         layouts: list[ColumnAssignment],
         tokenizer: Any,
         max_length: int,
         stop_ids: Sequence[int],
     ) -> None:
-        self.reader = _make_reader(spec, first_rows, present)
+        self.reader = _make_reader(spec, first_rows, column_names)
         self.reader.layouts = layouts
         self.encoder = ExampleEncoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
 
@@ -276,5 +276,5 @@ class StreamEncoder:
         )
 
 
-def _make_reader(spec: DataSpec, rows: list[Row], present: frozenset[str]) -> TableReader:
-    return TableReader(rows, "sft", spec, column_names=present)
+def _make_reader(spec: DataSpec, rows: list[Row], column_names: frozenset[str]) -> TableReader:
+    return TableReader(rows, "sft", spec, column_names=column_names)

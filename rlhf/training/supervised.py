@@ -196,9 +196,7 @@ class SupervisedTrainer(Trainer):
         self.schedule = BatchSchedule(len(examples), config.batch_size, steps, config.seed)
         self.evaluate_every = steps_between_evaluations(config, steps)
         self.log_every = options.logging_steps or default_logging_interval(steps)
-        self.throughput = None
-        if config.profile:
-            self.throughput = Throughput(model, processes=self.world.size)
+        self.throughput = Throughput(model, processes=self.world.size) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
     def loss_denominators(self, batch: TrainingBatch) -> Tensor:
@@ -245,7 +243,7 @@ class SupervisedTrainer(Trainer):
         else:
             batch = self._collate(self.stream.take(self.config.batch_size))
         started = time.perf_counter()
-        sums, norm = self.optimize(batch)
+        sums, norm = self.update_on_batch(batch)
         if self.throughput:
             self.throughput.add(batch, seconds=time.perf_counter() - started)
         self._unlogged.append((sums, norm, int(batch.attention_mask.sum())))
@@ -253,7 +251,7 @@ class SupervisedTrainer(Trainer):
             return {}
         return self._pop_metrics()
 
-    def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
+    def update_on_batch(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
         """Take an optimizer step on a batch; return its metrics and the gradient norm."""
         try:
             total = self.compute_checked_gradients(batch)
@@ -274,7 +272,7 @@ class SupervisedTrainer(Trainer):
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         denominators, total = self.loss_denominators(batch), MetricSums()
-        for rows, weight in self.micro_batch_row_indices(batch):
+        for rows, weight in self.micro_batch_rows_and_weights(batch):
             loss, sums = self.loss(batch.select(rows), denominators=denominators)
             (weight * loss).backward()
             if weight:
@@ -311,7 +309,7 @@ class SupervisedTrainer(Trainer):
         total = MetricSums()
         for examples in self.eval_batch_row_indices():
             batch = self.make_batch("eval", examples)
-            for rows, weight in self.micro_batch_row_indices(batch):
+            for rows, weight in self.micro_batch_rows_and_weights(batch):
                 micro_batch = batch.select(rows)
                 denominators = self.loss_denominators(micro_batch)
                 sums = self.loss(micro_batch, denominators=denominators)[1]
@@ -360,7 +358,7 @@ class SupervisedTrainer(Trainer):
             examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins
         )
 
-    def micro_batch_row_indices(self, batch: TrainingBatch) -> Iterator[tuple[Tensor, float]]:
+    def micro_batch_rows_and_weights(self, batch: TrainingBatch) -> Iterator[tuple[Tensor, float]]:
         """Yield the row indices and the weight of each micro-batch of this process.
 
         The weight is 1, or 0 for a micro-batch that is also in another process; see `World`.

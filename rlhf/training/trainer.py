@@ -115,12 +115,12 @@ class Trainer:
         self.scheduler = scheduler
         self.num_steps = num_steps
         self.max_grad_norm = max_grad_norm
-        self.movement = WeightChangeDetector(model.model)
+        self.weight_change_detector = WeightChangeDetector(model.model)
         self.trained = trained_parameters(model.model)
         self.world = replace(init_distributed(), sharded_model=model.sharding is not None)
         self.progress = TrainingProgress()
         self.callbacks = Callbacks(config.callbacks)
-        self.without_gradient = 0
+        self.num_without_gradient = 0
         """Number of trainable tensors that had no gradient in the first update of the last step."""
 
     def evaluate_initial_model(self, run: Run) -> None:
@@ -245,17 +245,17 @@ class Trainer:
         return norm
 
     def record_weights_without_gradient(self) -> None:
-        """Set ``without_gradient``, after the backward passes of this process."""
+        """Set ``num_without_gradient``, after the backward passes of this process."""
         names = parameter_names_without_gradient(self.model.model)
         # A process that had no micro-batch has no gradient at all.
         count = min(self.world.gather(len(names)))
-        if count and not self.without_gradient:
+        if count and not self.num_without_gradient:
             log.warning("no gradient in step %d: %s", self.progress.step + 1, ", ".join(names[:5]))
-        self.without_gradient = count
+        self.num_without_gradient = count
 
     def changed_tensor_fraction(self) -> float:
         """Return the fraction of the trained parameter tensors that differ from the start."""
-        changed = [self.movement.which_tensors_changed()]
+        changed = [self.weight_change_detector.which_tensors_changed()]
         if self.world.sharded_model:  # each process compares its rows
             changed = self.world.gather(changed[0])
         return sum(map(any, zip(*changed, strict=True))) / len(changed[0])

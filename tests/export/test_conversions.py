@@ -209,8 +209,10 @@ def test_onnx_has_the_logits_of_the_model(runs: Runs, tmp_path: Path):
 def test_onnx_with_other_logits_is_left_out(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(onnx_export, "_export", lambda *given: given[-1].write_bytes(b"onnx"))
-    monkeypatch.setattr(onnx_export, "_difference", lambda *given: 0.25)
+    monkeypatch.setattr(
+        onnx_export, "_write_onnx_file", lambda *given: given[-1].write_bytes(b"onnx")
+    )
+    monkeypatch.setattr(onnx_export, "_largest_logit_difference", lambda *given: 0.25)
     words = ["export", str(runs.sft), str(tmp_path / "out"), "--onnx", "true"]
     assert main(words) == 0
     assert (
@@ -223,7 +225,7 @@ def test_a_failed_conversion_to_onnx_is_stated(exports, monkeypatch: pytest.Monk
     def fail(*args: object, **keys: object) -> None:
         raise RuntimeError("unsupported operator\nmore")
 
-    monkeypatch.setattr(onnx_export, "_export", fail)
+    monkeypatch.setattr(onnx_export, "_write_onnx_file", fail)
     message = onnx_export.write_onnx(exports["sft"])
     assert not list(exports["sft"].glob("*.onnx*"))
     assert message.endswith("the conversion failed: unsupported operator")

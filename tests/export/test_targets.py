@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
-from rlhf.export.source import find_source
+from rlhf.export.source import find_model_source
 from rlhf.runs.inputs import fingerprint
 from tests.export.conftest import LORA, export, short
 from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
@@ -96,7 +96,7 @@ def test_a_file_is_not_suggested_as_the_source(tmp_path: Path):
     (tmp_path / "final").mkdir()
     (tmp_path / "finel").write_text("a file")
     with pytest.raises(UserError, match=r"finel is not a folder; did you mean 'final'\?"):
-        find_source(str(tmp_path / "finel"))
+        find_model_source(str(tmp_path / "finel"))
 
 
 @pytest.mark.parametrize("change", ["added", "added link", "edited card", "without a list"])

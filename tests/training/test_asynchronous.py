@@ -324,7 +324,7 @@ gym.register("held/Held-v0", entry_point=Held)
 def held(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("entered", "released", "returned"):
         monkeypatch.setattr(Held, name, threading.Event())
-    monkeypatch.setattr(rollout_source, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(rollout_source, "STOP_TIMEOUT_SECONDS", 0.1)
     yield Held
     Held.released.set()
     for thread in threading.enumerate():

@@ -181,7 +181,7 @@ def test_a_process_that_is_refused_before_training_ends_the_other(
 
 
 def test_the_others_are_not_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_distributed, "START_SECONDS", 0.5)
+    monkeypatch.setattr(training_distributed, "START_TIMEOUT_SECONDS", 0.5)
     for name, value in {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),

@@ -81,7 +81,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
 
     batch = same_batch(native, verb, inputs)
     total = 0.0
-    for rows, _ in native.micro_batch_row_indices(batch):
+    for rows, _ in native.micro_batch_rows_and_weights(batch):
         micro_batch = batch.select(rows)
         loss, _ = native.loss(micro_batch, denominators=native.loss_denominators(batch))
         loss.backward()
@@ -174,7 +174,7 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     before = [weight.detach().float() for weight in weights]
     for step in range(4):
-        trainer.optimize(trainer.make_batch("train", trainer.schedule.example_indices(step)))
+        trainer.update_on_batch(trainer.make_batch("train", trainer.schedule.example_indices(step)))
         trainer.progress.step += 1
     (masters,) = trainer.optimizer.master_weights
     moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
@@ -190,8 +190,8 @@ def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, verb):
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
         batch = trainer.make_batch("train", trainer.schedule.example_indices(0))
-        assert (len(list(trainer.micro_batch_row_indices(batch))) > 1) == (size == 1)
-        trainer.optimize(batch)
+        assert (len(list(trainer.micro_batch_rows_and_weights(batch))) > 1) == (size == 1)
+        trainer.update_on_batch(batch)
         runs.append([p.detach().clone() for p in trainer.model.parameters()])
     for ours, other in zip(*runs, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=3e-4)

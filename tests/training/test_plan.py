@@ -378,10 +378,10 @@ def batch_of(*lengths: int) -> TrainingBatch:
 def test_the_slowest_process_determines_the_duration_of_the_passes():
     speed = PassSpeed(per_token=2.0, per_head_token=10.0, flops_per_second=1.0)
     batches = [batch_of(3), batch_of(5), batch_of(7)]
-    tokens_of = lambda batch: int(batch.attention_mask.sum())  # noqa: E731
+    count_tokens = lambda batch: int(batch.attention_mask.sum())  # noqa: E731
     seconds = [2 * 3 + 10 * 2, 2 * 5 + 10 * 4, 2 * 7 + 10 * 6]
-    one = passes_seconds(batches, speed, tokens_of=tokens_of, processes=1)
-    two = passes_seconds(batches, speed, tokens_of=tokens_of, processes=2)
+    one = passes_seconds(batches, speed, count_tokens=count_tokens, processes=1)
+    two = passes_seconds(batches, speed, count_tokens=count_tokens, processes=2)
     assert one == sum(seconds)
     assert two == seconds[0] + seconds[2]
 

@@ -143,10 +143,12 @@ def test_stored_examples_are_those_in_memory(tmp_path, kind, seed, template):
         assert found[-1] == expected[-1]
         one_by_one = ExampleEncoder(tokenizer, max_length=80)
         assert encode_one_by_one(one_by_one, expected_rows[part], pairs=pairs) == expected
-    assert stored.changed == in_memory.changed
+    assert stored.truncated_and_dropped_counts == in_memory.truncated_and_dropped_counts
     assert stored.first_dropped == in_memory.first_dropped
-    names = [name for name in stored.changed if name.startswith("dropped")]
-    assert names == [name for name in in_memory.changed if name.startswith("dropped")]
+    names = [name for name in stored.truncated_and_dropped_counts if name.startswith("dropped")]
+    assert names == [
+        name for name in in_memory.truncated_and_dropped_counts if name.startswith("dropped")
+    ]
 
 
 @pytest.mark.parametrize(

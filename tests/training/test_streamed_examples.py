@@ -82,7 +82,10 @@ def test_an_epoch_has_every_example_once(tmp_path, name, seed):
     assert first != stream_of(path, seed=seed + 1).take(30)
     assert first == stream_of(path, seed=seed).take(30)
     assert stream.rows_read == 66
-    assert sum(n for why, n in stream.encoder.changed.items() if "dropped" in why) == 6
+    assert (
+        sum(n for why, n in stream.encoder.truncated_and_dropped_counts.items() if "dropped" in why)
+        == 6
+    )
 
 
 def test_examples_are_shuffled_within_blocks_only(tmp_path):

@@ -23,7 +23,7 @@ _SOURCE_KEYS = {
     "test_data": "final report",
 }
 """Configuration key with a list of datasets -> purpose of the datasets."""
-_SIZES = (
+_SIZE_CATEGORIES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
     (10**5, "10K<n<100K"),
@@ -33,7 +33,7 @@ _SIZES = (
     (10**9, "100M<n<1B"),
 )
 """Upper bounds of numbers of rows -> size category of the Hub."""
-_OPTIONS = ("name", "data_dir", "columns", "reward_columns", "system", "limit", "weight")
+_DATASET_OPTIONS = ("name", "data_dir", "columns", "reward_columns", "system", "limit", "weight")
 """Keys of a dataset that select or change its rows."""
 
 
@@ -116,7 +116,7 @@ def _stage_section(stage: Stage) -> str:
 def _source_row(stage: Stage, key: str, index: int, spec: Mapping[str, Any]) -> list[str]:
     path = str(spec["path"])
     is_hub = stage.is_hub_id(f"{key}.{index}.path", path)
-    options = [f"{name}: {spec[name]}" for name in _OPTIONS if spec.get(name) is not None]
+    options = [f"{name}: {spec[name]}" for name in _DATASET_OPTIONS if spec.get(name) is not None]
     return [
         path if is_hub else public_name(path),
         _SOURCE_KEYS[key],
@@ -161,4 +161,4 @@ def _size_category(counts: Sequence[Any]) -> str | None:
     if not known:
         return None
     largest = max(known)
-    return next((name for bound, name in _SIZES if largest < bound), "1B<n<10B")
+    return next((name for bound, name in _SIZE_CATEGORIES if largest < bound), "1B<n<10B")

@@ -19,9 +19,9 @@ from rlhf.evaluation.records import Evaluation
 from rlhf.export.cards.data_card import DATA_CARD_FILE, hub_datasets
 from rlhf.export.cards.results import (
     Result,
-    eval_results,
     evaluation_notes,
     held_out_table,
+    hub_eval_results,
     results_of,
     results_table,
 )
@@ -34,12 +34,12 @@ from rlhf.export.cards.training import (
 )
 from rlhf.export.energy import estimate_energy, training_cost
 from rlhf.export.public_text import without_paths_and_secrets
-from rlhf.export.reward_meaning import encoding_facts, reward_meaning
+from rlhf.export.reward_meaning import encoding_and_calibration_facts, reward_meaning
 from rlhf.export.source import ModelSource
 from rlhf.export.weights import (
     count_parameters_and_dtypes,
     is_causal_model,
-    model_class,
+    model_class_name,
 )
 from rlhf.models.hub import SHORT_NAMES
 from rlhf.reports.sections import run_warnings
@@ -75,7 +75,7 @@ class CardContent:
         """Task of the model on the Hub."""
         if self.is_causal:
             return "text-generation"
-        steps = model_class(self.folder).endswith("ForTokenClassification")
+        steps = model_class_name(self.folder).endswith("ForTokenClassification")
         return "token-classification" if steps else "text-classification"
 
 
@@ -88,12 +88,12 @@ def make_model_card(content: CardContent) -> ModelCard:
             _introduction(content),
             _section("Use", _loading_code(content)),
             _section("What the outputs measure", _output_meaning(content)),
-            _section("Training", _training(content)),
-            _section("Results", _results(content)),
-            _section("Limits", _limits(content)),
-            _section("Environmental cost", _cost(content)),
-            _section("Software", _software(content)),
-            _section("Configurations", _configurations(content)),
+            _section("Training", _training_section(content)),
+            _section("Results", _results_section(content)),
+            _section("Limits", _limits_list(content)),
+            _section("Environmental cost", _cost_section(content)),
+            _section("Software", _software_table(content)),
+            _section("Configurations", _configuration_blocks(content)),
         )
         if text
     )
@@ -104,17 +104,17 @@ def metadata(content: CardContent) -> ModelCardData:
     """Return the metadata of the model card."""
     source, config = content.source, content.config
     commands = [stage.command for stage in source.stages if stage.command]
-    results = eval_results(content.results, content.task)
+    results = hub_eval_results(content.results, content.task)
     datasets = hub_datasets(source.stages)
-    license_name = config.license or license_of(source.base)
+    license_name = config.license or license_of_hub_model(source.base_hub_id)
     more: dict[str, Any] = language_metadata(config.language)
-    if source.base:
+    if source.base_hub_id:
         more["base_model_relation"] = "finetune"
     return ModelCardData(
         license=license_name,
         library_name="transformers",
         pipeline_tag=content.task,
-        base_model=source.base,
+        base_model=source.base_hub_id,
         datasets=datasets or None,
         model_name=content.name if results else None,
         eval_results=results or None,
@@ -123,9 +123,9 @@ def metadata(content: CardContent) -> ModelCardData:
     )
 
 
-def license_of(base: str | None) -> str | None:
+def license_of_hub_model(hub_id: str | None) -> str | None:
     """Return the license of a model on the Hub in the Hub's notation, or None if it is unknown."""
-    known = [entry.license for entry in SHORT_NAMES.values() if entry.hub == base]
+    known = [entry.license for entry in SHORT_NAMES.values() if entry.hub == hub_id]
     return known[0].lower() if known else None
 
 
@@ -138,8 +138,8 @@ def _introduction(content: CardContent) -> str:
     kind = "language model" if content.is_causal else "reward model"
     count, dtypes = count_parameters_and_dtypes(content.folder)
     origin = escape_markdown(without_paths_and_secrets(source.base_name))
-    if source.base:
-        origin = f"[{origin}](https://huggingface.co/{source.base})"
+    if source.base_hub_id:
+        origin = f"[{origin}](https://huggingface.co/{source.base_hub_id})"
     trained = (
         "was trained with [rlhf](#software), from " + origin
         if source.stages
@@ -147,7 +147,7 @@ def _introduction(content: CardContent) -> str:
     )
     merged = " The LoRA adapters are merged into the weights." if source.is_adapter else ""
     return (
-        f"This {kind} (`{model_class(content.folder)}`, {count:,} weights, "
+        f"This {kind} (`{model_class_name(content.folder)}`, {count:,} weights, "
         f"{', '.join(dtypes)}) {trained}.{merged} Every number below is in the files of the "
         "training runs, or is a sum or product of such numbers. The data are described in the "
         f"[data card]({DATA_CARD_FILE})."
@@ -158,7 +158,9 @@ def _loading_code(content: CardContent) -> str:
     """Return code that loads the model."""
     name = content.config.push or content.name
     if not content.is_causal:
-        auto = f"AutoModelFor{'Token' if 'Token' in model_class(content.folder) else 'Sequence'}"
+        auto = (
+            f"AutoModelFor{'Token' if 'Token' in model_class_name(content.folder) else 'Sequence'}"
+        )
         lines = [
             "from rlhf.reward_models import build",
             "",
@@ -235,10 +237,11 @@ def _output_meaning(content: CardContent) -> str:
         text += f" The labels, in order, are {names}."
     if source.sidecar is None:
         return text
-    return f"{text}\n\n{markdown_table(['property', 'value'], encoding_facts(source.sidecar))}"
+    facts = encoding_and_calibration_facts(source.sidecar)
+    return f"{text}\n\n{markdown_table(['property', 'value'], facts)}"
 
 
-def _training(content: CardContent) -> str:
+def _training_section(content: CardContent) -> str:
     source = content.source
     if source.last_run is None:
         return "The folder has no record of a training run."
@@ -251,7 +254,7 @@ def _training(content: CardContent) -> str:
     return "\n\n".join(parts)
 
 
-def _results(content: CardContent) -> str:
+def _results_section(content: CardContent) -> str:
     source, parts = content.source, []
     if content.results:
         parts.append(
@@ -273,7 +276,7 @@ def _results(content: CardContent) -> str:
     return "\n\n".join(parts)
 
 
-def _limits(content: CardContent) -> str:
+def _limits_list(content: CardContent) -> str:
     """Return the limits of the model according to the records, as a Markdown list."""
     source = content.source
     lines = []
@@ -303,7 +306,7 @@ def _limits(content: CardContent) -> str:
     return "\n".join(f"* {escape_markdown(line)}" for line in lines)
 
 
-def _cost(content: CardContent) -> str:
+def _cost_section(content: CardContent) -> str:
     stages = content.source.stages
     if not stages:
         return "The folder has no record of its training."
@@ -311,7 +314,7 @@ def _cost(content: CardContent) -> str:
     return cost_section(stages, costs, estimate_energy(costs, content.config.power_watts))
 
 
-def _software(content: CardContent) -> str:
+def _software_table(content: CardContent) -> str:
     """Return the versions of the software of the last run."""
     run = content.source.last_run
     machine = run.record.environment if run else {}
@@ -322,5 +325,5 @@ def _software(content: CardContent) -> str:
     return markdown_table(["package", "version"], rows).rstrip() if rows else "Not recorded."
 
 
-def _configurations(content: CardContent) -> str:
+def _configuration_blocks(content: CardContent) -> str:
     return "\n\n".join(configuration_block(stage) for stage in content.source.stages)

@@ -32,7 +32,7 @@ class Result:
 
 def results_of(evaluations: Sequence[Evaluation]) -> list[Result]:
     """Return every metric of evaluations, in the order of their files."""
-    return [result for evaluation in evaluations for result in _metrics(evaluation)]
+    return [result for evaluation in evaluations for result in _results_of_evaluation(evaluation)]
 
 
 def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
@@ -45,7 +45,7 @@ def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
     for folder in folders:
         summary = read_summary_file(expand_user(folder) / "summary.json")
         evaluation = Evaluation(Path(folder).name, summary, ())
-        if not list(_metrics(evaluation)):
+        if not list(_results_of_evaluation(evaluation)):
             raise UserError(
                 f"evaluations: {folder} has no summary.json with metrics: give a folder such as "
                 "runs/evaluate/evaluation/NAME"
@@ -54,7 +54,7 @@ def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
     return evaluations
 
 
-def _metrics(evaluation: Evaluation) -> Iterator[Result]:
+def _results_of_evaluation(evaluation: Evaluation) -> Iterator[Result]:
     """Yield the metrics of an evaluation of a policy, of a reward on pairs, or of labeled texts."""
     summary = evaluation.summary
     parts = [str(summary.get("env") or evaluation.name)]
@@ -62,20 +62,20 @@ def _metrics(evaluation: Evaluation) -> Iterator[Result]:
         parts.append(f"{decoding} decoding")
     setting = without_paths_and_secrets(", ".join(parts))
     if is_reward_report(evaluation):
-        yield from _estimates(setting, {"accuracy": summary["accuracy"]})
+        yield from _results_from_metrics(setting, {"accuracy": summary["accuracy"]})
         gains = {
             f"gain in accuracy over {name}": baseline.get("gain")
             for name, baseline in summary["baselines"].items()
         }
-        yield from _estimates(setting, gains)
+        yield from _results_from_metrics(setting, gains)
     metrics = summary.get("metrics")
-    yield from _estimates(setting, metrics if isinstance(metrics, Mapping) else {})
+    yield from _results_from_metrics(setting, metrics if isinstance(metrics, Mapping) else {})
     for baseline, gain in (summary.get("gains") or {}).items():
         named = {f"{name}, gain over {baseline}": value for name, value in gain.items()}
-        yield from _estimates(setting, named)
+        yield from _results_from_metrics(setting, named)
 
 
-def _estimates(setting: str, metrics: Mapping[str, Any]) -> Iterator[Result]:
+def _results_from_metrics(setting: str, metrics: Mapping[str, Any]) -> Iterator[Result]:
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             estimate = interval_from_mapping(value)
@@ -109,7 +109,7 @@ def _interval_text(estimate: Interval) -> str:
     return f"none: {estimate.needs}" if estimate.needs else "none"
 
 
-def eval_results(results: Sequence[Result], task: str) -> list[EvalResult]:
+def hub_eval_results(results: Sequence[Result], task: str) -> list[EvalResult]:
     """Return the results as metadata of a model card.
 
     The interval is in the arguments of the metric, because the format has no field for it.

@@ -13,14 +13,14 @@ from rlhf.export.energy import EnergyEstimate, TrainingCost
 from rlhf.export.source import Stage
 from rlhf.reports.markup import esc
 
-_OFFLINE = {
+_OFFLINE_METHODS = {
     "sft": "Supervised fine-tuning: cross-entropy on the completions.",
     "dpo": "Direct preference optimization on preference pairs.",
     "kto": "KTO on replies with binary labels.",
     "reward": "Training of a reward model.",
 }
 """Command -> description of its training method."""
-_SPEC_KEYS = ("kind", "name", "weight", "path", "model", "pattern", "threshold", "clip")
+_REWARD_KEY_ORDER = ("kind", "name", "weight", "path", "model", "pattern", "threshold", "clip")
 """Keys of a reward in the order in which a card shows them; other keys follow."""
 _HIDDEN_KEYS = frozenset({"data_cache", "data_processes", "track", "alarms", "profile"})
 """Keys of a configuration that do not determine the model."""
@@ -59,7 +59,7 @@ def method_section(stage: Stage) -> str:
         text = f"{escape_markdown(row.title)} (`{command}`): {escape_markdown(row.summary)}."
         settings = {key: config.get(key) for key in ("algorithm", "kl", "shaping", "optimizer")}
     else:
-        text = _OFFLINE.get(command, f"Trained with `rlhf {escape_markdown(command)}`.")
+        text = _OFFLINE_METHODS.get(command, f"Trained with `rlhf {escape_markdown(command)}`.")
         keys = ("kind", "trainer", "batch_size", "max_length")
         settings = {key: config.get(key) for key in keys}
     if model := _trained_weights_sentence(config):
@@ -91,7 +91,7 @@ def rewards_section(config: Mapping[str, Any]) -> str:
     for use, key in (("training", "rewards"), ("only measured", "gold")):
         for spec in config.get(key) or []:
             if isinstance(spec, Mapping):
-                names = [name for name in _SPEC_KEYS if name in spec]
+                names = [name for name in _REWARD_KEY_ORDER if name in spec]
                 names += [name for name in spec if name not in names]
                 settings = [f"{name}: {spec[name]}" for name in names if name != "kind"]
                 rows.append([use, str(spec.get("kind")), ", ".join(settings)])

@@ -27,13 +27,13 @@ from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.decoder_selection import UNSUPPORTED_ERRORS
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.plan.memory import parameter_bytes
-from rlhf.training.plan.tracing import blocks_or_none, copy_with_first_blocks
+from rlhf.training.plan.tracing import blocks_or_empty, copy_with_first_blocks
 
-Pass = Callable[[Any, TrainingBatch], torch.Tensor]
+ForwardPass = Callable[[Any, TrainingBatch], torch.Tensor]
 """Function of a model with fewer blocks and a micro-batch. It runs the forward pass of training and
 returns a scalar to differentiate."""
 
-BLOCKS = 8
+MAX_BLOCKS = 8
 """Maximum number of blocks of the larger model of a calibration. With more blocks, the difference
 of the times of the two models is more precise."""
 MAX_FLOPS = 3e11
@@ -41,7 +41,7 @@ MAX_FLOPS = 3e11
 few seconds."""
 MIN_TOKENS = 64
 """Number of tokens that a measured pass may have even if they exceed `MAX_FLOPS`."""
-REPEATS, SECONDS = 3, 1.5
+MIN_REPEATS, MEASURE_SECONDS = 3, 1.5
 """Minimum number of repetitions of a measurement, and the time until which it is repeated further,
 up to 20 times."""
 DECODING_BYTES = 512 * 2**20
@@ -71,7 +71,11 @@ class PassSpeed:
 
 
 def measure_passes(
-    model: Any, micro_batch: TrainingBatch, run: Pass, *, tokens_of: Callable[[TrainingBatch], int]
+    model: Any,
+    micro_batch: TrainingBatch,
+    run: ForwardPass,
+    *,
+    count_tokens: Callable[[TrainingBatch], int],
 ) -> tuple[PassSpeed, PassSpeed]:
     """Measure passes over rows of a micro-batch.
 
@@ -79,22 +83,22 @@ def measure_passes(
         model: Model of the run.
         micro_batch: Micro-batch of the run, from which the first rows are taken.
         run: Forward pass of training.
-        tokens_of: Returns the number of tokens that the decoder computes for a micro-batch.
+        count_tokens: Returns the number of tokens that the decoder computes for a micro-batch.
 
     Returns:
         The speed of a forward and a backward pass, and the speed of a forward pass alone.
     """
     total = count_blocks(model)
-    counts = sorted({1, min(total, BLOCKS)})
+    counts = sorted({1, min(total, MAX_BLOCKS)})
     try:
-        return _measure_short_models(model, counts, micro_batch, run, tokens_of)
+        return _measure_short_models(model, counts, micro_batch, run, count_tokens)
     except UNSUPPORTED_ERRORS:  # the code of the model needs all blocks
-        return _measure_short_models(model, [total], micro_batch, run, tokens_of)
+        return _measure_short_models(model, [total], micro_batch, run, count_tokens)
 
 
 def count_blocks(model: Any) -> int:
     """Return the number of blocks of a model; a model without a list of blocks counts as one."""
-    return len(blocks_or_none(model)) or 1
+    return len(blocks_or_empty(model)) or 1
 
 
 def _with_first_blocks(model: Any, count: int) -> Any:
@@ -108,13 +112,13 @@ def _measure_short_models(
     model: Any,
     counts: Sequence[int],
     micro_batch: TrainingBatch,
-    run: Pass,
-    tokens_of: Callable[[TrainingBatch], int],
+    run: ForwardPass,
+    count_tokens: Callable[[TrainingBatch], int],
 ) -> tuple[PassSpeed, PassSpeed]:
     """Measure the passes of models with some numbers of blocks; see `measure_passes`."""
     short, larger = [_with_first_blocks(model, count) for count in counts], counts[-1]
-    batch = _rows_within_flops_limit(short[-1], micro_batch, tokens_of)
-    tokens, head_tokens = tokens_of(batch), int(batch.action_mask.sum())
+    batch = _rows_within_flops_limit(short[-1], micro_batch, count_tokens)
+    tokens, head_tokens = count_tokens(batch), int(batch.action_mask.sum())
     sizes = {"tokens": tokens, "head_tokens": head_tokens}
     flops = forward_and_backward_flops(short[-1], **sizes), forward_flops(short[-1], **sizes)
 
@@ -144,7 +148,7 @@ def _measure_short_models(
 
 
 def _rows_within_flops_limit(
-    model: Any, micro_batch: TrainingBatch, tokens_of: Callable[[TrainingBatch], int]
+    model: Any, micro_batch: TrainingBatch, count_tokens: Callable[[TrainingBatch], int]
 ) -> TrainingBatch:
     """Return the first rows of a micro-batch within `MAX_FLOPS`, at least its first row or pair."""
     per_token = forward_and_backward_flops(model, tokens=1, head_tokens=1)
@@ -152,7 +156,7 @@ def _rows_within_flops_limit(
     ids = micro_batch.pair_ids
     group = 1 if ids is None else int((ids == ids[0]).sum())  # rows of a pair stay together
     rows = len(micro_batch)
-    while rows > group and tokens_of(_first_rows(micro_batch, rows)) > most:
+    while rows > group and count_tokens(_first_rows(micro_batch, rows)) > most:
         rows = max(group, rows // 2 // group * group)
     return _first_rows(micro_batch, rows)
 
@@ -236,7 +240,9 @@ def _median_seconds(*functions: Callable[[], object]) -> list[float]:
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
-    while len(times[0]) < REPEATS or (sum(map(sum, times)) < SECONDS and len(times[0]) < 20):
+    while len(times[0]) < MIN_REPEATS or (
+        sum(map(sum, times)) < MEASURE_SECONDS and len(times[0]) < 20
+    ):
         for function, own in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()

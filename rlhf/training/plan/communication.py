@@ -24,11 +24,11 @@ from rlhf.training.plan.duration import StepDuration
 from rlhf.training.plan.memory import TrainingState
 from rlhf.training.plan.plan import Parallelism
 
-BYTES, REPEATS = 16 * 2**20, 5
+MEASURED_BYTES, REPEATS = 16 * 2**20, 5
 """Size of the measured tensors, about that of the weights of a small transformer block, and number
 of measurements."""
 MAX_PROCESSES = 8
-TIMEOUT = 120.0
+TIMEOUT_SECONDS = 120.0
 """Maximum number of processes of a measurement, and its time limit in seconds."""
 
 
@@ -127,7 +127,7 @@ def measure_collectives(processes: int) -> CollectiveSpeed | None:
             for rank in range(count)
         ]
         try:
-            texts = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+            texts = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in started]
             gather, reduce = map(float, texts[0].split())
         except (subprocess.TimeoutExpired, ValueError):
             return None
@@ -146,7 +146,7 @@ def _median_speed(operation: Callable[[], object]) -> float:
         start = time.perf_counter()
         operation()
         seconds.append(time.perf_counter() - start)
-    return BYTES / statistics.median(seconds)
+    return MEASURED_BYTES / statistics.median(seconds)
 
 
 def main(rank: int, processes: int, store: str) -> None:
@@ -155,7 +155,7 @@ def main(rank: int, processes: int, store: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=processes
     )
-    part = torch.ones(BYTES // 4 // processes)
+    part = torch.ones(MEASURED_BYTES // 4 // processes)
     whole = torch.ones(part.numel() * processes)
     gather = _median_speed(lambda: distributed.all_gather_into_tensor(whole, part))
     reduce = _median_speed(lambda: distributed.reduce_scatter_tensor(part, whole))

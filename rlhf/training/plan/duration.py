@@ -39,7 +39,7 @@ def passes_seconds(
     micro_batches: Sequence[TrainingBatch],
     speed: PassSpeed,
     *,
-    tokens_of: Callable[[TrainingBatch], int],
+    count_tokens: Callable[[TrainingBatch], int],
     processes: int,
 ) -> float:
     """Return the duration of the passes over micro-batches that are shared by processes.
@@ -49,7 +49,7 @@ def passes_seconds(
     """
     shares = [micro_batches[rank::processes] for rank in range(processes)]
     return max(
-        sum(speed.seconds(tokens_of(batch), int(batch.action_mask.sum())) for batch in share)
+        sum(speed.seconds(count_tokens(batch), int(batch.action_mask.sum())) for batch in share)
         for share in shares
     )
 

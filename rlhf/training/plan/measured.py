@@ -47,9 +47,9 @@ def onednn_kernel_cache_bytes(model: Any, passes: int) -> int:
     return onednn_kernel_bytes(len(shapes), passes)
 
 
-def computed_tokens(model: Any, batch: TrainingBatch) -> int:
-    """Return the number of tokens that the decoder computes for a micro-batch."""
-    return model.count_computed_tokens(batch.tokens, batch.attention_mask)
+def count_computed_tokens(wrapper: Any, batch: TrainingBatch) -> int:
+    """Return the number of tokens that the decoder of a policy or reward model computes."""
+    return wrapper.count_computed_tokens(batch.tokens, batch.attention_mask)
 
 
 def decoder_pass_size(model: Any, batch: TrainingBatch) -> PassSize:
@@ -102,5 +102,5 @@ def measure_training_pass_speeds(
         values = 0.0 if scored.values is None else scored.values.sum()
         return scored.logprobs.sum() + values
 
-    tokens_of = functools.partial(computed_tokens, wrapper)
-    return measure_passes(wrapper.model, batch, run, tokens_of=tokens_of)
+    count_tokens = functools.partial(count_computed_tokens, wrapper)
+    return measure_passes(wrapper.model, batch, run, count_tokens=count_tokens)

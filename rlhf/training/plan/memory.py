@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rlhf.models.fast.chunked_logprobs import HEAD_CHUNK_LOGITS
 from rlhf.models.precision import OPTIMIZER_CHUNK_ELEMENTS
 
-KERNEL_BYTES, KERNEL_CACHE = 3 * 2**18, 1024
+KERNEL_BYTES, MAX_CACHED_KERNELS = 3 * 2**18, 1024
 """Mean size of a kernel of oneDNN (measured), and its default maximum number of kernels."""
 
 
@@ -327,15 +327,15 @@ def best_model_restore_memory(update: Memory, state: TrainingState, *, shards: i
     return dataclasses.replace(before, files=before.files + state.gradients / shards)
 
 
-def onednn_kernel_bytes(shapes: int, sizes: int) -> int:
+def onednn_kernel_bytes(num_weight_shapes: int, num_token_counts: int) -> int:
     """Return the bytes of the kernels that oneDNN compiles for bf16 matrix products on a CPU.
 
     Args:
-        shapes: Number of different shapes of weights. Each has three products: in the forward pass,
-            and for the gradients of the inputs and of the weights.
-        sizes: Number of different numbers of tokens of the passes.
+        num_weight_shapes: Number of different shapes of weights. Each has three products: in the
+            forward pass, and for the gradients of the inputs and of the weights.
+        num_token_counts: Number of different numbers of tokens of the passes.
     """
-    return KERNEL_BYTES * min(KERNEL_CACHE, 3 * shapes * sizes)
+    return KERNEL_BYTES * min(MAX_CACHED_KERNELS, 3 * num_weight_shapes * num_token_counts)
 
 
 def kv_cache_bytes(

@@ -17,7 +17,7 @@ from rlhf.training.plan.calibration import optimizer_seconds_per_weight
 from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds
 from rlhf.training.plan.measured import (
-    computed_tokens,
+    count_computed_tokens,
     decoder_pass_size,
     head_size,
     measure_training_pass_speeds,
@@ -34,7 +34,7 @@ from rlhf.training.plan.memory import (
     update_memory,
 )
 from rlhf.training.plan.plan import Parallelism, Plan
-from rlhf.training.plan.tracing import blocks_or_none
+from rlhf.training.plan.tracing import blocks_or_empty
 from rlhf.training.supervised import SupervisedTrainer
 
 
@@ -42,17 +42,17 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
     """Estimate the memory and the duration of a run from its trainer, before the first step."""
     model, processes = trainer.model.model, parallelism.processes
     name = toolkit_optimizer_name(trainer.options.optim)
-    state = training_state(model, optimizer=name, blocks=blocks_or_none(model))
+    state = training_state(model, optimizer=name, blocks=blocks_or_empty(model))
     overhead = overhead_bytes(state, trainer.model.device)
     batches = offline_batches(trainer)
-    tokens_of = functools.partial(computed_tokens, trainer.model)
-    largest = max(batches.all_update_micro_batches(), key=tokens_of)
+    count_tokens = functools.partial(count_computed_tokens, trainer.model)
+    largest = max(batches.all_update_micro_batches(), key=count_tokens)
     per_step = math.ceil(max(len(step) for step in batches.steps) / processes)
     phases_of = functools.partial(
-        _phases, trainer, state, shards=parallelism.shards, micro_batches=per_step
+        _memory_by_phase, trainer, state, shards=parallelism.shards, micro_batches=per_step
     )
     update, forward = measure_training_pass_speeds(trainer.model, largest)
-    passes = functools.partial(passes_seconds, tokens_of=tokens_of, processes=processes)
+    passes = functools.partial(passes_seconds, count_tokens=count_tokens, processes=processes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     duration = StepDuration(
         passes=statistics.fmean([passes(step, update) for step in batches.steps]),
@@ -69,7 +69,7 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
     reference = passes(batches.scoring, forward)
     return Plan(
         phases=phases_of(largest),
-        bound=phases_of(_longest_batch(trainer)),
+        bound=phases_of(_longest_possible_micro_batch(trainer)),
         duration=duration,
         num_steps=trainer.num_steps,
         parallelism=parallelism,
@@ -79,7 +79,7 @@ def estimate_offline(trainer: SupervisedTrainer, parallelism: Parallelism) -> Pl
     )
 
 
-def _phases(
+def _memory_by_phase(
     trainer: SupervisedTrainer,
     state: TrainingState,
     batch: TrainingBatch,
@@ -110,7 +110,7 @@ def _phases(
     }
 
 
-def _longest_batch(trainer: SupervisedTrainer) -> TrainingBatch:
+def _longest_possible_micro_batch(trainer: SupervisedTrainer) -> TrainingBatch:
     """Return a micro-batch of rows with max_length tokens that are trained, except the first one.
 
     The first token is not trained, because no state precedes it.

@@ -38,7 +38,7 @@ from rlhf.training.plan.calibration import (
 from rlhf.training.plan.communication import add_communication
 from rlhf.training.plan.duration import StepDuration, passes_seconds, sampling_seconds
 from rlhf.training.plan.measured import (
-    computed_tokens,
+    count_computed_tokens,
     decoder_pass_size,
     head_size,
     measure_training_pass_speeds,
@@ -56,7 +56,7 @@ from rlhf.training.plan.memory import (
     update_memory,
 )
 from rlhf.training.plan.plan import Parallelism, Plan
-from rlhf.training.plan.tracing import blocks_or_none, copy_with_first_blocks
+from rlhf.training.plan.tracing import blocks_or_empty, copy_with_first_blocks
 
 
 def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
@@ -76,7 +76,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     played = num_sampled_groups(trainer) * trainer.algorithm.settings.group_size
     environments = watch.pop_time_metrics().get("time/environments", 0.0)
     environments *= trainer.config.episodes_per_step / played
-    duration, speed = _duration(trainer, batches, parallelism)
+    duration, speed = _duration_without_environments(trainer, batches, parallelism)
     duration = dataclasses.replace(duration, environments=environments / parallelism.processes)
     duration, left_out = add_communication(
         duration,
@@ -99,7 +99,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
             "during earlier updates if they use another processor"
         )
     return Plan(
-        phases=_phases(trainer, state, batches, parallelism),
+        phases=_memory_by_phase(trainer, state, batches, parallelism),
         bound={},
         duration=duration,
         num_steps=trainer.config.num_steps,
@@ -118,7 +118,7 @@ def _online_training_state(trainer: Any) -> TrainingState:
     return training_state(
         policy.model,
         optimizer=trainer.config.optimizer.name,
-        blocks=blocks_or_none(policy.model),
+        blocks=blocks_or_empty(policy.model),
         value_head=policy.value_head,
         critic=policy.value_trunk,
         reference=reference,
@@ -138,14 +138,14 @@ def _decoded_rows(trainer: Any, parallelism: Parallelism) -> int:
     return max(1, min(trainer.config.rollout.parallel, per_process))
 
 
-def _phases(
+def _memory_by_phase(
     trainer: Any, state: TrainingState, batches: StepBatches, parallelism: Parallelism
 ) -> dict[str, Memory]:
     """Return the memory of each phase of a step."""
     policy, shards = trainer.policy, parallelism.shards
     passes = [*batches.all_update_micro_batches(), *batches.scoring]
-    tokens_of = functools.partial(computed_tokens, policy)
-    largest = max(passes, key=tokens_of)
+    count_tokens = functools.partial(count_computed_tokens, policy)
+    largest = max(passes, key=count_tokens)
     sizes = decoder_pass_size(policy.model, largest)
     head = head_size(policy.model, max(int(batch.action_mask.sum()) for batch in passes))
     mini_batches = trainer.algorithm.settings.num_minibatches * parallelism.processes
@@ -167,7 +167,7 @@ def _phases(
             state,
             batches,
             rows=_decoded_rows(trainer, parallelism),
-            forward_per_token=sizes.forward / tokens_of(largest),
+            forward_per_token=sizes.forward / count_tokens(largest),
             shards=shards,
         )
     kernels = onednn_kernel_cache_bytes(policy.model, passes=len(passes) * trainer.config.num_steps)
@@ -230,17 +230,20 @@ def _copied_weight_bytes(model: Any) -> int:
     )
 
 
-def _duration(
+def _duration_without_environments(
     trainer: Any, batches: StepBatches, parallelism: Parallelism
 ) -> tuple[StepDuration, PassSpeed]:
     """Return the duration of a step without the environments, and the speed of the passes."""
     config, policy, settings = trainer.config, trainer.policy, trainer.algorithm.settings
-    processes, tokens_of = parallelism.processes, functools.partial(computed_tokens, policy)
-    largest = max([*batches.all_update_micro_batches(), *batches.scoring], key=tokens_of)
+    processes, count_tokens = (
+        parallelism.processes,
+        functools.partial(count_computed_tokens, policy),
+    )
+    largest = max([*batches.all_update_micro_batches(), *batches.scoring], key=count_tokens)
     update, forward = measure_training_pass_speeds(
         policy, largest, temperature=config.rollout.temperature
     )
-    passes = functools.partial(passes_seconds, tokens_of=tokens_of, processes=processes)
+    passes = functools.partial(passes_seconds, count_tokens=count_tokens, processes=processes)
     scored_models = 1 if trainer.reference is None else 2
     trained = sum(p.numel() for p in policy.parameters()) / parallelism.shards
     steps = settings.num_epochs * settings.num_minibatches
@@ -303,4 +306,4 @@ def _reward_seconds(trainer: Any, speed: PassSpeed, batches: StepBatches) -> flo
 
 def _num_block_weights(model: Any) -> int:
     """Return the number of weights in the transformer blocks of a model; 1 without blocks."""
-    return sum(p.numel() for block in blocks_or_none(model) for p in block.parameters()) or 1
+    return sum(p.numel() for block in blocks_or_empty(model) for p in block.parameters()) or 1

@@ -100,15 +100,15 @@ def _parallelism_text(plan: Plan) -> str:
 
 
 def _memory_shortage_warning(
-    memory: Memory, size: float, present: float, keys: Mapping[str, str]
+    memory: Memory, needed_bytes: float, device_bytes: float, keys: Mapping[str, str]
 ) -> str:
     """Return the warning that a run needs more memory than there is, with keys that lower it."""
     parts = sorted(KEYS_BY_PART, key=lambda part: -getattr(memory, part))
     used = [part for part in parts if getattr(memory, part) > 0.05 * memory.total]
     named = dict.fromkeys(key.format(**keys) for part in used for key in KEYS_BY_PART[part])
     return (
-        f"warning: {bytes_text(size)} are more than the {bytes_text(present)} of this device; "
-        f"these keys lower the memory: {', '.join(named)}"
+        f"warning: {bytes_text(needed_bytes)} are more than the {bytes_text(device_bytes)} of this "
+        f"device; these keys lower the memory: {', '.join(named)}"
     )
 
 

@@ -92,7 +92,7 @@ def copy_with_first_blocks(module: Any, trunk: nn.Module, count: int, replace: A
     return short
 
 
-def blocks_or_none(model: Any) -> list[nn.Module]:
+def blocks_or_empty(model: Any) -> list[nn.Module]:
     """Return the blocks of a model's decoder; an empty list if it has no list of blocks."""
     try:
         return blocks_of(trunk_of(model))
@@ -126,7 +126,7 @@ def traced_pass_size(trunk: Any, tokens: Tensor, attention_mask: Tensor) -> Pass
 
 
 def _trace_first_blocks(
-    trunk: Any, blocks: int, tokens: Tensor, attention_mask: Tensor
+    trunk: Any, num_blocks: int, tokens: Tensor, attention_mask: Tensor
 ) -> PassSize:
     """Count the bytes of the passes of the first blocks of a decoder."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -140,7 +140,7 @@ def _trace_first_blocks(
                 return nn.Parameter(empty, requires_grad=tensor.requires_grad)
         return empty
 
-    short = copy_with_first_blocks(trunk, trunk, blocks, fake)
+    short = copy_with_first_blocks(trunk, trunk, num_blocks, fake)
     states = _forward_pass_function(short, tokens, attention_mask)
     known = [*short.parameters(), *short.buffers(), tokens, attention_mask]
     with mode:

@@ -20,7 +20,7 @@ from rlhf.training.plan.memory import (
     update_memory,
 )
 from rlhf.training.plan.plan import Parallelism, Plan
-from rlhf.training.plan.tracing import blocks_or_none, formula_pass_size
+from rlhf.training.plan.tracing import blocks_or_empty, formula_pass_size
 
 MAX_EXAMPLES = 2048
 """Maximum number of examples whose lengths are read."""
@@ -41,8 +41,12 @@ def estimate_trl(
     """
     model = setup.model
     name = "sgd" if config.trainer.get("optim") == "sgd" else "adamw"
-    reference = model if setup.trainer and "ref_model" in setup.trainer.arguments else None
-    state = training_state(model, optimizer=name, blocks=blocks_or_none(model), reference=reference)
+    reference = (
+        model if setup.trainer and "ref_model" in setup.trainer.constructor_arguments else None
+    )
+    state = training_state(
+        model, optimizer=name, blocks=blocks_or_empty(model), reference=reference
+    )
     read = [examples[index] for index in range(min(len(examples), MAX_EXAMPLES))]
     lengths = [[len(text) for text in example.ids] for example in read]
     longest = max(max(texts) for texts in lengths)

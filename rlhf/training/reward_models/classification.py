@@ -105,7 +105,7 @@ class MultiClassKind(ClassificationKind):
 
 
 def class_report(
-    logits: np.ndarray, rows: Sequence[Row], train_rows: Sequence[Row], column: str
+    logits: np.ndarray, rows: Sequence[Row], train_rows: Sequence[Row], label_column: str
 ) -> Report:
     """Return a report that compares the predicted classes with two baselines.
 
@@ -113,9 +113,9 @@ def class_report(
         logits: [N, C], logits of the C classes for the N test rows.
         rows: The N test rows.
         train_rows: Rows on which the baselines are fitted.
-        column: Name of the column with the index of the true class.
+        label_column: Name of the column with the index of the true class.
     """
-    labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
+    labels, train_labels = ([int(row[label_column]) for row in part] for part in (rows, train_rows))
     tf_idf = labeled.class_logprobs_from_words(
         [last_message_content(row) for row in train_rows],
         train_labels,

@@ -59,7 +59,7 @@ class RewardEncoder:
     def __init__(self, kind: KindToEncode, tokenizer: Any, *, append_eos: bool) -> None:
         self.kind, self.tokenizer, self.append_eos = kind, tokenizer, append_eos
         self.config = kind.config
-        self.changed: Counter[str] = Counter()
+        self.truncated_and_dropped_counts: Counter[str] = Counter()
         self.generator = np.random.default_rng()
         self.training, self.bare_texts = False, False
         self.truncated = False
@@ -93,9 +93,9 @@ class RewardEncoder:
             try:
                 examples.append(self.kind.encode(self, row))
                 self.encoded_rows[training].append(row)
-                self.changed["truncated"] += self.truncated
+                self.truncated_and_dropped_counts["truncated"] += self.truncated
             except (RowDropped, Unscorable) as reason:
-                self.changed[f"dropped: {reason}"] += 1
+                self.truncated_and_dropped_counts[f"dropped: {reason}"] += 1
                 self.dropped[training][str(reason)] += 1
         if not examples:
             raise UserError(
@@ -113,12 +113,14 @@ class RewardEncoder:
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
-        return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
+        return ", ".join(
+            f"{n:,} {reason}" for reason, n in self.truncated_and_dropped_counts.items() if n
+        )
 
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
-        """Return the token ids of a conversation. Truncation removes the oldest, except BOS."""
+        """Return the token ids of a conversation. Truncation keeps BOS and the last tokens."""
         ids, truncated = ids_and_is_truncated(
             self.tokenizer,
             conversation,

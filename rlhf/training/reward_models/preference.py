@@ -26,7 +26,7 @@ from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import ReportInputs, RewardKind
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
-REPORT_PAIRS = 500
+MAX_REPORT_PAIRS = 500
 """Maximum number of held-out pairs in the report if the configuration has no ``test_data``."""
 
 
@@ -121,7 +121,7 @@ class PairKind(RewardKind):
         Returns:
             The lines of the report that summarize the result.
         """
-        rows = inputs.test_rows if self.config.test_data else inputs.test_rows[:REPORT_PAIRS]
+        rows = inputs.test_rows if self.config.test_data else inputs.test_rows[:MAX_REPORT_PAIRS]
         sidecar = Sidecar.read(inputs.run.final)
         assert sidecar is not None
         report = write_pair_evaluation(

@@ -65,13 +65,13 @@ def method_of(config: RewardConfig) -> OfflineMethod:
     return OfflineMethod(
         kind.data,
         LEARNING_RATES["reward"],
-        functools.partial(prepare_setup, kind),
+        functools.partial(make_reward_setup, kind),
         native=kind.in_trl,
-        keep=kind.columns,
+        additional_columns=kind.columns,
     )
 
 
-def prepare_setup(
+def make_reward_setup(
     kind: RewardKind, config: RewardConfig, rows: Sequence[Row], engine: str
 ) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
@@ -114,7 +114,7 @@ def prepare_setup(
         summary=encoder.truncated_and_dropped_text,
         save=writer.save,
         trainer=reward_trainer_spec(kind, model) if engine == "trl" else None,
-        report=writer.report,
+        write_report=writer.evaluate_and_write_report,
         dropout=True,
     )
 
@@ -149,7 +149,7 @@ class _ModelAndReportWriter:
         scope = "reply" if self.encoder.bare_texts else "conversation"
         dataclasses.replace(self.sidecar, scope=scope).write(final)
 
-    def report(self, run: Run) -> None:
+    def evaluate_and_write_report(self, run: Run) -> None:
         """Evaluate the saved model on ``test_data`` or the held-out rows; write the report."""
         kind, encoder, test = self.kind, self.encoder, self.test
         dropped: dict[str, int] = {}

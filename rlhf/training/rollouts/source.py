@@ -18,7 +18,7 @@ from rlhf.runs.profiling import WAITING_FOR_ROLLOUTS, Stopwatch
 from rlhf.training.collection import StartStateCounter, StepCollector, StepRollouts
 from rlhf.training.rollouts.schedule import BatchAssignment, RolloutSchedule
 
-STOP_SECONDS = 10.0
+STOP_TIMEOUT_SECONDS = 10.0
 """Time for which a run that ends waits for the environments of an unfinished batch."""
 
 
@@ -30,7 +30,7 @@ class RolloutSource(Protocol):
 
         Raises:
             EngineStopped: A server does not answer. The replies that it has sampled for the step
-                are part of ``replies_of_unfinished_batch``.
+                are part of ``replies_of_untrained_steps``.
             UserError: An environment or a reward failed.
         """
         ...
@@ -43,7 +43,7 @@ class RolloutSource(Protocol):
         """
         ...
 
-    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
+    def replies_of_untrained_steps(self) -> list[RecordedReply]:
         """Return the replies that were sampled for steps that are not trained yet."""
         ...
 
@@ -104,7 +104,7 @@ class SynchronousSource:
         self.engine.update_policy(version)
         yield
 
-    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
+    def replies_of_untrained_steps(self) -> list[RecordedReply]:
         """Return the replies of a step whose collection failed."""
         return self.engine.replies_of_unfinished_batch()
 
@@ -118,7 +118,7 @@ class SynchronousSource:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _CollectedBatch:
     """A collected batch that waits for its training step."""
 
     step: int
@@ -158,7 +158,7 @@ class BackgroundSource:
         self.counters, self.stopwatch = (starts, moments), stopwatch
         self._latest: Snapshot | None = None
         self._schedule: RolloutSchedule | None = None
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[_CollectedBatch] = deque()
         self._error: BaseException | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
@@ -194,7 +194,7 @@ class BackgroundSource:
             self.engine.update_policy(version)
             yield
 
-    def replies_of_unfinished_batch(self) -> list[RecordedReply]:
+    def replies_of_untrained_steps(self) -> list[RecordedReply]:
         """Return the replies of the waiting batches, and of a batch whose collection failed.
 
         The method waits until the current batch is complete, unless the source is stopped.
@@ -214,15 +214,15 @@ class BackgroundSource:
     def stop(self) -> bool:
         """End the thread; see `RolloutSource`. The current batch is not completed.
 
-        If the call of an environment does not return within `STOP_SECONDS`, the thread continues,
-        and the environments cannot be closed. They then end with the process.
+        If the call of an environment does not return within `STOP_TIMEOUT_SECONDS`, the thread
+        continues, and the environments cannot be closed. They then end with the process.
         """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         self.engine.stop_at_next_poll()
         if self._thread.is_alive():
-            self._thread.join(STOP_SECONDS)
+            self._thread.join(STOP_TIMEOUT_SECONDS)
         return not self._thread.is_alive()
 
     def _start(self, step: int) -> RolloutSchedule:
@@ -291,7 +291,7 @@ class BackgroundSource:
             self._changed.wait_for(lambda: self._stopped or schedule.assignment)
             return None if self._stopped else schedule.assignment
 
-    def _collect_batch(self, assignment: BatchAssignment) -> _Batch:
+    def _collect_batch(self, assignment: BatchAssignment) -> _CollectedBatch:
         collector, step = self.collector, assignment.step
         self.policy.load(assignment.policy)
         self.engine.update_policy(assignment.policy.version)
@@ -303,4 +303,4 @@ class BackgroundSource:
         for name, value in seconds.items():  # the trainer does not wait for all of this time
             metrics[name.replace("time/", "time/background_")] = value
         counters = [collector.starts.state_dict(), collector.moments.state_dict()]
-        return _Batch(step, replace(rollouts, metrics=metrics), completions, counters)
+        return _CollectedBatch(step, replace(rollouts, metrics=metrics), completions, counters)

@@ -39,13 +39,14 @@ class RunCallback(TrainerCallback):
     Args:
         run: The run directory.
         stop: Records the signals that stop the run.
-        movement: Detects changes of the model. By default, ``train/moved`` is not logged.
+        weight_change_detector: Detects changes of the model. By default, ``train/moved`` is not
+            logged.
         trained: The trained parameters of the model.
         callbacks: Callbacks of the user.
         tokenizer: Tokenizer of the model.
     """
 
-    NAMES = {  # noqa: RUF012
+    METRIC_NAMES = {  # noqa: RUF012
         "loss": "loss",
         "learning_rate": "learning_rate",
         "grad_norm": "grad_norm",
@@ -66,19 +67,20 @@ class RunCallback(TrainerCallback):
         self,
         run: Run,
         stop: StopSignalRecorder,
-        movement: WeightChangeDetector | None = None,
+        weight_change_detector: WeightChangeDetector | None = None,
         trained: Sequence[torch.nn.Parameter] = (),
         callbacks: Callbacks | None = None,
         tokenizer: Any = None,
     ) -> None:
-        self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
+        self.run, self.stop, self.trained = run, stop, trained
+        self.weight_change_detector = weight_change_detector
         self.callbacks, self.tokenizer = callbacks or Callbacks(), tokenizer
         self.world = init_distributed()
         self.best: Path | None = None
         """The best checkpoint of a resumed run."""
         self.has_begun = False
         """Whether a step has begun, after which no file of a checkpoint is read."""
-        self.without_gradient = 0
+        self.num_without_gradient = 0
         self.reporter: ProgressDisplay | None = None
         self.monitor: TrainingMonitor | None = None
 
@@ -129,7 +131,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Check the clipped gradients before the optimizer step."""
         check_parameters_are_trained(optimizer, self.trained)
-        self.without_gradient = len(parameter_names_without_gradient(model))
+        self.num_without_gradient = len(parameter_names_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         check_gradient_norm_is_finite(
             float(torch.nn.utils.get_total_norm(gradients)),
@@ -151,17 +153,21 @@ class RunCallback(TrainerCallback):
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
-            if not isinstance(value, int | float) or name not in self.NAMES:
+            if not isinstance(value, int | float) or name not in self.METRIC_NAMES:
                 continue
             # A mean over no examples, such as the reward of the chosen replies in a batch without
             # chosen replies, is nan and is not logged. A nan loss or gradient norm is an error and
             # raises an alarm.
             if math.isfinite(value) or name in ("loss", "grad_norm"):
-                row[f"{split}/{self.NAMES[name]}"] = float(value)
-        if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
-            row["train/moved"] = self.movement.changed_tensor_fraction()
-        if self.without_gradient and any(key.startswith("train/") for key in row):
-            row["train/no_gradient"] = float(self.without_gradient)
+                row[f"{split}/{self.METRIC_NAMES[name]}"] = float(value)
+        if (
+            self.weight_change_detector
+            and state.global_step
+            and any(key.startswith("eval/") for key in row)
+        ):
+            row["train/moved"] = self.weight_change_detector.changed_tensor_fraction()
+        if self.num_without_gradient and any(key.startswith("train/") for key in row):
+            row["train/no_gradient"] = float(self.num_without_gradient)
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.monitor:

@@ -33,7 +33,7 @@ from rlhf.runs.callbacks import Callbacks
 from rlhf.runs.changes import STEP_KEYS
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopSignalRecorder
-from rlhf.training.checkpoint import raise_if_unfit
+from rlhf.training.checkpoint import raise_if_checkpoint_unfit
 from rlhf.training.distributed import World
 from rlhf.training.methods import (
     OfflineMethod,
@@ -97,7 +97,7 @@ def train_with_trainer(
     *,
     method: OfflineMethod,
     setup: TrainingSetup,
-    sets: tuple[Any, Any],
+    train_and_eval_sets: tuple[Any, Any],
     callbacks: Callbacks,
 ) -> tuple[Any, int]:
     """Train ``setup.model`` with ``setup.trainer``.
@@ -107,7 +107,7 @@ def train_with_trainer(
         run: The run directory.
         method: Training method of the command.
         setup: Setup of the run.
-        sets: Training and held-out examples.
+        train_and_eval_sets: Training and held-out examples.
         callbacks: Callbacks of the user.
 
     Returns:
@@ -119,12 +119,14 @@ def train_with_trainer(
         Interrupted: The user stopped the run.
     """
     assert setup.trainer is not None
-    options = make_training_arguments(method, setup.trainer, config, run.directory, len(sets[0]))
+    options = make_training_arguments(
+        method, setup.trainer, config, run.directory, len(train_and_eval_sets[0])
+    )
     if unwrap_peft(setup.model) is not setup.model and run.writes:
         copy_base_and_set_its_path(setup.model, setup.tokenizer, run.directory / "checkpoints")
     with StopSignalRecorder() as stop:
         trained = trained_parameters(setup.model)  # TRL may add a frozen adapter as the reference
-        trainer = make_trainer(setup, config, options, *sets)
+        trainer = make_trainer(setup, config, options, *train_and_eval_sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
         callback = RunCallback(
@@ -137,7 +139,7 @@ def train_with_trainer(
         )
         trainer.add_callback(callback)
         checkpoint = _find_last_checkpoint(config, run, callback.world)
-        configured = num_steps(config, len(sets[0]))
+        configured = num_steps(config, len(train_and_eval_sets[0]))
         if checkpoint:
             _prepare_to_resume(trainer, run, callback, checkpoint, configured=configured)
         else:
@@ -198,7 +200,7 @@ def _train_from_checkpoint(trainer: Any, callback: RunCallback, checkpoint: Path
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception as error:
         if checkpoint and not callback.has_begun:
-            raise_if_unfit(error, checkpoint, callback.world)
+            raise_if_checkpoint_unfit(error, checkpoint, callback.world)
         raise
     finally:
         callback.close()
@@ -283,7 +285,7 @@ def make_training_arguments(
     requested = {key: value for key, value in config.trainer.items() if key not in handled}
     arguments = {**defaults, **spec.defaults, **requested, **fixed, **spec.fixed}
     with option_errors_as_user_errors():
-        return spec.options(**arguments)
+        return spec.arguments_class(**arguments)
 
 
 def _plugin_optimizer(config: OfflineConfig) -> str | None:
@@ -318,7 +320,7 @@ def make_trainer(
     """
     spec = setup.trainer
     assert spec is not None
-    extra: dict[str, Any] = {"processing_class": setup.tokenizer, **spec.arguments}
+    extra: dict[str, Any] = {"processing_class": setup.tokenizer, **spec.constructor_arguments}
     if config.patience is not None:
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
     trained = [p for p in setup.model.parameters() if p.requires_grad]
@@ -331,8 +333,8 @@ def make_trainer(
         return spec.trainer(
             model=setup.model,
             args=options,
-            train_dataset=spec.columns(train_set),
-            eval_dataset=spec.columns(eval_set),
+            train_dataset=spec.make_dataset(train_set),
+            eval_dataset=spec.make_dataset(eval_set),
             **extra,
         )
 
