@@ -21,7 +21,7 @@ from rlhf.rollout.collector import Collector, open_local_engine
 from rlhf.rollout.episode import Episode
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
-from rlhf.rollout.unused_keys import unused_key_message
+from rlhf.rollout.unused_keys import unused_rollout_key_message
 from rlhf.runs.claim import path_without_dot_dot
 from rlhf.training.checkpoint import checkpoints_in
 
@@ -135,7 +135,7 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
         )
         policies.append(ChatPolicy(name, collector, engine))
     # A key that only some models use has an effect.
-    unused = [unused_key_message(policy.collector) for policy in policies]
+    unused = [unused_rollout_key_message(policy.collector) for policy in policies]
     if all(unused):
         raise UserError(unused[0])
     return policies

@@ -340,7 +340,7 @@ class ChatSession:
         check_unicode(text)
         if text:
             for policy in self.policies:
-                policy.collector.chat_format.check_system_is_renderable(
+                policy.collector.chat_format.check_system_message_is_renderable(
                     [{"role": "system", "content": text}]
                 )
         self._change_settings({"system": text or None})

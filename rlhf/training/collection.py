@@ -124,7 +124,7 @@ class StepCollector:
         rewards: list[list[float]] = []
         informative: list[int] = []  # indices into sampled
         groups = rounds = sampled_groups = 0
-        self.collector.workers.calls.failures.clear()
+        self.collector.workers.caller.failures.clear()
         while groups < wanted and rounds < MAX_ROUNDS:
             starts = self.starts.take_episode_seeds(
                 config.seed, wanted - groups, settings.group_size
@@ -174,7 +174,7 @@ class StepCollector:
         """
         if self.config.env.errors != "count":
             return {}
-        failures = self.collector.workers.calls.failures
+        failures = self.collector.workers.caller.failures
         total = sum(self.world.gather(failures), Counter())
         if not sampled:
             raise UserError(
@@ -188,7 +188,7 @@ class StepCollector:
         The result is empty if every episode failed.
         """
         with EpisodeScorer([self.rewards, self.monitor_rewards]) as scorer:
-            rollouts = self.collector.collect(starts, allow_empty=True, finished=scorer.submit)
+            rollouts = self.collector.collect(starts, allow_empty=True, on_finish=scorer.submit)
             if not rollouts:
                 return []  # `_failure_metrics` raises an error if all processes have none
             with self.stopwatch("rewards"):
