@@ -56,7 +56,7 @@ class ChatPolicy:
     def __init__(self, name: str, collector: Collector, engine: ContinuousEngine) -> None:
         self.name, self.collector, self.engine = name, collector, engine
 
-    def stream(self, episode: Episode) -> Generator[str, None, Reply]:
+    def stream_reply(self, episode: Episode) -> Generator[str, None, Reply]:
         """Sample the next reply of an episode; yield its text after every token.
 
         The end of a text that can still change, such as an incomplete character, is not yielded. If
