@@ -111,7 +111,7 @@ class Terminal:
         return line
 
     def _handle_line(self, line: str) -> None:
-        """Run the command in a line, or send the line as a message or as the reply of all models."""
+        """Run the command in a line, or send the line as a message or as all models' reply."""
         if line.startswith(":") and not line.startswith("::"):
             name, _, argument = line[1:].strip().partition(" ")
             if name not in self._commands:

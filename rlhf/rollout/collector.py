@@ -133,10 +133,10 @@ class Collector:
             watch=watch,
             examples=examples,
         )
-        collector.check_template(prompts)
+        collector.check_prompts_are_renderable(prompts)
         return collector
 
-    def check_template(self, prompts: Sequence[Any]) -> None:
+    def check_prompts_are_renderable(self, prompts: Sequence[Any]) -> None:
         """Check, before the first episode, that the chat template can render the prompts.
 
         Args:

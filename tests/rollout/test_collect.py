@@ -348,7 +348,7 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     assert "environment failed" not in str(error.value)
     if system:
         with pytest.raises(UserError, match="No system role"):
-            found.check_template(())
+            found.check_prompts_are_renderable(())
 
 
 def test_all_prompts_are_checked_before_first_episode():
@@ -356,7 +356,9 @@ def test_all_prompts_are_checked_before_first_episode():
     tokenizer.chat_template = REFUSES
     found = Collector(FakeEngine(), Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
     with pytest.raises(UserError, match=r"prompt 2 of env.prompts: .*Not this text"):
-        found.check_template([[{"role": "user", "content": text}] for text in ("a", "turn 1")])
+        found.check_prompts_are_renderable(
+            [[{"role": "user", "content": text}] for text in ("a", "turn 1")]
+        )
 
 
 def test_prompt_keys_reach_rewards_and_tools_reach_template():

@@ -372,7 +372,7 @@ class ThreadedWorkers:
             yield
 
 
-def concurrency_of(spec: EnvSpec) -> Concurrency:
+def resolved_concurrency(spec: EnvSpec) -> Concurrency:
     """Return how calls of environments are scheduled: ``spec.concurrency`` with "auto" resolved."""
     if spec.concurrency != "auto":
         return spec.concurrency
@@ -381,7 +381,7 @@ def concurrency_of(spec: EnvSpec) -> Concurrency:
 
 def workers_for(spec: EnvSpec) -> EnvironmentWorkers:
     """Return the workers of a configuration."""
-    caller, concurrency = EnvironmentCaller.from_spec(spec), concurrency_of(spec)
+    caller, concurrency = EnvironmentCaller.from_spec(spec), resolved_concurrency(spec)
     if concurrency == "lockstep":
         return LockstepWorkers(caller)
     return ThreadedWorkers(caller, isolated=concurrency == "processes")

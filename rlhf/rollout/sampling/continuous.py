@@ -224,7 +224,7 @@ class Sampler:
         ]
 
     def _pop_completion(self, row: int, finish_reason: FinishReason) -> Completion:
-        """Return the completion in a row, and end its request."""
+        """Return the completion in a row, and end its request. The episode keeps its row."""
         episode_id = self.episode_ids[row]
         sampled = self.new_tokens(episode_id, 0)
         return Completion(

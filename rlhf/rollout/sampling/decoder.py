@@ -148,7 +148,7 @@ class FusedDecoder:
         return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-        """Return the logits [n, V] after each row's last new token."""
+        """Return the logits [n, V] after each row's last new token; see `Decoder`."""
         plan = cache.plan
         hidden = self.embed(ids)
         cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
