@@ -40,9 +40,9 @@ class BernoulliBandit(TextEnv):
         super().__init__(max_turns=max_turns, render_mode=render_mode)
         self._actions, self._posterior = tuple(actions), posterior
         self._arms = {action: arm for arm, action in enumerate(actions)}
-        self._begin([0.5] * len(self._actions), [0.5] * max_turns)
+        self._begin_episode([0.5] * len(self._actions), [0.5] * max_turns)
 
-    def _begin(self, chances: Sequence[float], uniforms: Sequence[float]) -> None:
+    def _begin_episode(self, chances: Sequence[float], uniforms: Sequence[float]) -> None:
         """Start an episode with empty counts.
 
         Args:
@@ -152,7 +152,7 @@ class Bandit(BernoulliBandit):
 
     def start(self) -> str:
         numbers = self.np_random.random(self.arms + self.max_turns).tolist()
-        self._begin(numbers[: self.arms], numbers[: self.arms - 1 : -1])
+        self._begin_episode(numbers[: self.arms], numbers[: self.arms - 1 : -1])
         return f"There are {self.arms} arms and {self.max_turns} pulls. Which arm?"
 
     def _invalid_text(self) -> str:

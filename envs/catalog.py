@@ -35,12 +35,14 @@ def catalog(*, compute_values: bool = True) -> list[dict[str, Any]]:
         compute_values: Whether to compute `optimum`, `random` and `references` (about one second in
             total).
     """
-    rows = [_built_in_environment_row(f"text/{name}", compute_values) for name in TASKS]
+    rows = [_text_env_row(f"text/{name}", compute_values) for name in TASKS]
     for name, (entry_point, extra) in EXTRAS.items():
         # Adapters are described without importing their third-party packages.
         env_class: Any = load_env_creator(entry_point)
         best_score = env_class.best_score
-        rows.append(_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra))
+        rows.append(
+            _catalog_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra)
+        )
     rows += [
         _plugin_environment_row(env_id, creator, compute_values)
         for env_id, creator in ENVIRONMENTS.items()
@@ -48,11 +50,11 @@ def catalog(*, compute_values: bool = True) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _plugin_environment_row(env_id: str, creator: Creator, values: bool) -> dict[str, Any]:
+def _plugin_environment_row(env_id: str, creator: Creator, compute_values: bool) -> dict[str, Any]:
     """Return the row of an environment that a plug-in registered."""
     source = ENVIRONMENTS.sources.get(env_id, "")
     if isinstance(creator, type) and issubclass(creator, TextEnv):
-        return _built_in_environment_row(env_id, values) | {"source": source}
+        return _text_env_row(env_id, compute_values) | {"source": source}
     return {
         "id": env_id,
         "horizon": getattr(creator, "max_turns", None),
@@ -68,19 +70,21 @@ def _plugin_environment_row(env_id: str, creator: Creator, values: bool) -> dict
     }
 
 
-def _built_in_environment_row(env_id: str, values: bool) -> dict[str, Any]:
+def _text_env_row(env_id: str, compute_values: bool) -> dict[str, Any]:
+    """Return the row of a `TextEnv`, which is created for its values."""
     env = gym.make(env_id).unwrapped
     assert isinstance(env, TextEnv)
-    row = _row(env_id, type(env), horizon=env.max_turns)
+    row = _catalog_row(env_id, type(env), horizon=env.max_turns)
     if type(env).__module__ == "rlhf.envs.toy_text":
         row["source"] = "gymnasium"
-    if values and type(env).optimal_value is not TextEnv.optimal_value:
+    if compute_values and type(env).optimal_value is not TextEnv.optimal_value:
         row["optimum"], row["random"] = env.optimal_value(), env.random_value()
         row["references"] = env.reference_values()
     return row
 
 
-def _row(env_id: str, env_class: Any, **known: Any) -> dict[str, Any]:
+def _catalog_row(env_id: str, env_class: Any, **known: Any) -> dict[str, Any]:
+    """Return the row of an environment class; `known` replaces the default of a key."""
     return {
         "id": env_id,
         "horizon": None,

@@ -227,7 +227,7 @@ class TextEnv(gym.Env[str, str]):
         return 0.0
 
     def reference_values(self) -> dict[str, float]:
-        """Return name -> exact expected return of further reference policies."""
+        """Return name -> exact expected return of policies besides the optimal and random ones."""
         return {}
 
     def opening(self, text: str, **info: Any) -> tuple[str, dict[str, Any]]:

@@ -286,7 +286,9 @@ class _Solver:
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
         try:
-            for weight, successor, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
+            for weight, successor, (text, _) in self._outcomes_of_call(
+                self.root, lambda e: e.reset()
+            ):
                 groups.setdefault(str(text), []).append((weight, successor))
                 if self.budget < reserve:
                     raise NotEnumerableError("it has too many start states")
@@ -336,10 +338,16 @@ class _Solver:
                 fixed = {name: data for name, data in fixed.items() if current.get(name) == data}
         return fixed
 
-    def _outcomes(self, env: Env, act: Callable[[Env], Any]) -> Iterator[tuple[float, Env, Any]]:
+    def _outcomes_of_call(
+        self, env: Env, act: Callable[[Env], Any]
+    ) -> Iterator[tuple[float, Env, Any]]:
         """Yield (probability, environment after the call, result) for each outcome of `act(env)`.
 
-        `act` is applied to copies of `env`.
+        `act` is applied to copies of `env`. Each call is subtracted from the budget.
+
+        Raises:
+            NotEnumerableError: The budget is exhausted, or the environment uses a draw in a way
+                that cannot be enumerated.
         """
         scripts: list[tuple[int, ...]] = [()]
         while scripts:
@@ -383,7 +391,7 @@ class _Solver:
         """Return the total weight times the value of `action` with optimal play afterwards."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
-            for chance, successor, result in self._outcomes(env, lambda e: e.step(action)):
+            for chance, successor, result in self._outcomes_of_call(env, lambda e: e.step(action)):
                 text, reward, terminated, truncated, info = result
                 gain = float(reward) - self.price * float(info.get("cost", 0.0))
                 total += weight * chance * gain

@@ -90,38 +90,38 @@ class GuessNumber(TextEnv):
     def reference_values(self) -> dict[str, float]:
         """Return the value of `consistent`, which guesses uniformly among the possible numbers."""
         return {
-            "consistent": _numbers_found_by_random_guesses(self.numbers, self.max_turns)
+            "consistent": _numbers_found_by_consistent_guesses(self.numbers, self.max_turns)
             / self.numbers
         }
 
 
 @cache
-def _numbers_found_by_best_strategy(size: int, left: int) -> int:
-    """Return how many of `size` possible numbers the best strategy finds with `left` guesses.
+def _numbers_found_by_best_strategy(size: int, guesses_left: int) -> int:
+    """Return how many of `size` possible numbers the best strategy finds.
 
     Divided by `size`, the result is the probability of success if the hidden number is uniform.
     """
-    if size == 0 or left <= 0:
+    if size == 0 or guesses_left <= 0:
         return 0
     return max(
         1
-        + _numbers_found_by_best_strategy(k, left - 1)
-        + _numbers_found_by_best_strategy(size - 1 - k, left - 1)
+        + _numbers_found_by_best_strategy(k, guesses_left - 1)
+        + _numbers_found_by_best_strategy(size - 1 - k, guesses_left - 1)
         for k in range(size)
     )
 
 
 @cache
-def _numbers_found_by_random_guesses(size: int, left: int) -> float:
-    """Return the expected count of `size` possible numbers that `left` random guesses find.
+def _numbers_found_by_consistent_guesses(size: int, guesses_left: int) -> float:
+    """Return the expected number of `size` possible numbers that random consistent guesses find.
 
     Each guess is drawn uniformly from the numbers that are still possible.
     """
-    if size == 0 or left == 0:
+    if size == 0 or guesses_left == 0:
         return 0.0
     halves = sum(
-        _numbers_found_by_random_guesses(k, left - 1)
-        + _numbers_found_by_random_guesses(size - 1 - k, left - 1)
+        _numbers_found_by_consistent_guesses(k, guesses_left - 1)
+        + _numbers_found_by_consistent_guesses(size - 1 - k, guesses_left - 1)
         for k in range(size)
     )
     return 1 + halves / size

@@ -66,7 +66,7 @@ def split_items(
 
 
 def split_of_text(text: str) -> str:
-    """Return "train" or "test" by a hash of the text, with probability 1/2 each.
+    """Assign a text to "train" or "test" by its hash, each of which has about half of all texts.
 
     The hash ignores case and the amount of white space.
     """

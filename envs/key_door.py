@@ -65,20 +65,20 @@ class KeyDoor(TextEnv):
             "north, south, west or east."
         )
         middle = size // 2
-        self._begin(((0, 0), (0, 0), (0, middle), (0, size - 1)))
+        self._begin_episode(((0, 0), (0, 0), (0, middle), (0, size - 1)))
 
-    def _begin(self, layout: Layout) -> None:
+    def _begin_episode(self, layout: Layout) -> None:
         """Start an episode on a layout."""
         self._layout = layout
         self._cell, self._has_key = layout[0], layout[0] == layout[1]
 
     def start(self) -> str:
-        self._begin(self._draw_layout())
+        self._begin_episode(self._draw_layout())
         return self._map_text()
 
     def _draw_layout(self) -> Layout:
         if self.split != "all":
-            layouts = layouts_of(self.size, self.split)
+            layouts = layouts_of_split(self.size, self.split)
             return layouts[int(self.np_random.integers(len(layouts)))]
         west, east = west_and_east_cells(self.size)
         start = int(self.np_random.integers(len(west)))
@@ -139,7 +139,7 @@ class KeyDoor(TextEnv):
         return min(MOVES, key=lambda word: steps[next_state(state, word, self._layout, self.size)])
 
     def optimal_value(self) -> float:
-        layouts = layouts_of(self.size, self.split)
+        layouts = layouts_of_split(self.size, self.split)
         lengths = [distances_to_goal(layout[1:], self.size)[layout[0], False] for layout in layouts]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
@@ -166,7 +166,7 @@ def all_layouts(size: int) -> list[Layout]:
 
 
 @cache
-def layouts_of(size: int, split: str) -> list[Layout]:
+def layouts_of_split(size: int, split: str) -> list[Layout]:
     """List the layouts of a split."""
     return split_items(all_layouts(size), split)
 
@@ -218,7 +218,7 @@ def _random_walk_success_and_steps(size: int, turns: int, split: str) -> tuple[f
 
     The results are means over the layouts of the split, for episodes of at most `turns` steps.
     """
-    layouts, index = layouts_of(size, split), _state_indices(size)
+    layouts, index = layouts_of_split(size, split), _state_indices(size)
     # The start only sets the initial distribution; the dynamics depend on key, door and goal.
     initial: dict[Objects, np.ndarray] = {}
     for start, key, door, goal in layouts:

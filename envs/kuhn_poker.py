@@ -69,16 +69,17 @@ class KuhnPoker(TwoPlayerEnv):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(opponent, seat, render_mode=render_mode)
-        self._begin("first", CARDS[0], CARDS[1])
+        self._begin_episode("first", CARDS[0], CARDS[1])
 
-    def _begin(self, seat: str, card: str, opponent_card: str) -> None:
+    def _begin_episode(self, seat: str, card: str, opponent_card: str) -> None:
+        """Start an episode in which the agent has this seat and this card."""
         self._seat, self._card, self._opponent_card, self._history = seat, card, opponent_card, ""
         self._restart_opponent_conversation()
         self._last_move = ""
 
     def start(self) -> str:
         seat = self._draw_seat()
-        self._begin(seat, *DEALS[int(self.np_random.integers(len(DEALS)))])
+        self._begin_episode(seat, *DEALS[int(self.np_random.integers(len(DEALS)))])
         text = f"You hold the {self._card}."
         if seat == "second":
             text += f" {self._play_opponent_move()}"
@@ -136,31 +137,33 @@ class KuhnPoker(TwoPlayerEnv):
         total = sum(weights.values())
         after = {word: self._history + word[0] for word in self.legal_actions()}
         return {
-            word: _future_chips(history, self._seat, self._card, weights, strategy) / total
+            word: _weighted_future_chips(history, self._seat, self._card, weights, strategy) / total
             for word, history in after.items()
         }
 
     def optimal_value(self) -> float:
-        return self._mean_value(None)
+        return self._mean_chips(None)
 
     def random_value(self) -> float:
-        return self._mean_value(UNIFORM)
+        return self._mean_chips(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:
         """Return `equilibrium`, the value of the Nash strategy against this opponent."""
-        return {"equilibrium": self._mean_value(EQUILIBRIUM)}
+        return {"equilibrium": self._mean_chips(EQUILIBRIUM)}
 
     def _opponent_strategy(self) -> Strategy:
         return STRATEGIES[self._require_built_in_opponent()]
 
-    def _mean_value(self, agent: Strategy | None) -> float:
+    def _mean_chips(self, agent_strategy: Strategy | None) -> float:
         """Return the agent's mean chips over all deals and seats.
 
-        `agent` is the agent's strategy; None means the best response to the opponent.
+        If `agent_strategy` is None, the agent plays the best response to the opponent.
         """
         strategy = self._opponent_strategy()
         values = [
-            _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)
+            _weighted_future_chips(
+                "", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent_strategy
+            )
             for seat in self._possible_agent_seats
             for card in CARDS
         ]
@@ -212,15 +215,15 @@ def _opponent_reach_probability(
     return chance
 
 
-def _future_chips(
+def _weighted_future_chips(
     history: str,
     seat: str,
     card: str,
     opponent_card_weights: dict[str, float],
-    strategy: Strategy,
-    agent: Strategy | None = None,
+    opponent_strategy: Strategy,
+    agent_strategy: Strategy | None = None,
 ) -> float:
-    """Return the agent's expected chips, as a weighted sum over the opponent's possible cards.
+    """Return the weighted sum, over the opponent's possible cards, of the agent's expected chips.
 
     The agent's action may depend only on its own card and the history. The best response therefore
     maximizes the weighted sum, and not the chips for each card of the opponent.
@@ -230,8 +233,8 @@ def _future_chips(
         seat: Seat of the agent.
         card: Card of the agent.
         opponent_card_weights: Weight of each possible card of the opponent.
-        strategy: Strategy of the opponent.
-        agent: Strategy of the agent; None means the exact best response.
+        opponent_strategy: Strategy of the opponent.
+        agent_strategy: Strategy of the agent; None means the exact best response.
     """
     if winner_and_chips(history) is not None:
         return sum(
@@ -243,14 +246,17 @@ def _future_chips(
         after = opponent_card_weights
         if not is_agents_turn:
             after = {
-                c: w * _action_probability(history, word, c, strategy)
+                c: w * _action_probability(history, word, c, opponent_strategy)
                 for c, w in opponent_card_weights.items()
             }
-        values[word] = _future_chips(history + word[0], seat, card, after, strategy, agent)
+        values[word] = _weighted_future_chips(
+            history + word[0], seat, card, after, opponent_strategy, agent_strategy
+        )
     if not is_agents_turn:
         return sum(values.values())
-    if agent is None:
+    if agent_strategy is None:
         return max(values.values())
     return sum(
-        _action_probability(history, word, card, agent) * value for word, value in values.items()
+        _action_probability(history, word, card, agent_strategy) * value
+        for word, value in values.items()
     )

@@ -45,7 +45,7 @@ class ParseAction(TextWrapper):
         return text, reward, terminated, truncated, {**info, "parsed": parsed is not None}
 
 
-def _between(text: str, opening: str, closing: str) -> str | None:
+def _last_text_between(text: str, opening: str, closing: str) -> str | None:
     """Return the text between the last `opening` and the next `closing`; None if one is missing."""
     start = text.rfind(opening)
     if start < 0:
@@ -54,7 +54,7 @@ def _between(text: str, opening: str, closing: str) -> str | None:
     return None if end < 0 else text[start + len(opening) : end].strip()
 
 
-def _boxed(text: str) -> str | None:
+def _last_boxed_content(text: str) -> str | None:
     """Return the content of the last `\\boxed{...}` or `\\fbox{...}`, up to its matching brace.
 
     Escaped braces are not counted. The result is None if there is no complete box.
@@ -75,7 +75,7 @@ def _tool_call_to_action(text: str) -> str | None:
 
     The result is None if the text contains no tool call.
     """
-    inner = _between(text, "<tool_call>", "</tool_call>") or text
+    inner = _last_text_between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:
         return None
@@ -100,8 +100,8 @@ def _last_line(text: str) -> str | None:
 
 
 PARSERS: dict[str, Callable[[str], str | None]] = {
-    "answer": lambda text: _between(text, "<answer>", "</answer>"),
-    "boxed": _boxed,
+    "answer": lambda text: _last_text_between(text, "<answer>", "</answer>"),
+    "boxed": _last_boxed_content,
     "tool": _tool_call_to_action,
     "last_line": _last_line,
 }

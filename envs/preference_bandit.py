@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -301,7 +301,7 @@ class PreferenceBandit(TextEnv):
         """Return the mean reward of all menus over all contexts."""
         return self._mean_over_contexts(lambda values: sum(values) / len(values))
 
-    def _mean_over_contexts(self, summarize_rewards: Any) -> float:
+    def _mean_over_contexts(self, summarize_rewards: Callable[[list[float]], float]) -> float:
         """Return the mean over contexts of `summarize_rewards` of the rewards of all menus."""
         actions = self.legal_actions()
         rewards = ([self._score(context, action) for action in actions] for context in CONTEXTS)
@@ -309,6 +309,7 @@ class PreferenceBandit(TextEnv):
 
 
 def _context_and_reply(conversation: Conversation) -> tuple[Context, str]:
+    """Return the last described context, and the text of the last message; see `gold_reward`."""
     for message in reversed(conversation[:-1]):
         context = context_in(message["content"]) if message["role"] == "user" else None
         if context is not None:

@@ -76,22 +76,22 @@ class ProgramSynthesis(TextEnv):
             "the examples, or else the last, pays the share of hidden tests that it passes. Answer "
             "with operations in order, such as: sort | double"
         )
-        self._begin(("reverse",) * length, list(range(tests)))
+        self._begin_episode(("reverse",) * length, list(range(tests)))
 
-    def _begin(self, hidden: Program, test_indices: list[int]) -> None:
+    def _begin_episode(self, hidden: Program, test_indices: list[int]) -> None:
         """Start an episode; `test_indices` are indices in `_test_inputs()`."""
         self._hidden, self._tests = hidden, test_indices
         self._fits = _program_indices_by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
 
     def start(self) -> str:
-        hidden = self._draw_program()
+        hidden = self._draw_hidden_program()
         tests = self.np_random.choice(len(_test_inputs()), size=self.tests, replace=False).tolist()
-        self._begin(hidden, tests)
+        self._begin_episode(hidden, tests)
         shown = zip(VISIBLE_INPUTS, outputs_on(self._hidden, VISIBLE_INPUTS), strict=True)
         lines = [f"{_numbers_text(x)} becomes {_numbers_text(y)}" for x, y in shown]
         return "\n".join([*lines, self.turns_left_text()])
 
-    def _draw_program(self) -> Program:
+    def _draw_hidden_program(self) -> Program:
         if self.split == "all":
             names = list(OPERATIONS)
             indices = self.np_random.integers(len(names), size=self.length).tolist()
@@ -119,6 +119,7 @@ class ProgramSynthesis(TextEnv):
         return self.turn(f"{text} {self.turns_left_text()}", 0.0)
 
     def _fraction_passed(self, program: Program) -> float:
+        """Return the fraction of the hidden tests of the episode that a program passes."""
         inputs = [_test_inputs()[i] for i in self._tests]
         pairs = zip(outputs_on(program, inputs), outputs_on(self._hidden, inputs), strict=True)
         return sum(a == b for a, b in pairs) / len(inputs)
@@ -133,7 +134,7 @@ class ProgramSynthesis(TextEnv):
         program that does not fit the examples neither ends the episode nor gives information, so
         its value equals the value of the best program.
         """
-        values = _pass_rates(self.length, self._fits)
+        values = _expected_pass_rates(self.length, self._fits)
         if self.turns_left > 1:
             is_wrong = np.ones(len(values), dtype=bool)
             is_wrong[list(self._fits)] = False
@@ -145,12 +146,12 @@ class ProgramSynthesis(TextEnv):
 
         Only programs that fit the examples are considered.
         """
-        values = _pass_rates(self.length, self._fits)
+        values = _expected_pass_rates(self.length, self._fits)
         return " | ".join(all_programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
         groups = _index_groups_by_outputs(self.length, self.split)
-        best = [_pass_rates(self.length, fits).max() for fits in groups]
+        best = [_expected_pass_rates(self.length, fits).max() for fits in groups]
         counts = [len(_full_length_indices(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
 
@@ -244,7 +245,7 @@ def _full_length_indices(length: int, fitting_indices: tuple[int, ...]) -> list[
 
 
 @lru_cache(maxsize=1024)
-def _pass_rates(length: int, fitting_indices: tuple[int, ...]) -> np.ndarray:
+def _expected_pass_rates(length: int, fitting_indices: tuple[int, ...]) -> np.ndarray:
     """Compute the expected fraction of hidden tests that each of the P programs passes, [P].
 
     `fitting_indices` are the indices of the programs that fit the examples. The hidden program is

@@ -42,7 +42,7 @@ class Recommend(BernoulliBandit):
 
     def start(self) -> str:
         kind, *uniforms = self.np_random.random(self.max_turns + 1).tolist()
-        self._begin(WATCH_PROBABILITIES[int(kind * len(WATCH_PROBABILITIES))], uniforms)
+        self._begin_episode(WATCH_PROBABILITIES[int(kind * len(WATCH_PROBABILITIES))], uniforms)
         return f"A new user. {self.turns_left} sessions left. Your recommendation?"
 
     def _invalid_text(self) -> str:

@@ -52,15 +52,16 @@ class TicTacToe(TwoPlayerEnv):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(opponent, seat, render_mode=render_mode)
-        self._begin("first")
+        self._begin_episode("first")
 
-    def _begin(self, seat: str) -> None:
+    def _begin_episode(self, seat: str) -> None:
+        """Start an episode with an empty board; the agent has this seat."""
         self._board = EMPTY
         self._mark = "x" if seat == "first" else "o"
         self._restart_opponent_conversation()
 
     def start(self) -> str:
-        self._begin(self._draw_seat())
+        self._begin_episode(self._draw_seat())
         text = f"You are {self._mark}."
         if self._mark == "o":
             text += f" {self._play_opponent_move('You are x.')}"
@@ -121,13 +122,13 @@ class TicTacToe(TwoPlayerEnv):
     def random_value(self) -> float:
         return self._mean_result_over_seats("mean")
 
-    def _mean_result_over_seats(self, policy: str) -> float:
-        """Return the mean of `_expected_result` at the start over the agent's possible seats."""
+    def _mean_result_over_seats(self, agent_policy: str) -> float:
+        """Return the mean of `_expected_result` of the empty board over the possible seats."""
         opponent, seats = self._require_built_in_opponent(), self._possible_agent_seats
         marks = ["x" if seat == "first" else "o" for seat in seats]
-        return sum(_expected_result(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(
-            seats
-        )
+        return sum(
+            _expected_result(EMPTY, "x", mark, opponent, agent_policy) for mark in marks
+        ) / len(seats)
 
 
 def board_text(board: str) -> str:
@@ -146,7 +147,7 @@ def with_mark(board: str, cell: int, mark: str) -> str:
     return board[:cell] + mark + board[cell + 1 :]
 
 
-def winner(board: str) -> str | None:
+def winning_mark(board: str) -> str | None:
     """Return the mark that has three in a row, or None."""
     for a, b, c in WINNING_LINES:
         if board[a] != "." and board[a] == board[b] == board[c]:
@@ -156,12 +157,12 @@ def winner(board: str) -> str | None:
 
 def is_finished(board: str) -> bool:
     """Return whether a player has won or the board is full."""
-    return "." not in board or winner(board) is not None
+    return "." not in board or winning_mark(board) is not None
 
 
 def result_for_mark(board: str, mark: str) -> float:
     """Return 1.0 if the player with `mark` has won, -1.0 if that player has lost, else 0.0."""
-    won = winner(board)
+    won = winning_mark(board)
     return 0.0 if won is None else 1.0 if won == mark else -1.0
 
 

@@ -65,9 +65,9 @@ class ToolLookup(TextEnv):
             f"one command: 'lookup NAME' reads a record and costs {call_cost:g}; 'answer ROOM' "
             f"ends with your answer, worth 1 when right. You have {self.max_turns} commands."
         )
-        self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
+        self._begin_episode(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 
-    def _begin(self, person: str, records: dict[str, tuple[int, str]]) -> None:
+    def _begin_episode(self, person: str, records: dict[str, tuple[int, str]]) -> None:
         """Start an episode whose question names `person`; `records` is name -> (room, manager)."""
         self._person, self._records = person, records
         self._target = person if self.rules.hops == 1 else records[person][1]
@@ -80,7 +80,7 @@ class ToolLookup(TextEnv):
         managers = [self.people[(i + shift) % count] for i, shift in enumerate(shifts)]
         person = self.people[int(self.np_random.integers(count))]
         records = zip(self.people, zip(rooms, managers, strict=True), strict=True)
-        self._begin(person, dict(records))
+        self._begin_episode(person, dict(records))
         target = person if self.rules.hops == 1 else f"the manager of {person}"
         return f"In which room sits {target}? {self.turns_left_text()}"
 

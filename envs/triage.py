@@ -123,10 +123,14 @@ def _test_value(seen: Results, test: int, actions_left: int, cost: float) -> flo
 
 
 @cache
-def _optimal_value(seen: Results, left: int, cost: float) -> float:
-    """Return the value of the optimal policy with `left` remaining actions."""
-    if left <= 0:
+def _optimal_value(seen: Results, actions_left: int, cost: float) -> float:
+    """Return the value of the optimal policy after the results `seen`."""
+    if actions_left <= 0:
         return 0.0
     urgent = _urgent_probability(seen)
-    tests = [_test_value(seen, test, left, cost) for test, result in enumerate(seen) if not result]
+    tests = [
+        _test_value(seen, test, actions_left, cost)
+        for test, result in enumerate(seen)
+        if not result
+    ]
     return max(urgent, 1 - urgent, *tests)

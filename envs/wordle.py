@@ -140,24 +140,26 @@ def _win_counts_by_first_guess(
 
     The guesses after the first one are optimal.
     """
-    return _wins_by_guess(marks_table(words), np.array(possible), guesses_left).tolist()
+    return _win_counts_by_guess(marks_table(words), np.array(possible), guesses_left).tolist()
 
 
-def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
+def _win_counts_by_guess(table: np.ndarray, possible: np.ndarray, guesses_left: int) -> np.ndarray:
     """Compute `_win_counts_by_first_guess` from the result of `marks_table`, int [first guess]."""
-    if left <= 0:
+    if guesses_left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
-    if left == 1:
+    if guesses_left == 1:
         return (marks == ALL_CORRECT_MARKS).sum(axis=1)
-    if left == 2:
+    if guesses_left == 2:
         # The last guess finds one word of each group with equal marks.
         ordered = np.sort(marks, axis=1)
         return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return np.array([_wins_after_guess(table, possible, row, left - 1) for row in marks])
+    return np.array(
+        [_win_count_after_guess(table, possible, row, guesses_left - 1) for row in marks]
+    )
 
 
-def _wins_after_guess(
+def _win_count_after_guess(
     table: np.ndarray, possible: np.ndarray, marks: np.ndarray, guesses_left: int
 ) -> int:
     """Return the number of possible words that are found by a guess and optimal later guesses.
@@ -172,7 +174,7 @@ def _wins_after_guess(
             # A group of one or two words needs as many guesses as it has words.
             wins += 1 if seen == ALL_CORRECT_MARKS else min(len(group), guesses_left)
         else:
-            wins += int(_wins_by_guess(table, group, guesses_left).max())
+            wins += int(_win_counts_by_guess(table, group, guesses_left).max())
     return wins
 
 

@@ -22,8 +22,8 @@ MODULES = {
     "scikit_learn": "sklearn",
     "vadersentiment": "vaderSentiment",
 }
-# Functions that import the module they are given; `require` is that of rlhf.envs.adapters.
-IMPORTERS = ("importlib.import_module", "import_module", "require")
+# Functions that import the module they are given, such as `rlhf.envs.adapters.import_from_extra`.
+IMPORTERS = ("importlib.import_module", "import_module", "import_from_extra")
 # Needed by transformers at run time; see the comment in pyproject.toml.
 INDIRECT = {"gguf"}
 # Extras of people who change the toolkit; the others are features of it.

@@ -21,7 +21,7 @@ class MissingExtraError(UserError, ImportError):
     """Error for a missing optional dependency; the message contains the install command."""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def import_from_extra(module: str, extra: str) -> ModuleType:
     """Import and return a module of the optional extra `extra`.
 
     Raises:
@@ -35,12 +35,12 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(f'this needs {extra}: pip install "rlhf-kit[{extra}]"') from error
 
 
-def check_offered(
+def check_task_is_offered(
     name: str,
     known: Collection[str],
     not_offered: Mapping[str, str],
     message_start: str,
-    listing_function: str,
+    listing_function_name: str,
 ) -> None:
     """Raise a UserError if a third-party task is unknown or not offered.
 
@@ -49,14 +49,13 @@ def check_offered(
         known: Names of the available tasks.
         not_offered: Task that is not offered -> reason, as a clause that follows "it".
         message_start: Start of the message for an unknown task, such as "textarena has no game".
-        listing_function: Name of the function that lists the available tasks, for the message.
+        listing_function_name: Name of the function that lists the available tasks, for the message.
     """
     if name in not_offered:
         raise UserError(f"{name} is not offered: it {not_offered[name]}")
     if name not in known:
-        raise UserError(
-            f"{message_start} {name!r}{did_you_mean(name, known) or f'; see {listing_function}'}"
-        )
+        hint = did_you_mean(name, known) or f"; see {listing_function_name}"
+        raise UserError(f"{message_start} {name!r}{hint}")
 
 
 class PrivateGenerators:

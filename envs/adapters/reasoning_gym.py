@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.adapters import PrivateGenerators, check_offered, require
+from rlhf.envs.adapters import PrivateGenerators, check_task_is_offered, import_from_extra
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, split_of_text
 from rlhf.errors import UserError
@@ -67,10 +67,10 @@ def _makes_24(answer: str, truth: str) -> float:
     numbers = [sorted(re.findall(r"\d+", text)) for text in (answer, truth)]
     if numbers[0] != numbers[1] or len(answer) > 200:
         return 0.0
-    return float(_evaluate(ast.parse(answer.strip(), mode="eval").body) == 24)
+    return float(_evaluate_arithmetic(ast.parse(answer.strip(), mode="eval").body) == 24)
 
 
-def _evaluate(node: ast.expr) -> Fraction:
+def _evaluate_arithmetic(node: ast.expr) -> Fraction:
     """Evaluate an arithmetic expression of integers, +, -, * and /.
 
     Raises:
@@ -79,9 +79,11 @@ def _evaluate(node: ast.expr) -> Fraction:
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return Fraction(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_evaluate(node.operand)
+        return -_evaluate_arithmetic(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        return _OPERATIONS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
+        return _OPERATIONS[type(node.op)](
+            _evaluate_arithmetic(node.left), _evaluate_arithmetic(node.right)
+        )
     raise ValueError("the expression may contain only integers, +, -, * and /")
 
 
@@ -152,7 +154,7 @@ environments of this process."""
 
 def tasks() -> list[str]:
     """Return the names of the available tasks."""
-    factory = require("reasoning_gym.factory", "reasoning-gym")
+    factory = import_from_extra("reasoning_gym.factory", "reasoning-gym")
     return sorted(set(factory.DATASETS) - set(NOT_OFFERED))
 
 
@@ -202,11 +204,11 @@ class ReasoningGym(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("size", size, 10, 10**9)
         super().__init__(render_mode=render_mode)
-        check_offered(task, tasks(), NOT_OFFERED, "reasoning-gym has no task", "tasks()")
+        check_task_is_offered(task, tasks(), NOT_OFFERED, "reasoning-gym has no task", "tasks()")
         self.task, self.partial, self.split, self.size = task, partial, split, size
         self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
-        library = require("reasoning_gym", "reasoning-gym")
+        library = import_from_extra("reasoning_gym", "reasoning-gym")
         self._count = size if task in TASKS_DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
         with self._generators.active():
             try:
@@ -231,10 +233,10 @@ class ReasoningGym(TextEnv):
         count = len(self._indices)
         position = int(self.np_random.integers(count)) if seed is None else seed % count
         index = self._first_index_in_split(self._indices[int(self._order[position])])
-        self._entry = self._entry_at(index)
+        self._entry = self._dataset_entry_at(index)
         return self.opening(self._entry["question"], item=index)
 
-    def _entry_at(self, index: int) -> dict[str, Any]:
+    def _dataset_entry_at(self, index: int) -> dict[str, Any]:
         """Return the entry of the dataset at an index.
 
         The index also seeds the private random streams of the global generators, which some tasks
@@ -258,10 +260,12 @@ class ReasoningGym(TextEnv):
             yield
 
     def _first_index_in_split(self, item: int) -> int:
-        """Return the dataset index of the item's first candidate whose question is in the split.
+        """Return the dataset index of the item's first candidate that is usable in the split.
+
+        If there is none, return the index of another item that is usable.
 
         Raises:
-            UserError: No candidate of this item or of the other items tried is in the split.
+            UserError: No candidate of this item and no other item that was tried is usable.
         """
         if self.split == "all" and self.task not in RUNS_PROGRAMS:
             return item
@@ -271,7 +275,7 @@ class ReasoningGym(TextEnv):
             # In tasks with few questions, all candidates may be equal. Other items are then tried.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
             for index in itertools.chain(candidates, others):
-                if self._is_in_split(self._entry_at(index)):
+                if self._is_usable_in_split(self._dataset_entry_at(index)):
                     _INDEX_CACHE[key] = index
                     break
             else:
@@ -280,7 +284,8 @@ class ReasoningGym(TextEnv):
                 )
         return _INDEX_CACHE[key]
 
-    def _is_in_split(self, entry: dict[str, Any]) -> bool:
+    def _is_usable_in_split(self, entry: dict[str, Any]) -> bool:
+        """Return whether a question is in the split, and its program, if any, did not fail."""
         if self.task in RUNS_PROGRAMS and entry["answer"] == FAILED_PROGRAM:
             return False
         return self.split in ("all", split_of_text(str(entry["question"])))
@@ -317,6 +322,7 @@ class ReasoningGym(TextEnv):
         return (min(max(score, 0.0), 1.0), "") if math.isfinite(score) else (0.0, "no finite score")
 
     def _raw_score(self, answer: str) -> float:
+        """Return the score of the replacement scorer, or else of the library, without checks."""
         if self.task in REPLACED_SCORERS:
             return REPLACED_SCORERS[self.task][0](answer, str(self._entry["answer"]))
         return float(self._dataset.score_answer(answer=answer, entry=self._entry))

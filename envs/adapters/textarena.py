@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.common.conversation import Conversation
-from rlhf.envs.adapters import PrivateGenerators, check_offered, require
+from rlhf.envs.adapters import PrivateGenerators, check_task_is_offered, import_from_extra
 from rlhf.envs.core import Step, TextEnv, check_range
 from rlhf.envs.two_player import Opponent, append_opponent_reply
 from rlhf.errors import UserError
@@ -62,7 +62,7 @@ LOSS = -1.0
 
 def games() -> list[str]:
     """Return the names of the available games."""
-    require("textarena", "textarena")
+    import_from_extra("textarena", "textarena")
     return sorted(GAMES)
 
 
@@ -108,7 +108,7 @@ class TextArena(TextEnv):
         super().__init__(max_turns=max_turns, render_mode=render_mode)
         self.game, self.opponent = game, opponent
         self._id, self._players = _id_and_num_players(game)
-        self._library = require("textarena", "textarena")
+        self._library = import_from_extra("textarena", "textarena")
         if self._id not in self._library.envs.registration.ENV_REGISTRY:
             raise UserError(f"textarena has no game {game!r} ({self._id} is not registered)")
         self._generators = PrivateGenerators()
@@ -200,7 +200,7 @@ def _id_and_num_players(game: str) -> tuple[str, int]:
     The id ends with `-raw`, which selects the game without observation wrappers.
     """
     name, version, variant = game.partition("-v0")
-    check_offered(name, GAMES, NOT_OFFERED, "textarena has no game", "games()")
+    check_task_is_offered(name, GAMES, NOT_OFFERED, "textarena has no game", "games()")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 

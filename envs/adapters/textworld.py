@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.adapters import PrivateGenerators, import_from_extra
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 
 FIRST_TEST_GAME = 10**6
@@ -58,7 +58,7 @@ class TextWorld(TextEnv):
         check_range("games", games, 1, FIRST_TEST_GAME)
         check_range("quest_length", quest_length, 1, max_turns)
         super().__init__(max_turns=max_turns, render_mode=render_mode)
-        self._library = require("textworld", "textworld")
+        self._library = import_from_extra("textworld", "textworld")
         self._games = games
         self._first = 0 if split == "train" else FIRST_TEST_GAME
         self._shape = {"nb_rooms": rooms, "nb_objects": objects, "quest_length": quest_length}
@@ -86,9 +86,10 @@ class TextWorld(TextEnv):
         with self._generators.active(), warnings.catch_warnings():
             # The interpreter warns that it cannot score these games, but TextWorld scores them.
             warnings.simplefilter("ignore")
-            self._game = self._library.start(str(self._compiled_game(game)), infos)
+            self._game = self._library.start(str(self._compiled_game_file(game)), infos)
             self._state = dict(self._game.reset())
-        text = f"{self._state['objective'].strip()}\n{_without_prompts(self._state['description'])}"
+        description = _without_input_prompts(self._state["description"])
+        text = f"{self._state['objective'].strip()}\n{description}"
         return self.opening(text, game=game)
 
     def step(self, action: str) -> Step:
@@ -104,7 +105,7 @@ class TextWorld(TextEnv):
         self._state = dict(state)
         gain = (self._state["score"] - before) / self._state["max_score"]
         won = bool(self._state["won"])
-        text = _without_prompts(self._state["feedback"])
+        text = _without_input_prompts(self._state["feedback"])
         return self.turn(text, float(gain), bool(done), success=won)
 
     def close(self) -> None:
@@ -124,15 +125,15 @@ class TextWorld(TextEnv):
         """Return the maximum score, 1.0; no quest needs more commands than an episode allows."""
         return self.best_score
 
-    def _compiled_game(self, game: int) -> Path:
-        """Return the file of a game; compile the game if the file does not exist."""
-        name = "-".join(map(str, (*self._shape.values(), game)))
+    def _compiled_game_file(self, generator_seed: int) -> Path:
+        """Return the file of the game with this seed; compile it if the file does not exist."""
+        name = "-".join(map(str, (*self._shape.values(), generator_seed)))
         path = self._folder / name / "game.z8"
         if not path.exists():
             options = self._library.GameOptions()
             for key, value in self._shape.items():
                 setattr(options, key, value)
-            options.seeds, options.path = game, str(path)
+            options.seeds, options.path = generator_seed, str(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._library.make(options)
         return path
@@ -144,7 +145,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="textworld-")
 
 
-def _without_prompts(text: str) -> str:
+def _without_input_prompts(text: str) -> str:
     """Remove input prompts and empty lines from a response of the game."""
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ">")

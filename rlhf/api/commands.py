@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.api.options import Config
-from rlhf.api.table import as_sources, load_command_table
+from rlhf.api.table import as_config_sources, load_command_table
 from rlhf.common.guards import is_path
 from rlhf.errors import UserError
 
@@ -48,7 +48,7 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
         Halt: An alarm ended training.
     """
     commands = load_command_table()
-    checked = commands.read_config(command, as_sources(config), list(overrides.items()))
+    checked = commands.read_config(command, as_config_sources(config), list(overrides.items()))
     return commands.run_command_with_config(command, checked)
 
 
@@ -210,5 +210,5 @@ def _run_and_collect_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
     commands = load_command_table()
-    checked = commands.read_config(command, as_sources(config), list(overrides.items()))
+    checked = commands.read_config(command, as_config_sources(config), list(overrides.items()))
     return list(commands.run_and_yield_text(command, checked))

@@ -8,7 +8,7 @@ from typing import Unpack
 from rlhf.api.inputs import to_evaluation_config
 from rlhf.api.options import Config, EvaluationOptions, show_options_in_signature
 from rlhf.api.results import Run
-from rlhf.api.table import as_sources, load_command_table
+from rlhf.api.table import as_config_sources, load_command_table
 
 
 @show_options_in_signature(EvaluationOptions)
@@ -41,7 +41,7 @@ def evaluate(
     """
     commands = load_command_table()
     default = {"output_dir": "runs/evaluate"}
-    sources = [default, *as_sources(config), to_evaluation_config(options)]
+    sources = [default, *as_config_sources(config), to_evaluation_config(options)]
     checked = commands.read_config("evaluate", sources, [])
     commands.run_command_with_config("evaluate", checked)
     return Run(checked.output_dir)

@@ -127,7 +127,7 @@ def _policy_source_key(policy: Any) -> str:
 
 
 def _to_policy_entry(entry: Any) -> Any:
-    """Return an entry of ``policies`` whose model is a configuration and whose path is a name."""
+    """Convert an entry of ``policies``: a model to a configuration, a function to a reference."""
     if not is_mapping(entry):
         return entry
     changed = dict(entry)
@@ -309,23 +309,23 @@ class EnvironmentCopyFactory(Representative):
         self.env = env
         self.__name__ = type(env.unwrapped).__name__
         self.__doc__ = type(env.unwrapped).__doc__
-        self.represented = _layers_of(env)
+        self.represented = _classes_and_attributes_by_layer(env)
 
     def __call__(self) -> Any:
         """Return a copy of the environment."""
         return copy.deepcopy(self.env)
 
 
-def _layers_of(env: Any) -> dict[str, Any]:
-    """Return the classes and the attributes of an environment and of its wrappers."""
-    found: dict[str, Any] = {}
+def _classes_and_attributes_by_layer(env: Any) -> dict[str, Any]:
+    """Return "layer N" -> class and "layer N.NAME" -> attribute; layer 0 is the outer wrapper."""
+    layers: dict[str, Any] = {}
     depth = 0
     while True:
         attributes: dict[str, Any] = getattr(env, "__dict__", {})
-        found[f"layer {depth}"] = type(env)
-        found |= {f"layer {depth}.{name}": value for name, value in attributes.items()}
+        layers[f"layer {depth}"] = type(env)
+        layers |= {f"layer {depth}.{name}": value for name, value in attributes.items()}
         if env is env.unwrapped:
-            return found
+            return layers
         env, depth = env.env, depth + 1
 
 
@@ -456,6 +456,7 @@ def _is_row(item: Any) -> bool:
 
 
 def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
+    """Write rows to a file in the cache folder; ``key`` is the configuration key for messages."""
     try:
         text = "".join(json_line(to_plain_data(row)) for row in rows)
     except (TypeError, ValueError) as error:

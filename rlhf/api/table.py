@@ -25,8 +25,8 @@ def load_command_table() -> CommandTable:
     return COMMANDS
 
 
-def as_sources(config: Config | Sequence[Config] | None) -> list[ConfigSource]:
-    """Return a configuration, or several of them, as a list of mappings and paths.
+def as_config_sources(config: Config | Sequence[Config] | None) -> list[ConfigSource]:
+    """Return a configuration, or several of them, as a list of mappings and paths; [] for None.
 
     Raises:
         UserError: A configuration is neither a mapping nor a path.

@@ -20,7 +20,7 @@ from rlhf.api.options import (
     show_options_in_signature,
 )
 from rlhf.api.results import Run
-from rlhf.api.table import as_sources, load_command_table
+from rlhf.api.table import as_config_sources, load_command_table
 
 
 def train(command: str, config: Config | Sequence[Config] | None = None, /, **options: Any) -> Run:
@@ -55,7 +55,7 @@ def train(command: str, config: Config | Sequence[Config] | None = None, /, **op
     if command in commands:  # the configuration may name the plug-in that registers the command
         commands.check_command_makes_run(command)
     tree = to_training_config(options)
-    sources = as_sources(config)
+    sources = as_config_sources(config)
     # A given model or environment replaces that of the file, also if it is of another form.
     if sources and options.get("model") is not None:
         tree["model"] = {"path": None, "scratch": None, **tree["model"]}

@@ -106,7 +106,7 @@ class ModelConversation:
 
     def stream_and_add_reply(self) -> Generator[str, None, Reply]:
         """Sample a reply and add it; yield its text after every token."""
-        reply = yield from self.policy.stream(self.episode)
+        reply = yield from self.policy.stream_reply(self.episode)
         self.add_reply_and_answer(reply)
         return reply
 

@@ -49,7 +49,7 @@ def _environment_notes(session: ChatSession, turn: Turn, index: int) -> list[str
     continues = turn is session.turns[-1] and turn.preferred in (None, index)
     if terminated or truncated or (continues and session.branches[index].is_over):
         # After a vote, the earlier replies of the episode can be those of another model.
-        earlier = session.branches[index].results[: turn.counts[index]]
+        earlier = session.branches[index].results[: turn.earlier_reply_counts[index]]
         total = sum(step[1] for step in earlier) + reward
         notes.append(f"the episode is over, return {total:g}")
     return notes

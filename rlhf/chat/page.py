@@ -124,15 +124,15 @@ class _ChatServer:
     def _respond_unless_busy(self, make_response: Callable[[], Response]) -> Response:
         """Return the response of a function that uses the session, or an error response."""
         if not self._busy.acquire(blocking=False):
-            return _refusal(409, BUSY)
+            return _error_response(409, BUSY)
         try:
             return make_response()
         except UserError as error:
-            return _refusal(400, str(error))
+            return _error_response(400, str(error))
         except OSError as error:
             if find_write_error(error) is None:
                 raise
-            return _refusal(500, f"{error.filename}: {describe_write_error(error)}")
+            return _error_response(500, f"{error.filename}: {describe_write_error(error)}")
         finally:
             self._busy.release()
 
@@ -168,8 +168,9 @@ class _ChatServer:
         return endpoint
 
     def _start_reply_stream(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
+        """Change the session, and sample the replies in a thread while they are streamed."""
         if not self._busy.acquire(blocking=False):
-            return _refusal(409, BUSY)
+            return _error_response(409, BUSY)
         events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         try:
             change(_require_mapping(body))
@@ -177,7 +178,7 @@ class _ChatServer:
                 self._session.begin_turn()  # raises the reason
         except UserError as error:
             self._busy.release()
-            return _refusal(400, str(error))
+            return _error_response(400, str(error))
         except BaseException:
             self._busy.release()
             raise
@@ -216,6 +217,7 @@ class _ChatServer:
     # -- changes ------------------------------------------------------------------------------
 
     def _reset(self, body: dict[str, Any]) -> None:
+        """Start a new conversation, with the next seed if ``next`` in the body is true."""
         if body.get("next") is True:
             self._session.start_next_episode()
         else:
@@ -243,17 +245,17 @@ class _ChatServer:
         In another turn, the same letter can belong to another model, so a vote from a page with an
         earlier state is refused.
         """
-        self._check_last_turn(body)
+        self._check_turn_is_last(body)
         if "letter" not in body:
             raise UserError("the body must have the letter of a reply, or null for a tie")
         letter = body["letter"]
         self._session.vote(None if letter is None else self._session.index_of(str(letter)))
 
     def _unvote(self, body: dict[str, Any]) -> None:
-        self._check_last_turn(body)
+        self._check_turn_is_last(body)
         self._session.unvote()
 
-    def _check_last_turn(self, body: dict[str, Any]) -> None:
+    def _check_turn_is_last(self, body: dict[str, Any]) -> None:
         """Raise UserError if the id in the body is not that of the last turn."""
         turns = self._session.turns
         if turns and _require_text(body, "turn") != turns[-1].turn_id:
@@ -348,7 +350,7 @@ def _json_lines_of_events(events: queue.SimpleQueue[dict[str, Any] | None]) -> I
         yield json.dumps(event) + "\n"
 
 
-def _refusal(status: int, reason: str) -> Response:
+def _error_response(status: int, reason: str) -> Response:
     return JSONResponse({"error": escape_invisible(" ".join(reason.split()))}, status)
 
 

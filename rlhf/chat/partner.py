@@ -69,7 +69,7 @@ class EnvironmentPartner:
 
     def __init__(self, collector: Collector, timeout: float | None) -> None:
         self._collector = collector
-        self._calls = EnvironmentCaller(timeout=timeout, can_drop=False)
+        self._caller = EnvironmentCaller(timeout=timeout, can_drop=False)
         self.env = collector.make_env()
         self._seed = 0
 
@@ -80,7 +80,7 @@ class EnvironmentPartner:
             UserError: The environment failed.
         """
         self._seed = seed
-        start = self._calls.run(seed, lambda: reset_environment(self.env, seed))
+        start = self._caller.run(seed, lambda: reset_environment(self.env, seed))
         assert start is not None  # failures raise
         return start
 
@@ -90,10 +90,10 @@ class EnvironmentPartner:
         Raises:
             UserError: The environment failed.
         """
-        return self._calls.run(
+        return self._caller.run(
             self._seed, lambda: step_with_reply(self.env, reply, self._collector.spec)
         )
 
     def close(self) -> None:
         """Close the environment."""
-        self._calls.close(self.env)
+        self._caller.close(self.env)

@@ -21,7 +21,7 @@ from rlhf.rollout.collector import Collector, open_local_engine
 from rlhf.rollout.episode import Episode
 from rlhf.rollout.sampling.base import Completion, FinishReason
 from rlhf.rollout.sampling.continuous import ContinuousEngine
-from rlhf.rollout.unused_keys import unused_key_message
+from rlhf.rollout.unused_keys import unused_rollout_key_message
 from rlhf.runs.claim import path_without_dot_dot
 from rlhf.training.checkpoint import checkpoints_in
 
@@ -56,7 +56,7 @@ class ChatPolicy:
     def __init__(self, name: str, collector: Collector, engine: ContinuousEngine) -> None:
         self.name, self.collector, self.engine = name, collector, engine
 
-    def stream(self, episode: Episode) -> Generator[str, None, Reply]:
+    def stream_reply(self, episode: Episode) -> Generator[str, None, Reply]:
         """Sample the next reply of an episode; yield its text after every token.
 
         The end of a text that can still change, such as an incomplete character, is not yielded. If
@@ -135,7 +135,7 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
         )
         policies.append(ChatPolicy(name, collector, engine))
     # A key that only some models use has an effect.
-    unused = [unused_key_message(policy.collector) for policy in policies]
+    unused = [unused_rollout_key_message(policy.collector) for policy in policies]
     if all(unused):
         raise UserError(unused[0])
     return policies

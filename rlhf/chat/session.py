@@ -190,7 +190,7 @@ class ChatSession:
         self.score_turn()
 
     def begin_turn(self) -> Turn:
-        """Append a turn without replies, and choose the order in which the replies are shown.
+        """Append a turn without replies, and choose their order on the screen. Return the turn.
 
         Raises:
             UserError: No model can reply.
@@ -214,7 +214,7 @@ class ChatSession:
     def _stream_reply(self, index: int) -> Generator[str, None, None]:
         """Sample the reply of a model in the last turn; yield its text after every token."""
         reply = yield from self.branches[index].stream_and_add_reply()
-        self._record(index, reply)
+        self._record_reply(index, reply)
 
     def reply_for_all_models(self, text: str) -> None:
         """Reply instead of all models, in a chat with an environment.
@@ -233,13 +233,13 @@ class ChatSession:
                 if branch.needs_reply:
                     reply = branch.policy.encode_reply(branch.episode, text)
                     branch.add_reply_and_answer(reply)
-                    self._record(index, reply)
+                    self._record_reply(index, reply)
         except BaseException:
             self.undo_replies()
             raise
         self.score_turn()
 
-    def _record(self, index: int, reply: Reply) -> None:
+    def _record_reply(self, index: int, reply: Reply) -> None:
         """Record a reply, and the result of the environment, in the last turn."""
         turn, branch = self.turns[-1], self.branches[index]
         turn.replies[index] = reply
@@ -272,7 +272,7 @@ class ChatSession:
         self._restart_or_clear(
             [
                 branch.replies[:count]
-                for branch, count in zip(self.branches, turn.counts, strict=True)
+                for branch, count in zip(self.branches, turn.earlier_reply_counts, strict=True)
             ]
         )
 
@@ -340,7 +340,7 @@ class ChatSession:
         check_unicode(text)
         if text:
             for policy in self.policies:
-                policy.collector.chat_format.check_system_is_renderable(
+                policy.collector.chat_format.check_system_message_is_renderable(
                     [{"role": "system", "content": text}]
                 )
         self._change_settings({"system": text or None})
@@ -391,7 +391,7 @@ class ChatSession:
         turn.vote_id, turn.preferred = vote_id, preferred
         replies = [list(branch.replies) for branch in self.branches]
         try:
-            self._continue_with(turn, turn.order[0] if preferred is None else preferred)
+            self._continue_all_with_reply(turn, turn.order[0] if preferred is None else preferred)
         except UserError as error:
             self._restart_or_clear(replies)
             raise UserError(
@@ -416,12 +416,12 @@ class ChatSession:
         ]
         self._restart_or_clear(replies)
 
-    def _continue_with(self, turn: Turn, chosen: int) -> None:
-        """Replace the last reply of all models by the reply of the model ``chosen``."""
-        reply = turn.replies[chosen]
+    def _continue_all_with_reply(self, turn: Turn, model_index: int) -> None:
+        """Replace the last reply of all models by the reply of one of them in the last turn."""
+        reply = turn.replies[model_index]
         assert reply is not None
         replies: list[list[Reply | str]] = [
-            [*branch.replies[:-1], branch.replies[-1] if index == chosen else reply.text]
+            [*branch.replies[:-1], branch.replies[-1] if index == model_index else reply.text]
             for index, branch in enumerate(self.branches)
         ]
         self._restart_or_clear(replies)

@@ -70,7 +70,7 @@ class Terminal:
             "tie": lambda _: self._record_vote(None),
             "unvote": self._unvote,
             "view": self._print_token_text,
-            "save": self._save,
+            "save": self._save_transcripts,
             "help": lambda _: self._print_help(),
         }
         if session.env is not None:
@@ -95,7 +95,7 @@ class Terminal:
             if line.strip() == ":quit":
                 return
             try:
-                self._handle(line)
+                self._handle_line(line)
             except UserError as error:
                 self._print(f"({' '.join(str(error).split())})")
             except OSError as error:
@@ -110,7 +110,8 @@ class Terminal:
             line = line[:-1] + "\n" + self._read("… ")
         return line
 
-    def _handle(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
+        """Run the command in a line, or send the line as a message or as all models' reply."""
         if line.startswith(":") and not line.startswith("::"):
             name, _, argument = line[1:].strip().partition(" ")
             if name not in self._commands:
@@ -121,16 +122,16 @@ class Terminal:
         if self.session.env is None:
             if text.strip():
                 self.session.add_user_message(text)
-                self._generate()
+                self._generate_and_print_replies()
         elif text.strip():
             self.session.reply_for_all_models(text)
             self._print_results(self.session.turns[-1])
         else:
-            self._generate()
+            self._generate_and_print_replies()
 
     # -- replies ------------------------------------------------------------------------------
 
-    def _generate(self) -> None:
+    def _generate_and_print_replies(self) -> None:
         """Sample the replies, and print their texts while they grow. Ctrl-C cancels them."""
         stream = self.session.generate()
         current, shown = -1, ""
@@ -175,7 +176,7 @@ class Terminal:
 
     def _retry(self, argument: str) -> None:
         self.session.prepare_retry()
-        self._generate()
+        self._generate_and_print_replies()
 
     def _undo(self, argument: str) -> None:
         self.session.undo()
@@ -229,7 +230,7 @@ class Terminal:
         index = self.session.index_of(argument) if len(self.session.policies) > 1 else 0
         self._print(self.session.branches[index].decode_all_tokens())
 
-    def _save(self, argument: str) -> None:
+    def _save_transcripts(self, argument: str) -> None:
         if not argument:
             raise UserError("name the file: :save FILE")
         if not self.session.turns:

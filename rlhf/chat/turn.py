@@ -34,7 +34,7 @@ class Turn:
     results: list[StepResult | None]
     """Results of the environment."""
     scores: list[ReplyScore | None]
-    counts: list[int]
+    earlier_reply_counts: list[int]
     """Number of replies of each model before this turn."""
     turn_id: str = field(default_factory=lambda: secrets.token_hex(8))
     """Random id, which distinguishes this turn from one that was taken back."""

@@ -29,7 +29,7 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
         is_answering,
         server_command,
         start_server,
-        stop,
+        stop_server,
         wait_until_ready,
     )
     from rlhf.training.online_setup import published_weights_folder
@@ -54,7 +54,7 @@ def start_vllm_servers(config: OnlineConfig) -> Iterator[str]:
             yield f"ready: {url} (process {process.pid}, output {log})"
     except BaseException:
         for _, _, process in started:
-            stop(process)
+            stop_server(process)
         raise
 
 
@@ -82,7 +82,7 @@ def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tu
     from rlhf.models.adapters import base_weights
     from rlhf.models.architecture import context_length_of, unwrap_peft
     from rlhf.models.loading import load_model
-    from rlhf.rollout.vllm.weights import save_untied
+    from rlhf.rollout.vllm.weights import save_with_untied_head
     from rlhf.runs.checksums import write_file_list
 
     model: Any
@@ -92,7 +92,7 @@ def _save_model_with_context_and_dtype(config: OnlineConfig, folder: Path) -> tu
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as partial:
             if unwrap_peft(model) is model:
-                save_untied(model, partial)
+                save_with_untied_head(model, partial)
             else:
                 unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
             tokenizer.save_pretrained(partial)

@@ -83,10 +83,10 @@ def play_model_episodes(
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
-    collector.workers.calls.failures.clear()
+    collector.workers.caller.failures.clear()
     rollouts = collector.collect(starts, temperature=temperature)
     if counts is not None:
-        counts.update(collector.workers.calls.failures)
+        counts.update(collector.workers.caller.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return scored_episode_rows(
         rollouts, rewards, gold=gold, decoding=decoding, seconds_per_episode=seconds, counts=counts

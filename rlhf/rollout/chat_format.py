@@ -130,7 +130,7 @@ class ChatFormat:
         Raises:
             UserError: The template cannot render the messages.
         """
-        self.check_system_is_renderable(messages)
+        self.check_system_message_is_renderable(messages)
         try:
             return self.render(messages, prompt=True)
         except TemplateRefused as refusal:
@@ -171,7 +171,7 @@ class ChatFormat:
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
         if self.chat and self._reply_header:
-            content = _ids_after_last(list(content), self._reply_header)
+            content = _ids_after_last_occurrence(list(content), self._reply_header)
         text = self.tokenizer.decode(content, skip_special_tokens=True)
         if stopped and self.stop_text is not None:  # the part of the token before the stop text
             text += self.tokenizer.decode([ids[-1]], skip_special_tokens=True).partition(
@@ -183,17 +183,22 @@ class ChatFormat:
         """Return a decoder for the tokens of one reply as they are sampled."""
         return IncrementalReplyDecoder(self.tokenizer, self._reply_header if self.chat else [])
 
-    def check_system_is_renderable(self, messages: Messages) -> None:
+    def check_system_message_is_renderable(self, messages: Messages) -> None:
         """Check that the template can render the system message, if there is one.
 
         Raises:
             UserError: The template cannot render the system message.
         """
-        if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
-            raise UserError(self.system_problem)
+        if (
+            self.chat
+            and messages
+            and messages[0]["role"] == "system"
+            and self.system_message_problem
+        ):
+            raise UserError(self.system_message_problem)
 
     @functools.cached_property
-    def system_problem(self) -> str | None:
+    def system_message_problem(self) -> str | None:
         """Why the template cannot render a system message; None if it can.
 
         The result is also None if system messages are added to the first user turn.
@@ -216,7 +221,7 @@ class ChatFormat:
         parts = [f"replies end with {self.closing.text}"]
         if folds_system(self.tokenizer):
             parts.append("system messages are added to the first user turn")
-        elif self.system_problem:
+        elif self.system_message_problem:
             parts.append("no system role")
         problem, note = self._turn_problems(system=False)
         parts.append(f"single turn only ({problem})" if problem else note or "one or several turns")
@@ -317,7 +322,7 @@ class ChatFormat:
         return self.encode(text)
 
     @functools.cached_property
-    def special_texts(self) -> list[str]:
+    def special_token_texts(self) -> list[str]:
         """Texts of the tokens in ``special_ids``."""
         return self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids))
 
@@ -407,7 +412,7 @@ class ChatFormat:
         return head if any(i in self.special_ids for i in head) else []
 
     @functools.cached_property
-    def turn_opening(self) -> str:
+    def generation_prompt(self) -> str:
         """Text with which the template opens the assistant's turn after a user turn, or ""."""
         try:
             before, opened = self.render([PROBE_USER]), self.render([PROBE_USER], prompt=True)
@@ -486,7 +491,10 @@ def generation_stop_ids(model: Any) -> list[int]:
 
 
 def _have_same_text_after_last_reply(first: str, second: str) -> bool:
-    """Return whether two renderings have the same text after the last reply."""
+    """Return whether two renderings have the same text after the last reply (`SENTINEL`).
+
+    Reasoning blocks are ignored.
+    """
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second
 
@@ -511,18 +519,18 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
     return token_ids
 
 
-def _ids_after_last(ids: list[int], head: list[int]) -> list[int]:
-    """Return the ids after the last occurrence of the sequence ``head``.
+def _ids_after_last_occurrence(ids: list[int], sequence: list[int]) -> list[int]:
+    """Return the ids after the last occurrence of ``sequence`` in ``ids``.
 
-    If ``head`` does not occur, return all ids.
+    If it does not occur, return all ids.
     """
-    for start in range(len(ids) - len(head), -1, -1):
-        if ids[start : start + len(head)] == head:
-            return ids[start + len(head) :]
+    for start in range(len(ids) - len(sequence), -1, -1):
+        if ids[start : start + len(sequence)] == sequence:
+            return ids[start + len(sequence) :]
     return ids
 
 
 def _describe_messages(messages: Messages) -> str:
-    """Return the roles and the start of the last message, for error messages."""
+    """Return all roles and the start of the last message's content, for error messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

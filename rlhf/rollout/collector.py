@@ -133,10 +133,10 @@ class Collector:
             watch=watch,
             examples=examples,
         )
-        collector.check_template(prompts)
+        collector.check_prompts_are_renderable(prompts)
         return collector
 
-    def check_template(self, prompts: Sequence[Any]) -> None:
+    def check_prompts_are_renderable(self, prompts: Sequence[Any]) -> None:
         """Check, before the first episode, that the chat template can render the prompts.
 
         Args:
@@ -151,7 +151,9 @@ class Collector:
         if not prompts:
             env = self._get_or_make_environments(1)[0]
             if system := self.spec.system or getattr(env.unwrapped, "system_prompt", None):
-                self.chat_format.check_system_is_renderable([{"role": "system", "content": system}])
+                self.chat_format.check_system_message_is_renderable(
+                    [{"role": "system", "content": system}]
+                )
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
@@ -205,7 +207,7 @@ class Collector:
         *,
         temperature: float | None = None,
         allow_empty: bool = False,
-        finished: Callable[[Rollout], None] | None = None,
+        on_finish: Callable[[Rollout], None] | None = None,
     ) -> list[Rollout]:
         """Play one episode per seed with the engine's current policy.
 
@@ -214,7 +216,7 @@ class Collector:
             temperature: Sampling temperature; 0 means greedy decoding. By default, it is the
                 temperature of the spec.
             allow_empty: Whether to return an empty list if every episode failed.
-            finished: Function that is called with each returned episode as soon as it has ended.
+            on_finish: Function that is called with each returned episode as soon as it has ended.
 
         Returns:
             The episodes whose environment did not fail, in the order of ``seeds``.
@@ -228,8 +230,8 @@ class Collector:
         sampling = self.sampling_params(temperature)
         envs = self._get_or_make_environments(min(self.spec.parallel, len(seeds)))
         try:
-            with self.workers.collection_context():
-                rollouts = _Collection(self, seeds, envs, sampling, finished).play()
+            with self.workers.limit_side_effects_of_calls():
+                rollouts = _Collection(self, seeds, envs, sampling, on_finish).play()
         finally:
             abandoned = {id(env) for env in self.workers.discard_running_calls()}
             self.envs = [env for env in self.envs if id(env) not in abandoned]
@@ -256,7 +258,7 @@ class Collector:
         )
 
     def replace_environment(self, env: gym.Env) -> gym.Env:
-        """Replace a failed environment by a new one, because its state is undefined."""
+        """Replace a failed environment, whose state is undefined, by a new one, and return that."""
         index = self.envs.index(env)
         self.workers.close(env)
         self.envs[index] = self.workers.make(self.make_env)

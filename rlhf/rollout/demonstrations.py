@@ -53,12 +53,12 @@ class ReplyPosition:
     """The prompt from which the reply would be sampled."""
     unclosed: bool = False
     """Whether the closing token is appended, because the template writes none after this reply."""
-    added: str = ""
+    substitute_closing: str = ""
     """Token that replaces the closing token after a last reply that calls tools, or an empty text.
     The template writes it before a tool result."""
 
 
-Encoded = tuple[list[int], list[bool]]
+TokensAndLossMask = tuple[list[int], list[bool]]
 """Token ids [T] of a text and its loss mask [T]."""
 Piece = tuple[str, bool, bool]
 """(text, whether it is trained on, whether the closing token is appended to it)."""
@@ -70,7 +70,7 @@ def encode_example(
     completion: Messages,
     *,
     notes: Counter[str] | None = None,
-) -> Encoded:
+) -> TokensAndLossMask:
     """Encode a demonstration, and mark the tokens to train on.
 
     Args:
@@ -90,21 +90,21 @@ def encode_example(
         UserError: ``completion`` does not start with a reply, or the template cannot render system
             messages.
     """
-    rendered = render_example(chat_format, prompt, completion, notes=notes)
+    rendered = render_or_encode_example(chat_format, prompt, completion, notes=notes)
     return rendered if isinstance(rendered, tuple) else encode_pieces(chat_format, [rendered])[0]
 
 
-def render_example(
+def render_or_encode_example(
     chat_format: ChatFormat,
     prompt: Messages,
     completion: Messages,
     *,
     notes: Counter[str] | None = None,
-) -> list[Piece] | Encoded:
-    """Return the pieces of a demonstration, for `encode_pieces`.
+) -> list[Piece] | TokensAndLossMask:
+    """Return the pieces of a demonstration, which `encode_pieces` encodes.
 
-    Without a chat template, the encoded demonstration is returned. The arguments and the errors are
-    those of `encode_example`.
+    Without a chat template, the result is the encoded demonstration, as from `encode_example`. The
+    arguments and the errors are those of `encode_example`.
     """
     if not completion or completion[0]["role"] != "assistant":
         raise UserError("a completion must start with the assistant's turn")
@@ -112,7 +112,7 @@ def render_example(
     messages = [*prompt, *completion]
     if not chat_format.chat:
         return _encode_without_template(chat_format, messages, len(prompt), notes)
-    chat_format.check_system_is_renderable(messages)
+    chat_format.check_system_message_is_renderable(messages)
     first_trained_index = len(prompt)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
         notes["system messages added to the first user turn"] += 1
@@ -127,7 +127,7 @@ def render_example(
 
 def encode_pieces(
     chat_format: ChatFormat, conversations: Sequence[Sequence[Piece]]
-) -> list[Encoded]:
+) -> list[TokensAndLossMask]:
     """Encode the pieces of conversations with one call of `ChatFormat.encode_many`.
 
     The end of the previous piece is the left context of a piece, see `ChatFormat.encode_after`.
@@ -159,14 +159,22 @@ def encode_pieces(
 def _join_encoded_pieces(
     chat_format: ChatFormat,
     pieces: Sequence[Piece],
-    plan: Sequence[tuple[int, int]],
+    text_indices: Sequence[tuple[int, int]],
     encoded: Sequence[list[int]],
-) -> Encoded:
-    """Join the token ids of the pieces of a conversation, see `encode_pieces`."""
+) -> TokensAndLossMask:
+    """Join the token ids of the pieces of one conversation, and mark those to train on.
+
+    Args:
+        chat_format: Chat format of the model.
+        pieces: The pieces.
+        text_indices: For each piece, the indices in ``encoded`` of its left context, and of the
+            left context with its text. The first piece has no left context, and the index -1.
+        encoded: Token ids of the texts of all conversations.
+    """
     ids: list[int] = []
     is_action: list[bool] = []
     left = ""
-    for (text, learned, closing), (before, whole) in zip(pieces, plan, strict=True):
+    for (text, learned, closing), (before, whole) in zip(pieces, text_indices, strict=True):
         if before < 0:
             new = encoded[whole]
         elif not ids:
@@ -187,7 +195,7 @@ def _join_encoded_pieces(
 
 def _encode_without_template(
     chat_format: ChatFormat, messages: Messages, first_trained_index: int, notes: Counter[str]
-) -> Encoded:
+) -> TokensAndLossMask:
     """Encode a demonstration without a chat template, up to the last reply to train on.
 
     Replies from ``first_trained_index`` on, the index of the first message that may be trained on,
@@ -251,7 +259,7 @@ class _RenderedConversation:
             notes["conversations without their tools: the template leaves them out"] += 1
         if self._omits_content_beside_tool_calls():
             notes["tool calls without the text before them: the template leaves it out"] += 1
-        learned: list[ReplyPosition] = []
+        trained_replies: list[ReplyPosition] = []
         last = len(self.messages) - 1
         candidates = [
             index
@@ -263,10 +271,10 @@ class _RenderedConversation:
             raise RowDropped("no reply to learn from: every weight is 0")
         for index in candidates:
             reply = self._locate_reply(index)
-            hidden = reply is not None and self._hides_reasoning(index, reply)
+            hidden = reply is not None and self._omits_reasoning(index, reply)
             if reply is not None and hidden and OPEN_THINK_TAG.search(reply.prompt):
                 if index == last:
-                    return self._pieces_with_reasoning(learned, index, reply)
+                    return self._pieces_with_inserted_reasoning(trained_replies, reply)
                 reply = None
             if reply is None:
                 notes[NOT_AS_SAMPLED] += 1
@@ -275,12 +283,12 @@ class _RenderedConversation:
                 notes["replies without their reasoning: the template leaves it out"] += 1
             if not self.whole.startswith(reply.prompt):
                 notes["replies without the reasoning block of the generation prompt"] += 1
-            learned.append(reply)
-        if not learned:
+            trained_replies.append(reply)
+        if not trained_replies:
             system = self.messages[0]["role"] == "system"
             hint = " (try model.fold_system: true)" if system else ""
             raise RowDropped(f"the chat template renders no reply as it is sampled{hint}")
-        return self._split_at_replies(learned, self.whole)
+        return self._split_at_replies(trained_replies, self.whole)
 
     def _omits_content_beside_tool_calls(self) -> bool:
         """Return whether the template omits the content of a message with tool calls."""
@@ -305,7 +313,7 @@ class _RenderedConversation:
             start = len(THINK_TAGS_AT_END.sub("", prompt))
             if not self.whole.startswith(prompt[:start]):
                 return None
-        start += self._length_of_opening_at(start)
+        start += self._assistant_header_length_at(start)
         final = index == len(self.messages) - 1
         text = self.whole if final else self.format.render(self.messages[: index + 1])
         closing = self.format.closing
@@ -322,18 +330,18 @@ class _RenderedConversation:
         if not self.whole.startswith(text[:end]):
             return None
         if unclosed and closing.opens_next and not final:
-            after = self._special_length_at(self.whole, end)
+            after = self._special_token_length_at(self.whole, end)
             end, unclosed = (end + after, False) if after else (end, True)
-        added = self._token_before_tool_result(end) if unclosed and final else ""
-        return ReplyPosition(start, end, prompt, unclosed and not added, added)
+        substitute = self._token_before_tool_result(end) if unclosed and final else ""
+        return ReplyPosition(start, end, prompt, unclosed and not substitute, substitute)
 
-    def _length_of_opening_at(self, start: int) -> int:
+    def _assistant_header_length_at(self, start: int) -> int:
         """Return the length of the assistant's header after the prompt of a reply, or 0.
 
         Some templates omit the header from a prompt that ends with a tool result, but write it if a
         reply follows. The model does not sample the header, so it is not trained on.
         """
-        opening = THINK_TAGS_AT_END.sub("", self.format.turn_opening)
+        opening = THINK_TAGS_AT_END.sub("", self.format.generation_prompt)
         is_in_prompt = self.whole.endswith(opening, 0, start)
         return len(opening) if self.whole.startswith(opening, start) and not is_in_prompt else 0
 
@@ -349,7 +357,7 @@ class _RenderedConversation:
         except TemplateRefused:
             return ""
         follows = text.startswith(self.whole[:end])
-        return text[end : end + self._special_length_at(text, end)] if follows else ""
+        return text[end : end + self._special_token_length_at(text, end)] if follows else ""
 
     def _end_of_unclosed_last_reply(self, text: str, start: int) -> int:
         """Return the end of the reply that begins at ``start``, the last one in ``text``.
@@ -368,50 +376,55 @@ class _RenderedConversation:
         ``start``.
         """
         stripped = text.rstrip()
-        for token in self.format.special_texts:
+        for token in self.format.special_token_texts:
             if stripped.endswith(token) and len(stripped) - len(token) >= start:
                 return len(stripped)
         return 0
 
-    def _special_length_at(self, text: str, position: int) -> int:
+    def _special_token_length_at(self, text: str, position: int) -> int:
         """Return the length of the special token at ``position``, or 0 if there is none."""
-        lengths = [len(t) for t in self.format.special_texts if text.startswith(t, position)]
+        lengths = [len(t) for t in self.format.special_token_texts if text.startswith(t, position)]
         return max(lengths, default=0)
 
-    def _hides_reasoning(self, index: int, reply: ReplyPosition) -> bool:
+    def _omits_reasoning(self, index: int, reply: ReplyPosition) -> bool:
         """Return whether a message has reasoning that the template omits in the whole text."""
         reasoning, _ = split_reasoning(self.messages[index])
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
-    def _pieces_with_reasoning(
-        self, learned: list[ReplyPosition], index: int, reply: ReplyPosition
+    def _pieces_with_inserted_reasoning(
+        self, trained_replies: list[ReplyPosition], last_reply: ReplyPosition
     ) -> list[Piece]:
-        """Return the pieces, and insert the omitted reasoning of the last reply after the prompt.
+        """Return the pieces, and insert the omitted reasoning of the last message into its piece.
 
         Args:
-            learned: Positions of the earlier replies to train on.
-            index: Index of the last reply.
-            reply: Position of the last reply, whose prompt ends with an open <think> tag.
+            trained_replies: Positions of the earlier replies to train on. Those that the prompt of
+                the last reply does not contain equally are not trained on.
+            last_reply: Position of the last message, whose prompt ends with an open <think> tag.
         """
-        reasoning, _ = split_reasoning(self.messages[index])
-        answer = self.whole[reply.start : reply.end].lstrip("\n")
-        gap = "" if reply.prompt.endswith("\n") else "\n"
+        reasoning, _ = split_reasoning(self.messages[-1])
+        answer = self.whole[last_reply.start : last_reply.end].lstrip("\n")
+        gap = "" if last_reply.prompt.endswith("\n") else "\n"
         text = f"{gap}{reasoning.strip()}\n</think>\n\n{answer}"
-        shared = reply.prompt.startswith
-        earlier_replies = [earlier for earlier in learned if shared(self.whole[: earlier.end])]
+        shared = last_reply.prompt.startswith
+        earlier_replies = [reply for reply in trained_replies if shared(self.whole[: reply.end])]
         pieces = self._split_at_replies(earlier_replies, self.whole) if earlier_replies else []
         length = sum(len(piece) for piece, _, _ in pieces)
-        return [*pieces, (reply.prompt[length:], False, False), (text, True, reply.unclosed)]
+        prompt_rest = last_reply.prompt[length:]
+        return [*pieces, (prompt_rest, False, False), (text, True, last_reply.unclosed)]
 
     @staticmethod
-    def _split_at_replies(learned: list[ReplyPosition], text: str) -> list[Piece]:
-        """Split a text into the replies to train on and the texts before each of them."""
+    def _split_at_replies(trained_replies: list[ReplyPosition], text: str) -> list[Piece]:
+        """Split a text into the replies to train on and the texts before each of them.
+
+        The text after the last of these replies is omitted.
+        """
         pieces: list[Piece] = []
         cursor = 0
-        for reply in learned:
+        for reply in trained_replies:
             if reply.start > cursor:
                 pieces.append((text[cursor : reply.start], False, False))
-            pieces.append((text[reply.start : reply.end] + reply.added, True, reply.unclosed))
+            reply_text = text[reply.start : reply.end] + reply.substitute_closing
+            pieces.append((reply_text, True, reply.unclosed))
             cursor = reply.end
         return pieces

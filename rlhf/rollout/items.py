@@ -45,7 +45,7 @@ class SeenOpenings:
                 return
             self.seen.add(opening_messages_hash(rollout.conversation, rollout.num_turns))
 
-    def count_shared(self, rows: Iterable[Mapping[str, Any]]) -> int:
+    def count_rows_with_seen_opening(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Return the number of rows of ``episodes.jsonl`` whose opening is in the set."""
         return sum(
             opening_messages_hash(row["messages"], row["turns"]) in self.seen for row in rows
@@ -78,6 +78,6 @@ def summarize_item_overlap(
     return {
         "separate": has_separate_items,
         "episodes": len(rows),
-        "seen_in_training": openings.count_shared(rows),
+        "seen_in_training": openings.count_rows_with_seen_opening(rows),
         "note": note,
     }

@@ -30,7 +30,7 @@ class IncrementalTextDecoder:
         self._returned = self._decode(self._ids)
 
     def append(self, ids: Sequence[int]) -> str:
-        """Add tokens; return the text that is complete."""
+        """Add tokens; return the new text, or "" while its last character is incomplete."""
         if not ids:
             return ""
         self._ids += ids
@@ -38,7 +38,7 @@ class IncrementalTextDecoder:
         return "" if text.endswith(_REPLACEMENT) else self._take_new_text(text)
 
     def finish(self) -> str:
-        """Return the rest of the text."""
+        """Return the rest of the text, with an incomplete character as U+FFFD."""
         return self._take_new_text(self._decode(self._ids))
 
     def _take_new_text(self, text: str) -> str:

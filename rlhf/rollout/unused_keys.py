@@ -8,10 +8,11 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.rollout.collector import Collector
 
 
-def unused_key_message(collector: Collector) -> str:
-    """Return why ``separator``, ``stop``, ``invalid`` or ``invalid_reward`` has no effect.
+def unused_rollout_key_message(collector: Collector) -> str:
+    """Return that one of ``separator``, ``stop``, ``invalid`` or ``invalid_reward`` has no effect.
 
-    The result is "" if those of these keys that differ from their defaults have an effect.
+    The message gives the reason. The result is "" if all of these keys that differ from their
+    defaults have an effect.
     """
     rollout, defaults = collector.spec, RolloutSpec
     if collector.chat_format.chat:

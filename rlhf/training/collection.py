@@ -124,7 +124,7 @@ class StepCollector:
         rewards: list[list[float]] = []
         informative: list[int] = []  # indices into sampled
         groups = rounds = sampled_groups = 0
-        self.collector.workers.calls.failures.clear()
+        self.collector.workers.caller.failures.clear()
         while groups < wanted and rounds < MAX_ROUNDS:
             episode_seeds = self.starts.take_episode_seeds(
                 config.seed, wanted - groups, settings.group_size
@@ -174,7 +174,7 @@ class StepCollector:
         """
         if self.config.env.errors != "count":
             return {}
-        failures = self.collector.workers.calls.failures
+        failures = self.collector.workers.caller.failures
         total = sum(self.world.gather(failures), Counter())
         if not sampled:
             raise UserError(
@@ -189,7 +189,7 @@ class StepCollector:
         """
         with EpisodeScorer([self.rewards, self.monitor_rewards]) as scorer:
             rollouts = self.collector.collect(
-                episode_seeds, allow_empty=True, finished=scorer.submit
+                episode_seeds, allow_empty=True, on_finish=scorer.submit
             )
             if not rollouts:
                 return []  # `_failure_metrics` raises an error if all processes have none

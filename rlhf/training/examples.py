@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import prompt_with_tools
 from rlhf.reward_models.core import IGNORED
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.demonstrations import Piece, encode_pieces, render_example
+from rlhf.rollout.demonstrations import Piece, encode_pieces, render_or_encode_example
 from rlhf.rollout.plain_text import encode_texts_and_loss_masks
 
 Row = dict[str, Any]
@@ -147,7 +147,7 @@ class ExampleEncoder:
             if "text" in row:
                 rendered.text = row["text"]
                 return rendered
-            result = render_example(
+            result = render_or_encode_example(
                 self.chat_format, prompt_with_tools(row), completion, notes=rendered.notes
             )
         except (RowDropped, UserError) as error:

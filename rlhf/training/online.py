@@ -28,7 +28,7 @@ from rlhf.models.trainable import warn_of_ignored_dropout
 from rlhf.rollout.collector import Collector, open_local_engine
 from rlhf.rollout.items import SeenOpenings
 from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
-from rlhf.rollout.unused_keys import unused_key_message
+from rlhf.rollout.unused_keys import unused_rollout_key_message
 from rlhf.runs.directory import Run
 from rlhf.runs.metric_log import gold_metric_keys
 from rlhf.runs.profiling import Stopwatch
@@ -223,7 +223,7 @@ class OnlineTrainer(OnlineTrainerParts):
                 split="train",
                 engine=self.engine,
             )
-        if message := unused_key_message(self.collector):
+        if message := unused_rollout_key_message(self.collector):
             raise UserError(message)
         log.info(self.collector.chat_format.describe())
         self.max_episode_tokens = self.collector.max_sampled_tokens_per_episode()

@@ -28,7 +28,7 @@ from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.architecture import context_length_of
 from rlhf.reward_models.chat_template import prompt_with_tools
-from rlhf.rollout.environments.workers import concurrency_of
+from rlhf.rollout.environments.workers import resolved_concurrency
 from rlhf.rollout.sampling.base import EngineBase
 from rlhf.rollout.sampling.checked import CheckedEngine
 
@@ -86,7 +86,7 @@ def _check_asynchronous_collection(name: str, config: OnlineConfig, algorithm: A
     Raises:
         UserError: env.timeout needs the main thread.
     """
-    if config.env.timeout is not None and concurrency_of(config.env) == "lockstep":
+    if config.env.timeout is not None and resolved_concurrency(config.env) == "lockstep":
         raise UserError(
             "env.timeout cannot be used with rollout.max_staleness and env.concurrency lockstep: "
             "set env.concurrency to threads or processes"

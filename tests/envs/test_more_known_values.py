@@ -180,7 +180,7 @@ def test_program_synthesis_operations_by_hand():
 
 def test_program_synthesis_gives_feedback_and_ends_with_a_fitting_program():
     env = ProgramSynthesis()
-    env._begin(("sort", "double"), [0, 1, 2])
+    env._begin_episode(("sort", "double"), [0, 1, 2])
     text, reward, done, _, _ = env.step("sort")
     assert text.startswith("Wrong: [3 -1 4 4 -5 1] must become [-10 -2 2 6 8 8]")
     assert (reward, done) == (0.0, False)

@@ -140,7 +140,7 @@ def check_template(case: Mapping[str, str]) -> None:
     try:
         chat_format = ChatFormat(tokenizer)
         chat_format.encode_prompt(prompt)
-        chat_format.check_system_is_renderable(prompt)
+        chat_format.check_system_message_is_renderable(prompt)
         encode_example(chat_format, prompt, [{"role": "assistant", "content": "Hello"}])
     except (UserError, RowDropped):
         pass

@@ -16,7 +16,11 @@ from rlhf.models.architecture import UNLIMITED_CONTEXT, context_length_of, usabl
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import Completion
-from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, make_fastest_matching_decoder
+from rlhf.rollout.sampling.decoder import (
+    FusedDecoder,
+    PaddedBatchDecoder,
+    make_fastest_matching_decoder,
+)
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import recomputed_logprobs
 from tests.helpers.rollouts import TurnSampler
@@ -210,7 +214,7 @@ def test_log_names_slower_decoder(caplog, name, words):
 def test_bf16_decoder_selection_keeps_states(name):
     # In half precision the trial's bar is wide; a way that drops states must not pass under it.
     decoder = make_fastest_matching_decoder(tiny_family(name).bfloat16())
-    assert isinstance(decoder, PlainDecoder)
+    assert isinstance(decoder, PaddedBatchDecoder)
     assert decoder.stepwise
 
 

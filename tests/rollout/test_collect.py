@@ -199,7 +199,7 @@ def test_failures_can_be_counted():
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
     rollouts = lenient.collect(episode_seeds(*seeds))
-    ((reason, count),) = lenient.workers.calls.failures.items()
+    ((reason, count),) = lenient.workers.caller.failures.items()
     assert re.fullmatch(r"environment: RuntimeError: odd \(test_collect\.py:\d+\)", reason)
     assert count == len(odd)
     assert odd
@@ -225,7 +225,7 @@ def test_failed_environment_is_replaced():
     lenient = make_collector(engine, Brittle, errors="count", parallel=1)
     rollouts = lenient.collect(episode_seeds(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
-    ((reason, count),) = lenient.workers.calls.failures.items()
+    ((reason, count),) = lenient.workers.caller.failures.items()
     assert reason.startswith("environment: RuntimeError: broken for good (test_collect.py:")
     assert count == 1
     old, new = Tales.made
@@ -348,7 +348,7 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     assert "environment failed" not in str(error.value)
     if system:
         with pytest.raises(UserError, match="No system role"):
-            found.check_template(())
+            found.check_prompts_are_renderable(())
 
 
 def test_all_prompts_are_checked_before_first_episode():
@@ -356,7 +356,9 @@ def test_all_prompts_are_checked_before_first_episode():
     tokenizer.chat_template = REFUSES
     found = Collector(FakeEngine(), Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
     with pytest.raises(UserError, match=r"prompt 2 of env.prompts: .*Not this text"):
-        found.check_template([[{"role": "user", "content": text}] for text in ("a", "turn 1")])
+        found.check_prompts_are_renderable(
+            [[{"role": "user", "content": text}] for text in ("a", "turn 1")]
+        )
 
 
 def test_prompt_keys_reach_rewards_and_tools_reach_template():

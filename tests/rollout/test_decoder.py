@@ -31,7 +31,7 @@ from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import (
     FusedDecoder,
-    PlainDecoder,
+    PaddedBatchDecoder,
     fused_linear,
     fused_logit_difference,
     make_fastest_matching_decoder,
@@ -126,7 +126,7 @@ def test_plain_logits_are_those_of_a_whole_pass(make):
     model, _ = make(double=True)
     rows = [list(range(5, 25)), list(range(40, 49)), list(range(60, 80))]
     for end, found in zip(
-        [3, 4, 99], logits_by(PlainDecoder(model), model, rows, [3, 4]), strict=True
+        [3, 4, 99], logits_by(PaddedBatchDecoder(model), model, rows, [3, 4]), strict=True
     ):
         for row, logits in found.items():
             whole = model(input_ids=torch.tensor([rows[row][:end]])).logits[0, -1]
@@ -134,13 +134,13 @@ def test_plain_logits_are_those_of_a_whole_pass(make):
 
 
 def test_other_families_decode_with_own_forward():
-    assert isinstance(make_fastest_matching_decoder(tiny_gpt2()[0]), PlainDecoder)
+    assert isinstance(make_fastest_matching_decoder(tiny_gpt2()[0]), PaddedBatchDecoder)
 
 
 def test_a_family_is_added_by_its_name(monkeypatch):
     config = SeedOssConfig(**SIZES, head_dim=8)
     assert isinstance(
-        make_fastest_matching_decoder(random_model(SeedOssForCausalLM, config)), PlainDecoder
+        make_fastest_matching_decoder(random_model(SeedOssForCausalLM, config)), PaddedBatchDecoder
     )
     monkeypatch.setattr(decoder, "FUSED_FAMILIES", (*decoder.FUSED_FAMILIES, "seed_oss"))
     model = random_model(SeedOssForCausalLM, config)
@@ -151,7 +151,7 @@ def test_an_added_family_with_other_layers_keeps_its_own_forward(monkeypatch, ca
     monkeypatch.setattr(decoder, "FUSED_FAMILIES", (*decoder.FUSED_FAMILIES, "helium"))
     model = random_model(HeliumForCausalLM, HeliumConfig(**SIZES, head_dim=4))
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_fastest_matching_decoder(model), PlainDecoder)
+        assert isinstance(make_fastest_matching_decoder(model), PaddedBatchDecoder)
     assert "own forward pass" in caplog.text
 
 
@@ -167,7 +167,9 @@ class Scaled(LlamaForCausalLM):
 def test_fused_decoder_is_not_used_for_modified_model(caplog):
     assert fused_logit_difference(LlamaForCausalLM, LlamaConfig(**SIZES)) < 1e-5
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_fastest_matching_decoder(Scaled(LlamaConfig(**SIZES))), PlainDecoder)
+        assert isinstance(
+            make_fastest_matching_decoder(Scaled(LlamaConfig(**SIZES))), PaddedBatchDecoder
+        )
     assert "own forward pass" in caplog.text
 
 

@@ -37,7 +37,7 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
 
     playing = make_collector(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
     assert [rollout.seed for rollout in playing.collect(episode_seeds(0, 1, 2))] == [0, 2]
-    assert playing.workers.calls.failures.total() == 1
+    assert playing.workers.caller.failures.total() == 1
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
 
     playing = threaded(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
     assert [rollout.seed for rollout in playing.collect(episode_seeds(0, 1, 2))] == [0, 2]
-    assert playing.workers.calls.failures.total() == 1
+    assert playing.workers.caller.failures.total() == 1
     assert [rollout.seed for rollout in playing.collect(episode_seeds(3, 4))] == [3, 4]
     playing.close()
 
@@ -352,7 +352,7 @@ def test_environments_in_processes_give_the_same_episodes() -> None:
 def test_a_process_that_fails_costs_only_its_episode(kind: str, reason: str) -> None:
     playing = isolated(FakeEngine(kind, "go"), "Faulty-v0", errors="count", timeout=5.0)
     assert playing.collect(episode_seeds(0), allow_empty=True) == []
-    ((found, count),) = playing.workers.calls.failures.items()
+    ((found, count),) = playing.workers.caller.failures.items()
     assert re.search(reason, found)
     assert count == 1
     playing.close()

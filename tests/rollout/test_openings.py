@@ -23,7 +23,7 @@ def test_prompts_that_differ_after_an_assistant_message_are_different():
         {"messages": conversation("What is 1 + 1?", "3"), "turns": 1},
         {"messages": conversation("What is 2 + 2?", "4"), "turns": 1},
     ]
-    assert openings.count_shared(rows) == 1
+    assert openings.count_rows_with_seen_opening(rows) == 1
 
 
 def test_openings_are_compared_without_case_white_space_and_unicode_forms():
@@ -32,7 +32,7 @@ def test_openings_are_compared_without_case_white_space_and_unicode_forms():
     openings = SeenOpenings()
     openings.add([rollout])
     rows = [{"messages": conversation("what IS  x2\n?", "3"), "turns": 1}]
-    assert openings.count_shared(rows) == 1
+    assert openings.count_rows_with_seen_opening(rows) == 1
 
 
 def test_replies_of_later_turns_do_not_belong_to_the_opening():
@@ -44,4 +44,4 @@ def test_replies_of_later_turns_do_not_belong_to_the_opening():
     openings.add([rollout])
     later = [{"role": "assistant", "content": "y"}, {"role": "user", "content": "C"}] * 2
     rows = [{"messages": [*start, *later], "turns": 2}, {"messages": [*first, *start], "turns": 1}]
-    assert openings.count_shared(rows) == 1
+    assert openings.count_rows_with_seen_opening(rows) == 1

@@ -36,8 +36,8 @@ from rlhf.rollout.sampling.recording import RecordedReply, RecordingEngine
 from rlhf.rollout.vllm import client as client_module
 from rlhf.rollout.vllm.client import Client, ServerUnavailable
 from rlhf.rollout.vllm.engine import VLLMEngine, request_seed
-from rlhf.rollout.vllm.server import is_answering, start_server, stop, wait_until_ready
-from rlhf.rollout.vllm.weights import save_untied
+from rlhf.rollout.vllm.server import is_answering, start_server, stop_server, wait_until_ready
+from rlhf.rollout.vllm.weights import save_with_untied_head
 from tests.helpers.dripping_server import DRIPS, dripping_server
 from tests.helpers.models import scratch_model, tiny_tokenizer
 from tests.helpers.vllm_server import FakeVLLM
@@ -112,7 +112,7 @@ def base_folder(folder: Path, *, lora: bool) -> Path:
     if lora:
         model.save_pretrained(folder)
     else:
-        save_untied(model, folder)
+        save_with_untied_head(model, folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
@@ -156,7 +156,7 @@ def contract(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[
         url, end = fake.url, fake.kill
     else:
         process, url = real_server(base, lora=lora)
-        end = lambda: stop(process)  # noqa: E731
+        end = lambda: stop_server(process)  # noqa: E731
     engine = server_engine(model, url, folder / "weights")
     engine.update_policy(0)
     yield model, engine
@@ -740,7 +740,7 @@ def test_published_head_is_not_tied_to_the_embedding(tmp_path, monkeypatch, shar
         monkeypatch.setattr(
             type(model), "save_pretrained", lambda m, f: save(m, f, max_shard_size=shards)
         )
-    save_untied(model, tmp_path)
+    save_with_untied_head(model, tmp_path)
     assert (tmp_path / "model.safetensors.index.json").exists() == bool(shards)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     head, embedding = again.get_output_embeddings().weight, again.get_input_embeddings().weight

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.config.load import build_config
 from rlhf.config.serve import ServeConfig
-from rlhf.rollout.vllm.weights import save_untied
+from rlhf.rollout.vllm.weights import save_with_untied_head
 from rlhf.serving.app import Server
 from rlhf.serving.model import load_served_model
 from tests.helpers.models import recomputed_logprobs, scratch_model, tiny_tokenizer
@@ -21,7 +21,7 @@ from tests.serving.conftest import Running
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("vllm")
-    save_untied(scratch_model(), folder / "base")
+    save_with_untied_head(scratch_model(), folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     fake = FakeVLLM(folder / "base")
     engine = {"kind": "vllm", "urls": [fake.url], "folder": str(folder / "weights")}

@@ -55,7 +55,7 @@ def scored(
         engine or ReverseEngine("go", "stop"), Tales, workers=workers, parallel=4
     )
     with EpisodeScorer([rewards, gold] if early else []) as scorer:
-        rollouts = collector.collect(episode_seeds(*seeds), finished=scorer.submit)
+        rollouts = collector.collect(episode_seeds(*seeds), on_finish=scorer.submit)
         score_rollouts(rollouts, rewards=rewards, gold=gold, env_weight=0.5, scorer=scorer)
     collector.close()
     return rollouts
@@ -120,7 +120,7 @@ def test_episodes_that_end_during_a_call_are_scored_together() -> None:
     judge = RatingJudge(rate)
     collector = make_collector(Waiting("stop"), Tales)
     with EpisodeScorer([judge]) as scorer:
-        rollouts = collector.collect(episode_seeds(*range(6)), finished=scorer.submit)
+        rollouts = collector.collect(episode_seeds(*range(6)), on_finish=scorer.submit)
         all_ended.set()
         scores = scorer.score(judge, rollouts)
     assert scores.values == [pytest.approx(4 / 9)] * 6

@@ -49,7 +49,9 @@ class ProcessEnvironment(gym.Env):
         # A forked process would contain the locks of this process's threads in any state.
         context = SpawnContextWithoutUserScript()
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make_env), daemon=True)
+        self._process = context.Process(
+            target=_serve_environment_calls, args=(other, make_env), daemon=True
+        )
         try:
             self._process.start()
             # Python waits at its exit for processes that it asks to end by SIGTERM.
@@ -126,7 +128,7 @@ class ProcessEnvironment(gym.Env):
         )
 
 
-def _serve(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
+def _serve_environment_calls(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
     """Make an environment and run calls until the connection is closed."""
     _ignore_stop_signals()
     end_with_parent()

@@ -55,7 +55,7 @@ class EnvironmentCall:
 class EnvironmentWorkers(Protocol):
     """Interface for calls of environments whose results arrive later."""
 
-    calls: EnvironmentCaller
+    caller: EnvironmentCaller
     """Handling of failures, and time limit of a call."""
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
@@ -94,8 +94,11 @@ class EnvironmentWorkers(Protocol):
         """Close an environment. A failure is only logged as a warning."""
         ...
 
-    def collection_context(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager in which calls are submitted."""
+    def limit_side_effects_of_calls(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager in which calls are submitted.
+
+        While it is active, the side effects of foreign code in other threads are limited.
+        """
         ...
 
 
@@ -103,11 +106,11 @@ class LockstepWorkers:
     """``EnvironmentWorkers`` that run every call immediately in the calling thread.
 
     Args:
-        calls: Handling of failures, and time limit of a call.
+        caller: Handling of failures, and time limit of a call.
     """
 
-    def __init__(self, calls: EnvironmentCaller) -> None:
-        self.calls = calls
+    def __init__(self, caller: EnvironmentCaller) -> None:
+        self.caller = caller
         self._results: deque[tuple[EnvironmentCall, Any]] = deque()
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
@@ -116,7 +119,7 @@ class LockstepWorkers:
 
     def submit(self, call: EnvironmentCall) -> None:
         """Run a call."""
-        self._results.append((call, self.calls.run(call.seed, call.run)))
+        self._results.append((call, self.caller.run(call.seed, call.run)))
 
     def deliver(self, *, wait: bool) -> None:
         """Pass the results to their receivers, in the order of the calls."""
@@ -136,10 +139,10 @@ class LockstepWorkers:
 
     def close(self, env: gym.Env) -> None:
         """Close an environment. A failure is only logged as a warning."""
-        self.calls.close(env)
+        self.caller.close(env)
 
-    def collection_context(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager without effect."""
+    def limit_side_effects_of_calls(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context manager without effect: `EnvironmentCaller.run` limits each call."""
         return contextlib.nullcontext()
 
 
@@ -160,7 +163,7 @@ class _EnvironmentThread:
         while task := self._tasks.get():
             task()
 
-    def location(self) -> CodeLocation | None:
+    def user_code_location(self) -> CodeLocation | None:
         """Return the line of the user's code that the thread executes now."""
         return user_code.user_code_location_of_thread(self._thread.ident)
 
@@ -181,8 +184,8 @@ class _Outcome:
     error: Exception | None = None
 
 
-def _outcome_of(run: Callable[[], Any]) -> _Outcome:
-    """Run foreign code. Errors are part of the outcome."""
+def _run_for_outcome(run: Callable[[], Any]) -> _Outcome:
+    """Run foreign code; return its result or the exception that it raised."""
     try:
         with ensure_ordinary_exceptions():
             return _Outcome(run())
@@ -190,10 +193,10 @@ def _outcome_of(run: Callable[[], Any]) -> _Outcome:
         return _Outcome(error=error)
 
 
-def _log_failed_close(calls: EnvironmentCaller, closed: _Outcome) -> None:
-    """Log that an environment could not be closed, if this is its outcome."""
-    if closed.error is not None:
-        calls.warn_not_closed(closed.error)
+def _log_close_failure(caller: EnvironmentCaller, outcome: _Outcome) -> None:
+    """Log a warning if the outcome of closing an environment is an error."""
+    if outcome.error is not None:
+        caller.warn_not_closed(outcome.error)
 
 
 class ThreadedWorkers:
@@ -203,13 +206,13 @@ class ThreadedWorkers:
     environment is then discarded.
 
     Args:
-        calls: Handling of failures, and time limit of a call.
+        caller: Handling of failures, and time limit of a call.
         isolated: Whether each environment runs in its own process. A process is killed if a call
             exceeds the time limit.
     """
 
-    def __init__(self, calls: EnvironmentCaller, *, isolated: bool = False) -> None:
-        self.calls, self.isolated = calls, isolated
+    def __init__(self, caller: EnvironmentCaller, *, isolated: bool = False) -> None:
+        self.caller, self.isolated = caller, isolated
         self._threads: dict[int, _EnvironmentThread] = {}  # by id of the environment
         self._running: dict[int, tuple[EnvironmentCall, float]] = {}  # with start, in order
         self._results: queue.SimpleQueue[tuple[EnvironmentCall, _Outcome]] = queue.SimpleQueue()
@@ -221,15 +224,15 @@ class ThreadedWorkers:
             UserError: It takes longer than the time limit, or its process cannot make it.
         """
         thread, made = _EnvironmentThread(), queue.SimpleQueue()
-        limit, make = self.calls.timeout, make_env
+        limit, make = self.caller.timeout, make_env
         if self.isolated:
             make = functools.partial(ProcessEnvironment, make_env, timeout=limit)
         try:
-            with self.collection_context():
-                thread.enqueue(lambda: made.put(_outcome_of(make)))
+            with self.limit_side_effects_of_calls():
+                thread.enqueue(lambda: made.put(_run_for_outcome(make)))
                 outcome: _Outcome = made.get(timeout=None if self.isolated else limit)
         except queue.Empty:
-            location = location_text(thread.location())
+            location = location_text(thread.user_code_location())
             thread.end_after_queued_tasks()
             raise UserError(
                 f"env.id: the environment cannot be made: took longer than {limit:g} s{location}; "
@@ -248,8 +251,8 @@ class ThreadedWorkers:
 
     def _run(self, call: EnvironmentCall) -> _Outcome:
         """Run a call in the thread of its environment."""
-        start, limit = time.monotonic(), self.calls.timeout
-        outcome = _outcome_of(call.run)
+        start, limit = time.monotonic(), self.caller.timeout
+        outcome = _run_for_outcome(call.run)
         # The engine may have been busy at the time limit, so the result was not yet awaited.
         if limit is not None and not outcome.error and time.monotonic() - start > limit:
             return self._timeout_outcome(None)
@@ -257,7 +260,7 @@ class ThreadedWorkers:
 
     def _timeout_outcome(self, location: CodeLocation | None) -> _Outcome:
         """Return the failure of a call that exceeds the time limit at a line of its code."""
-        error = TimeoutError(f"took longer than {self.calls.timeout:g} s")
+        error = TimeoutError(f"took longer than {self.caller.timeout:g} s")
         if location is not None:
             set_default_location(error, location)
         return _Outcome(error=error)
@@ -266,22 +269,25 @@ class ThreadedWorkers:
         """Pass the results that have arrived to their receivers; see `EnvironmentWorkers`."""
         delivered = False
         while self._running:
-            arrived = self._next_result(wait=wait and not delivered)
+            arrived = self._pop_next_outcome(wait=wait and not delivered)
             if arrived is None:
                 return
             call, outcome = arrived
             if outcome.error is not None:
-                self.calls.record_failure(call.seed, outcome.error)
+                self.caller.record_failure(call.seed, outcome.error)
             call.receive(outcome.value)
             delivered = True
 
-    def _next_result(self, *, wait: bool) -> tuple[EnvironmentCall, _Outcome] | None:
-        """Return the next result, or the failure of a call that exceeds the time limit.
+    def _pop_next_outcome(self, *, wait: bool) -> tuple[EnvironmentCall, _Outcome] | None:
+        """Return a finished call with its outcome, or a call that exceeds the time limit.
+
+        The call is then no longer running. The environment of a call that exceeds the time limit is
+        discarded.
 
         Returns:
-            None if there is no result and ``wait`` is False.
+            The call and its outcome; None if there is none and ``wait`` is False.
         """
-        limit = self.calls.timeout
+        limit = self.caller.timeout
         while True:
             call, start = next(iter(self._running.values()))
             remaining = None if limit is None else start + limit - time.monotonic()
@@ -296,7 +302,7 @@ class ThreadedWorkers:
                     return arrived
                 continue
             if remaining is not None and remaining <= 0:
-                location = self._threads[id(call.env)].location()
+                location = self._threads[id(call.env)].user_code_location()
                 self._abandon_busy_environment(call.env)
                 return call, self._timeout_outcome(location)
             if not wait:
@@ -304,7 +310,7 @@ class ThreadedWorkers:
             if remaining is None and time.monotonic() - start >= user_code.SLOW_SECONDS:
                 user_code.warn_of_slow_call(
                     "a call of the environment",
-                    self._threads[id(call.env)].location(),
+                    self._threads[id(call.env)].user_code_location(),
                     "to limit its time, set env.timeout",
                 )
 
@@ -319,7 +325,7 @@ class ThreadedWorkers:
         if isinstance(env, ProcessEnvironment):
             env.kill()
         else:
-            thread.enqueue(lambda: _log_failed_close(self.calls, _outcome_of(env.close)))
+            thread.enqueue(lambda: _log_close_failure(self.caller, _run_for_outcome(env.close)))
         thread.end_after_queued_tasks()
 
     @property
@@ -341,18 +347,18 @@ class ThreadedWorkers:
             return
         closed: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         try:
-            with self.collection_context():
-                thread.enqueue(lambda: closed.put(_outcome_of(env.close)))
-                outcome = closed.get(timeout=self.calls.timeout)
+            with self.limit_side_effects_of_calls():
+                thread.enqueue(lambda: closed.put(_run_for_outcome(env.close)))
+                outcome = closed.get(timeout=self.caller.timeout)
         except queue.Empty:
             outcome = _Outcome(error=TimeoutError("closing takes too long"))
             if isinstance(env, ProcessEnvironment):
                 env.kill()
         thread.end_after_queued_tasks()
-        _log_failed_close(self.calls, outcome)
+        _log_close_failure(self.caller, outcome)
 
     @contextlib.contextmanager
-    def collection_context(self) -> Iterator[None]:
+    def limit_side_effects_of_calls(self) -> Iterator[None]:
         """Limit the side effects of all threads; see `limit_side_effects`.
 
         Standard output is redirected, and no environment can end the process. The state of the
@@ -366,7 +372,7 @@ class ThreadedWorkers:
             yield
 
 
-def concurrency_of(spec: EnvSpec) -> Concurrency:
+def resolved_concurrency(spec: EnvSpec) -> Concurrency:
     """Return how calls of environments are scheduled: ``spec.concurrency`` with "auto" resolved."""
     if spec.concurrency != "auto":
         return spec.concurrency
@@ -375,7 +381,7 @@ def concurrency_of(spec: EnvSpec) -> Concurrency:
 
 def workers_for(spec: EnvSpec) -> EnvironmentWorkers:
     """Return the workers of a configuration."""
-    calls, concurrency = EnvironmentCaller.from_spec(spec), concurrency_of(spec)
+    caller, concurrency = EnvironmentCaller.from_spec(spec), resolved_concurrency(spec)
     if concurrency == "lockstep":
-        return LockstepWorkers(calls)
-    return ThreadedWorkers(calls, isolated=concurrency == "processes")
+        return LockstepWorkers(caller)
+    return ThreadedWorkers(caller, isolated=concurrency == "processes")

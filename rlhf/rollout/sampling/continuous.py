@@ -193,7 +193,7 @@ class Sampler:
                 continue
             row = self.free_rows.pop()
             self.episode_ids[row], self.row_of[moved] = moved, row
-            self.cache.copy(last, row)
+            self.cache.copy_row(last, row)
             for store in (self.noise, self.tokens, self.logprobs, self.count, self.limit):
                 store[row] = store[last]
             self.last[row], self.decoding[row] = self.last[last], self.decoding[last]
@@ -224,7 +224,7 @@ class Sampler:
         ]
 
     def _pop_completion(self, row: int, finish_reason: FinishReason) -> Completion:
-        """Return the completion in a row, and end its request."""
+        """Return the completion in a row, and end its request. The episode keeps its row."""
         episode_id = self.episode_ids[row]
         sampled = self.new_tokens(episode_id, 0)
         return Completion(
@@ -252,7 +252,7 @@ class Sampler:
             Whether the token of each row is a stop token of its request, [n].
         """
         requests = [self.requests[self.episode_ids[row]] for row in rows.tolist()]
-        groups = _indices_by_sampling(requests)
+        groups = _indices_by_sampling_params(requests)
         numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
         for sampling, members in groups.items():
             part = slice(None) if len(groups) == 1 else torch.tensor(members, device=self.device)
@@ -298,7 +298,7 @@ class Sampler:
         )
         for index, source in enumerate(source_of):
             if source != index:
-                self.cache.copy(int(rows[source]), int(rows[index]))
+                self.cache.copy_row(int(rows[source]), int(rows[index]))
         if len(sources) < len(rows):
             logits = logits[torch.from_numpy(np.searchsorted(sources, source_of)).to(self.device)]
         return rows, logits
@@ -322,7 +322,7 @@ class Sampler:
         return logits if len(decoding_rows) == len(front) else logits[decoding_rows]
 
 
-def _indices_by_sampling(requests: Sequence[Request]) -> dict[SamplingParams, list[int]]:
+def _indices_by_sampling_params(requests: Sequence[Request]) -> dict[SamplingParams, list[int]]:
     """Return sampling parameters -> indices of the requests that have them."""
     first = requests[0].sampling
     if all(request.sampling is first for request in requests):  # training: no hash is computed

@@ -53,11 +53,11 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 # Trunk of a model -> whether the fused decoder agrees with the model.
 _fused_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-# Trunk of a model -> index of the selected decoder in ``decoder_options``.
+# Trunk of a model -> index of the selected decoder in ``unfused_decoder_options``.
 _selected: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-class PlainDecoder:
+class PaddedBatchDecoder:
     """Calls the model's own forward pass on a batch of rows, padded on the right.
 
     Args:
@@ -148,14 +148,14 @@ class FusedDecoder:
         return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-        """Return the logits [n, V] after each row's last new token."""
+        """Return the logits [n, V] after each row's last new token; see `Decoder`."""
         plan = cache.plan
         hidden = self.embed(ids)
         cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
         half = sin.shape[-1] // 2
         rotated_sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
-        for layer, store in zip(self.layers, cache.ragged, strict=True):
-            hidden = layer(hidden, cos, rotated_sin, plan, store)
+        for layer, cache_layer in zip(self.layers, cache.ragged, strict=True):
+            hidden = layer(hidden, cos, rotated_sin, plan, cache_layer)
         last = hidden[plan.ends]
         return self.head(rms_norm(last, last.shape[-1:], self.norm, self.epsilon))
 
@@ -186,7 +186,7 @@ class _FusedLayer:
         cos: torch.Tensor,
         rotated_sin: torch.Tensor,
         plan: ForwardPlan,
-        store: RaggedLayer,
+        cache_layer: RaggedLayer,
     ) -> torch.Tensor:
         """Return the layer's output [N, D].
 
@@ -196,7 +196,7 @@ class _FusedLayer:
             rotated_sin: Sines of the rotary embedding; the first half is negated, as in
                 transformers' ``rotate_half``.
             plan: Plan of the forward pass.
-            store: Keys and values of this layer.
+            cache_layer: Keys and values of this layer.
         """
         size = hidden.shape[-1:]
         projected = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
@@ -208,7 +208,7 @@ class _FusedLayer:
         rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), rotated_sin)
         queries, keys = rotated.split([self.heads, self.key_heads], 1)
         mask = plan.mask_within(self.window)
-        stored = store.append(keys, values)
+        stored = cache_layer.append(keys, values)
         attended = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
         hidden = hidden + self.out(attended)
         gate_up = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
@@ -273,7 +273,7 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
         return lambda x: torch.cat([layer(x) for layer in linears], -1)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
-    if weight.dtype == torch.bfloat16 and _stores_reordered_weights(weight.device):
+    if weight.dtype == torch.bfloat16 and _stores_reordered_bf16_weights(weight.device):
         return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
 
@@ -293,7 +293,7 @@ def fused_weight_bytes(model: Any) -> int:
             [mlp.gate_proj, mlp.up_proj],
             [mlp.down_proj],
         ]
-    reorders = model.dtype == torch.bfloat16 and _stores_reordered_weights(model.device)
+    reorders = model.dtype == torch.bfloat16 and _stores_reordered_bf16_weights(model.device)
     return sum(
         layer.weight.numel() * layer.weight.element_size()
         for group in groups
@@ -302,7 +302,7 @@ def fused_weight_bytes(model: Any) -> int:
     )
 
 
-def _stores_reordered_weights(device: torch.device) -> bool:
+def _stores_reordered_bf16_weights(device: torch.device) -> bool:
     """Return whether bf16 weights are stored in the memory format of the matrix units."""
     return device.type == "cpu" and has_native_bf16(device)
 
@@ -348,7 +348,7 @@ def make_fastest_matching_decoder(model: Any) -> Decoder:
         if _fused_agrees[trunk]:
             with torch.no_grad():
                 return FusedDecoder(model)
-    options = decoder_options(model)
+    options = unfused_decoder_options(model)
     if trunk not in _selected:
         _selected[trunk] = select_decoder_index(model, options)
         if _selected[trunk]:
@@ -364,23 +364,25 @@ def force_decoder_without_cache(model: Any) -> None:
     """
     trunk = trunk_of(model)
     _fused_agrees[trunk] = False
-    _selected[trunk] = len(decoder_options(model)) - 1
+    _selected[trunk] = len(unfused_decoder_options(model)) - 1
 
 
-def decoder_options(model: Any) -> list[DecoderOption]:
+def unfused_decoder_options(model: Any) -> list[DecoderOption]:
     """Return the decoders that use the model's own forward pass, fastest first."""
     stateful = has_recurrent_states(text_config(trunk_of(model)))
     return [
-        DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
+        DecoderOption(
+            "in batches", lambda: PaddedBatchDecoder(model), safer_index=1 if stateful else None
+        ),
         DecoderOption(
             "in batches; later turns are read token by token, because the model does not continue "
             "its recurrent states when it reads several tokens at once",
-            lambda: PlainDecoder(model, stepwise=True),
+            lambda: PaddedBatchDecoder(model, stepwise=True),
         ),
         DecoderOption(
             "one row at a time with the model's own cache",
             lambda: RowDecoder(model),
-            safer=3 if stateful else None,
+            safer_index=3 if stateful else None,
         ),
         DecoderOption(
             "one row at a time with the model's own cache, token by token",

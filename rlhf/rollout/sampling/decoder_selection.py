@@ -46,14 +46,14 @@ class DecoderOption:
     Args:
         description: Text for the log that follows the words "replies are sampled".
         make: Function that makes the decoder.
-        safer: Index of a slower option, or None. It is compared with this option if the difference
-            of this option exceeds ``TOLERANCE``, or if the model has half precision. The slower
-            option is selected if its difference is smaller by a factor of more than 1.25.
+        safer_index: Index of a slower option, or None. It is compared with this option if the
+            difference of this option exceeds ``TOLERANCE``, or if the model has half precision. The
+            slower option is selected if its difference is smaller by a factor of more than 1.25.
     """
 
     description: str
     make: Callable[[], Decoder]
-    safer: int | None = None
+    safer_index: int | None = None
 
 
 # Exceptions of decoders that do not support a model.
@@ -77,12 +77,12 @@ def select_decoder_index(model: Any, options: Sequence[DecoderOption]) -> int:
             gap = _option_logit_difference(model, option)
             if gap > tolerance:
                 continue
-            if option.safer is None or (gap <= TOLERANCE and precise):
+            if option.safer_index is None or (gap <= TOLERANCE and precise):
                 return index
             return (
                 index
-                if gap <= 1.25 * _option_logit_difference(model, options[option.safer])
-                else option.safer
+                if gap <= 1.25 * _option_logit_difference(model, options[option.safer_index])
+                else option.safer_index
             )
     return len(options) - 1
 

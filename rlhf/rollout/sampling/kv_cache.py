@@ -33,7 +33,7 @@ class ForwardPlan:
     reading: slice | torch.Tensor
     """Index of the n rows in the cache. It is a slice, which needs no copy, for contiguous rows."""
     shape: tuple[int, int]  # (n, L)
-    even: bool
+    unpadded: bool
     """Whether L tokens are appended to every row, so that there is no padding."""
     row: torch.Tensor  # [N] index of each token's row among the n rows
     offset: torch.Tensor  # [N] index of each token among the new tokens of its row
@@ -61,7 +61,7 @@ class ForwardPlan:
 
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
         """Convert values [N, ...] of tokens to [n, L, ...], padded with zeros."""
-        if self.even:
+        if self.unpadded:
             return flat.view(*self.shape, *flat.shape[1:])
         padded = flat.new_zeros((*self.shape, *flat.shape[1:]))
         padded[self.row, self.offset] = flat
@@ -69,7 +69,7 @@ class ForwardPlan:
 
     def flatten(self, padded: torch.Tensor) -> torch.Tensor:
         """Convert [n, L, ...] to values [N, ...] of tokens, without the padding."""
-        return padded.flatten(0, 1) if self.even else padded[self.row, self.offset]
+        return padded.flatten(0, 1) if self.unpadded else padded[self.row, self.offset]
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -143,7 +143,7 @@ class RaggedLayer(CacheLayerMixin):
             for store, previous in zip((self.keys, self.values), old, strict=True):
                 store[:, : previous.shape[1]] = previous
 
-    def copy(self, source: int, target: int, width: int) -> None:
+    def copy_row(self, source: int, target: int, width: int) -> None:
         """Copy the first ``width`` tokens of row ``source`` to row ``target``."""
         for store in (self.keys, self.values):
             store[target, :width] = store[source, :width]
@@ -284,7 +284,7 @@ class RaggedCache(MultiRowCache, Cache):
         self.plan = ForwardPlan(
             reading=slice(slots[0], slots[0] + n) if contiguous else self._to_device(slots),
             shape=(n, longest),
-            even=len(row) == n * longest,
+            unpadded=len(row) == n * longest,
             row=self._to_device(row),
             offset=self._to_device(offset),
             slot=self._to_device(slots[row]),
@@ -295,7 +295,7 @@ class RaggedCache(MultiRowCache, Cache):
             rows=slots,
         )
         if self.states:
-            assert self.plan.even, "a state cannot be padded"
+            assert self.plan.unpadded, "a state cannot be padded"
             assert starts.all() or not starts.any(), "rows with and without a state"
             slots_read = self._to_device(slots)
             for layer in self.states:
@@ -313,11 +313,11 @@ class RaggedCache(MultiRowCache, Cache):
             for layer in self.states:
                 layer.store_states(slots)
 
-    def copy(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
-        super().copy(source, target)
+        super().copy_row(source, target)
         width = int(self.lengths[source])
         for layer in self.ragged:
-            layer.copy(source, target, width)
+            layer.copy_row(source, target, width)
         for state in self.states:
             state.copy_states(source, target)

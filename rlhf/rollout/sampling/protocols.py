@@ -58,7 +58,7 @@ class MultiRowCache:
         """Increase the lengths of the rows by the numbers of new tokens after a forward pass."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
 
-    def copy(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
         self.lengths[target] = self.lengths[source]
 

@@ -49,9 +49,9 @@ class RowCache(MultiRowCache):
         row_list, count_list = np.asarray(rows).tolist(), np.asarray(counts).tolist()
         self.planned = [(self.rows[row], n) for row, n in zip(row_list, count_list, strict=True)]
 
-    def copy(self, source: int, target: int) -> None:
+    def copy_row(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
-        super().copy(source, target)
+        super().copy_row(source, target)
         self.rows[target] = copy.deepcopy(self.rows[source])
 
 

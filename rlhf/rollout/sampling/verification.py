@@ -53,9 +53,11 @@ def check_sampler_or_disable_cache(model: Any) -> None:
     longest = max(computation_change_lengths(text_config(trunk)), default=0)
     if longest + 24 > affordable or not is_float32_or_wider(model):
         small = small_random_model_like(model)
-        if small is not None and not _sampler_agrees(small, max_episode_tokens=max(affordable, 64)):
+        if small is not None and not _sampler_agrees_with_forward_pass(
+            small, max_episode_tokens=max(affordable, 64)
+        ):
             force_decoder_without_cache(model)
-    if not _sampler_agrees(model, max_episode_tokens=affordable):
+    if not _sampler_agrees_with_forward_pass(model, max_episode_tokens=affordable):
         force_decoder_without_cache(model)
         gap = sampler_logprob_difference(model, max_episode_tokens=affordable)
         if not gap <= tolerance_of(model):
@@ -66,7 +68,7 @@ def check_sampler_or_disable_cache(model: Any) -> None:
     trunk.sampling_checked = True
 
 
-def _sampler_agrees(model: Any, *, max_episode_tokens: int) -> bool:
+def _sampler_agrees_with_forward_pass(model: Any, *, max_episode_tokens: int) -> bool:
     """Return whether `sampler_logprob_difference` is within the tolerance. If not, log it."""
     gap = sampler_logprob_difference(model, max_episode_tokens=max_episode_tokens)
     if not gap <= tolerance_of(model):

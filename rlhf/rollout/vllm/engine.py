@@ -119,7 +119,7 @@ class VLLMEngine:
             self.policy_version = version
         self._slow.clear()
         try:
-            self._retry(self._load_into_all_servers, Cancellation())
+            self._retry_while_unavailable(self._load_into_all_servers, Cancellation())
         except EngineStopped:
             answering = {i for i, server in enumerate(self.servers) if server.is_current}
             if previous is None or not answering:
@@ -178,7 +178,7 @@ class VLLMEngine:
             EngineStopped: The servers did not answer for ``retry_seconds``.
             UserError: A server refused a request, or its response is invalid.
         """
-        self._raise_failure()
+        self._raise_pending_failure()
         if not self._pending:
             return []
         results = []
@@ -197,10 +197,10 @@ class VLLMEngine:
             elif self._failure is None:
                 self._failure = result
         if not completions:  # otherwise, the next call raises the failure, so that none is lost
-            self._raise_failure()
+            self._raise_pending_failure()
         return completions
 
-    def _raise_failure(self) -> None:
+    def _raise_pending_failure(self) -> None:
         """Raise the first error of a request that was not raised yet."""
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -250,7 +250,9 @@ class VLLMEngine:
         servers = itertools.cycle(order)
         result: Completion | Exception
         try:
-            result = self._retry(lambda: self._sample(request, next(servers), cancel), cancel)
+            result = self._retry_while_unavailable(
+                lambda: self._sample(request, next(servers), cancel), cancel
+            )
         except Exception as error:
             result = error
         self._results.put((request, result))
@@ -258,8 +260,8 @@ class VLLMEngine:
             self._running -= 1
             self._idle.notify_all()
 
-    def _retry(self, attempt: Any, cancel: Cancellation) -> Any:
-        """Call ``attempt`` until it succeeds.
+    def _retry_while_unavailable(self, attempt: Any, cancel: Cancellation) -> Any:
+        """Call ``attempt`` until it does not raise `ServerUnavailable`, and return its result.
 
         Raises:
             EngineStopped: It raised `ServerUnavailable` for ``retry_seconds``.

@@ -124,18 +124,18 @@ def wait_until_ready(
             return
         except ServerUnavailable as error:
             if time.monotonic() > deadline:
-                stop(process)
+                stop_server(process)
                 raise UserError(
                     f"the server at {url} did not answer within {seconds:g} s "
                     f"(rollout.engine.start_seconds); its output is in {log}"
                 ) from error
         except ServerRefusal as error:
-            stop(process)
+            stop_server(process)
             raise UserError(f"another program answers at {url}: {error}") from error
         time.sleep(0.5)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop_server(process: subprocess.Popen[bytes]) -> None:
     """End the process of a server."""
     process.terminate()
     try:

@@ -85,7 +85,7 @@ class WeightPublisher:
                     target, selected_adapters=["default"], save_embedding_layers=False
                 )
             else:
-                save_untied(self.model, target)
+                save_with_untied_head(self.model, target)
         logprobs = self.token_logprobs(self.probe_ids, temperature=1.0)
         self.current = PublishedWeights(name, target, self.is_adapter, logprobs)
         return self.current
@@ -175,7 +175,7 @@ class ServedPolicy:
         if publication.is_adapter:
             self._load_adapter(publication)
         else:
-            self._load_weights(publication)
+            self._load_full_weights(publication)
         self._check_served_logprobs(publication)
         self._loaded = publication
 
@@ -216,9 +216,9 @@ class ServedPolicy:
                 ) from error
         self._unload_adapters_except(publication.name)
 
-    def _unload_adapters_except(self, kept: str | None) -> None:
-        """Unload the adapters of this run, except the one with the name ``kept``."""
-        for name in [name for name in self._adapters if name != kept]:
+    def _unload_adapters_except(self, kept_name: str | None) -> None:
+        """Unload the adapters of this run, except the one with the name ``kept_name``."""
+        for name in [name for name in self._adapters if name != kept_name]:
             try:
                 self.client.post("/v1/unload_lora_adapter", {"lora_name": name})
             except ServerRefusal as error:
@@ -226,7 +226,7 @@ class ServedPolicy:
                     raise
             self._adapters.remove(name)
 
-    def _load_weights(self, publication: PublishedWeights) -> None:
+    def _load_full_weights(self, publication: PublishedWeights) -> None:
         """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
         try:
@@ -274,18 +274,21 @@ class ServedPolicy:
         self._check_sampled_logprobs(name)
         self._checked, self._served = publication, served
 
-    def _check_sampled_logprobs(self, name: str) -> None:
+    def _check_sampled_logprobs(self, model_name: str) -> None:
         """Check the log-probabilities of tokens that are sampled after the fixed tokens.
 
         The server computes log-probabilities of sampled tokens with the prefix cache and the
         temperature of the rollouts, but log-probabilities of a prompt without them.
 
         Args:
-            name: Name of the policy in requests.
+            model_name: Name of the policy in requests.
+
+        Raises:
+            UserError: The mean absolute difference from the trainer exceeds the tolerance.
         """
         publisher = self.publisher
         body = completion_request_body(
-            name,
+            model_name,
             publisher.probe_ids,
             max_tokens=PROBE_REPLY_TOKENS,
             temperature=publisher.temperature,
@@ -307,10 +310,10 @@ class ServedPolicy:
                 "--logprobs-mode processed_logprobs"
             )
 
-    def _fixed_token_logprobs(self, name: str) -> np.ndarray:
+    def _fixed_token_logprobs(self, model_name: str) -> np.ndarray:
         """Return the server's log-probabilities of the fixed tokens, from the second one on."""
         probe = self.publisher.probe_ids
-        body = completion_request_body(name, probe, max_tokens=1, temperature=1.0, seed=0)
+        body = completion_request_body(model_name, probe, max_tokens=1, temperature=1.0, seed=0)
         answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
         try:
             rows = answer["choices"][0]["prompt_logprobs"][1:]
@@ -324,7 +327,7 @@ class ServedPolicy:
             ) from error
 
 
-def save_untied(model: Any, folder: Path) -> None:
+def save_with_untied_head(model: Any, folder: Path) -> None:
     """Save a model so that vLLM can replace all its weights.
 
     If the output head shares the weight of the embedding, the weight is saved twice, and
@@ -362,7 +365,7 @@ def _mean_absolute_difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def completion_request_body(
-    name: str,
+    model_name: str,
     prompt: list[int],
     *,
     max_tokens: int,
@@ -379,7 +382,7 @@ def completion_request_body(
     generation configuration of its model.
     """
     return {
-        "model": name,
+        "model": model_name,
         "prompt": list(prompt),
         "max_tokens": max_tokens,
         "temperature": temperature,

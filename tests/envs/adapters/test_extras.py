@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.adapters import PrivateGenerators, import_from_extra
 
 
 def test_missing_extra_names_the_install_command():
     with pytest.raises(ImportError, match=r'this needs tulips: pip install "rlhf-kit\[tulips\]"'):
-        require("no_such_package_of_tulips", "tulips")
+        import_from_extra("no_such_package_of_tulips", "tulips")
 
 
 def test_private_generators_restore_the_global_state():

@@ -201,9 +201,9 @@ def test_no_question_of_the_test_split_is_in_training(task):
 
 def test_a_task_with_one_question_cannot_be_split():
     one = ReasoningGym("chain_sum", size=20)
-    one._entry_at = lambda index: {"question": "always this", "answer": "1"}  # type: ignore[method-assign]
+    one._dataset_entry_at = lambda index: {"question": "always this", "answer": "1"}  # type: ignore[method-assign]
     other = ReasoningGym("chain_sum", size=20, split="test")
-    other._entry_at = one._entry_at  # type: ignore[method-assign]
+    other._dataset_entry_at = one._dataset_entry_at  # type: ignore[method-assign]
     refused = 0
     for env in (one, other):
         env._key = ("constant", env.split)  # type: ignore[assignment]
@@ -294,9 +294,9 @@ def test_programs_of_questions_leave_no_files(tmp_path, monkeypatch, capsys):
     """Item 448 of the library writes a file, item 994 prints the reason why it failed."""
     monkeypatch.chdir(tmp_path)
     env = ReasoningGym("codeio", size=1000, split="all")
-    questions = [env._entry_at(item)["question"] for item in (448, 994)]
+    questions = [env._dataset_entry_at(item)["question"] for item in (448, 994)]
     assert all(questions)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
-    assert env._entry_at(994)["answer"] == "{}"
+    assert env._dataset_entry_at(994)["answer"] == "{}"
     assert env._first_index_in_split(994) != 994
