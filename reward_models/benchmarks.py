@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
             ``Ties`` also have ``id`` ("ref:n" or "tied:n").
 
     Raises:
-        UserError: A subset is unknown, or there are no rows.
+        UserError: A subset or the id of a row of Ties is unknown, or there are no rows.
     """
     rows = list(rows)
     names = {row["subset"] for row in rows if row["subset"].lower() != "ties"}
@@ -140,7 +141,11 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     for row, scores in zip(rows, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
         good, bad = np.split(scores, [len(row["chosen"])])
         if row["subset"].lower() == "ties":
-            ties[str(row["id"])] = (good, bad)
+            if not re.fullmatch(r"(ref|tied):.+", row_id := str(row["id"])):
+                raise UserError(
+                    f"RewardBench 2: the id of a row of Ties is ref:n or tied:n, got {row_id!r}"
+                )
+            ties[row_id] = (good, bad)
         else:
             others.append(row)
             points.append(_best_of_credit(good, bad))

@@ -59,7 +59,8 @@ def write_onnx(folder: Path) -> str:
     inputs = [_random_inputs(model.config.get_text_config().vocab_size, s) for s in INPUT_SHAPES]
     try:
         _write_onnx_file(module, inputs[0], path)
-        difference = max(_largest_logit_difference(module, each, path) for each in inputs)
+        differences = [_largest_logit_difference(module, each, path) for each in inputs]
+        difference = float(np.max(differences))  # nan if one of them is nan, unlike max
     except Exception as error:  # the exporter and the runtime raise errors of many classes
         _remove_model_and_weights(path)
         reason = first_line(error) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -206,17 +207,28 @@ def test_onnx_has_the_logits_of_the_model(runs: Runs, tmp_path: Path):
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed")
+@pytest.mark.parametrize(
+    ("differences", "text"), [([1e-6, 0.25, 0.0], "2.5e-01"), ([1e-6, math.nan, 0.0], "nan")]
+)
 def test_onnx_with_other_logits_is_left_out(
-    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Runs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    differences: list[float],
+    text: str,
 ):
+    """One difference for each shape of the inputs, of which one is too large or nan."""
+    assert len(differences) == len(onnx_export.INPUT_SHAPES)
+    values = iter(differences)
     monkeypatch.setattr(
         onnx_export, "_write_onnx_file", lambda *given: given[-1].write_bytes(b"onnx")
     )
-    monkeypatch.setattr(onnx_export, "_largest_logit_difference", lambda *given: 0.25)
+    monkeypatch.setattr(onnx_export, "_largest_logit_difference", lambda *given: next(values))
     words = ["export", str(runs.sft), str(tmp_path / "out"), "--onnx", "true"]
     assert main(words) == 0
     assert (
-        "ONNX was left out: its logits in onnxruntime differ by 2.5e-01" in capsys.readouterr().out
+        f"ONNX was left out: its logits in onnxruntime differ by {text}" in capsys.readouterr().out
     )
     assert not list((tmp_path / "out").glob("*.onnx*"))
 

@@ -105,6 +105,12 @@ def test_an_unknown_subset_is_refused(run):
         run(REWARD, [row])
 
 
+def test_a_row_of_ties_needs_its_group():
+    row = best_of("Ties", [1], [0], id="7")
+    with pytest.raises(UserError, match=r"is ref:n or tied:n, got '7'"):
+        reward_bench_2(REWARD, [row])
+
+
 def test_rm_bench_levels():
     """Style 3 always adds a point, so all easy comparisons are won and hard ones lost."""
     row = {"prompt": "p", "chosen": ["1", "1.5", "2.5"], "rejected": ["0", "1.2", "2"]}

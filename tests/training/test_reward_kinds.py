@@ -123,6 +123,16 @@ def test_head_ensemble_score_and_disagreement(tmp_path, encoder_model):
     assert scores.components["ensemble.disagreement"][0] > 0
 
 
+def test_a_reward_report_loads_the_kind_of_the_checkpoint(tmp_path, encoder_model):
+    tree = tree_of_kind("heads", tmp_path, encoder_model)
+    final = run_command("reward", tree)
+    config = {"output_dir": str(tmp_path / "report"), "reward": str(final), "data": tree["data"]}
+    run = run_command("reward-report", {**config, "stress_size": 2})
+    summary = json.loads((run / "evaluation" / "pairs" / "summary.json").read_text())
+    assert summary["reward"] == "reward"
+    assert 0 <= summary["accuracy"]["value"] <= 1
+
+
 def test_pair_model_is_antisymmetric(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
     model = PairModel.load(final)
