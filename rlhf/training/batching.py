@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rlhf.models.fast.packing import add_row_to_prefix_groups, count_saved_tokens
+from rlhf.models.fast.packing import add_rows_to_prefix_groups
 
 
 def group_into_micro_batches(
@@ -73,25 +73,11 @@ def _join_groups_in_order(
     size = 0
     for group in groups:
         prefix_groups = prefix_groups[-1:]  # earlier ones get no further rows
-        added = _add_rows_to_prefix_groups(prefix_groups, group, tokens, lengths)
+        added = add_rows_to_prefix_groups(prefix_groups, tokens, lengths, group)
         if not batches or size + added > max_tokens:
             batches.append([])
             prefix_groups, size = [], 0
-            added = _add_rows_to_prefix_groups(prefix_groups, group, tokens, lengths)
+            added = add_rows_to_prefix_groups(prefix_groups, tokens, lengths, group)
         batches[-1] += group
         size += added
     return batches
-
-
-def _add_rows_to_prefix_groups(
-    prefix_groups: list[tuple[list[int], int]],
-    rows: list[int],
-    tokens: np.ndarray,
-    lengths: np.ndarray,
-) -> int:
-    """Add rows to prefix groups, in place; return how many more tokens the model computes."""
-    saved = -count_saved_tokens(prefix_groups)
-    for row in rows:
-        add_row_to_prefix_groups(prefix_groups, tokens, lengths, row)
-    saved += count_saved_tokens(prefix_groups)
-    return int(lengths[rows].sum()) - saved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,32 +99,40 @@ def group_neighbors_by_shared_prefix(
         0 for a group of one row.
     """
     groups: list[tuple[list[int], int]] = []
-    for row in range(len(rows)):
-        add_row_to_prefix_groups(groups, rows, lengths, row)
+    add_rows_to_prefix_groups(groups, rows, lengths, range(len(rows)))
     return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
 
 
-def add_row_to_prefix_groups(
-    groups: list[tuple[list[int], int]], rows: np.ndarray, lengths: np.ndarray, row: int
-) -> None:
-    """Add the next row to the last group or as a new group, in place.
+def add_rows_to_prefix_groups(
+    groups: list[tuple[list[int], int]],
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    rows: Sequence[int],
+) -> int:
+    """Add the next rows to the last group or as new groups, in place.
 
     Args:
         groups: Groups as in `group_neighbors_by_shared_prefix`, except that the prefix of a single
             row is the whole row. A list of row indices is replaced and not modified, so that a
             shallow copy of ``groups`` is independent.
-        rows: Token ids [B, T], padded on the right.
+        tokens: Token ids [B, T], padded on the right.
         lengths: Lengths of the rows, [B].
-        row: Index of the row.
+        rows: Indices of the added rows.
+
+    Returns:
+        The number of further tokens that the model computes.
     """
-    if groups:
-        members, shared = groups[-1]
-        common = common_prefix_length(rows, lengths, members[0], row)
+    saved = -count_saved_tokens(groups)
+    for row in rows:
+        members, shared = groups[-1] if groups else ([], 0)
+        common = common_prefix_length(tokens, lengths, members[0], row) if members else 0
         together = min(shared, common)
         if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
             groups[-1] = ([*members, row], together)
-            return
-    groups.append(([row], int(lengths[row])))
+        else:
+            groups.append(([row], int(lengths[row])))
+    saved += count_saved_tokens(groups)
+    return int(lengths[list(rows)].sum()) - saved
 
 
 def count_saved_tokens(groups: Iterable[tuple[list[int], int]]) -> int:
