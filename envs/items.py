@@ -66,7 +66,7 @@ def split_items(
 
 
 def split_of_text(text: str) -> str:
-    """Assign a text to "train" or "test" by its hash, each of which has about half of all texts.
+    """Return "train" or "test", by the hash of a text. Each split has about half of all texts.
 
     The hash ignores case and the amount of white space.
     """

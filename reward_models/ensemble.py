@@ -114,7 +114,10 @@ class Ensemble(Reward):
 
 
 class HeadEnsemble(Reward):
-    """An ensemble whose members are the heads of one checkpoint, computed in one forward pass."""
+    """An ensemble whose members are the outputs of one checkpoint, computed in one forward pass.
+
+    The components are ``NAME.OUTPUT``, the combined score ``NAME``, and ``NAME.disagreement``.
+    """
 
     def __init__(
         self,
@@ -169,11 +172,11 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another folder")
     sidecars = [Sidecar.read(path) for path in paths]
-    policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
-    if len(policies) > 1:
+    keys = ("template_hash", "append_eos", "max_length", "pooling", "scope", "separator")
+    if len({s and tuple(getattr(s, key) for key in keys) for s in sidecars}) > 1:
         raise UserError(
-            "the checkpoints encode texts differently: template_hash, append_eos, max_length and "
-            "pooling in their reward_model.json must be equal"
+            f"the checkpoints encode texts differently: {', '.join(keys)} in their "
+            "reward_model.json must be equal"
         )
     models = [
         call_loader(call_loader(classifier_class, path).from_pretrained, path) for path in paths

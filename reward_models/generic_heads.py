@@ -87,7 +87,7 @@ def classifier_class(path: str | Path, *, per_token: bool = False) -> Any:
         ValueError: The configuration is not valid (from Transformers).
     """
     config = AutoConfig.from_pretrained(path)
-    # For an unknown family, the returned auto class raises the error.
+    # For an unknown family, `from_pretrained` of the returned class raises an error.
     generic = (
         None
         if transformers_has_classifier(config, per_token=per_token)
@@ -101,7 +101,7 @@ def classifier_with_new_head(
 ) -> Any:
     """Return a classifier with the base model of a language model and a newly initialized head.
 
-    The base model is moved instead of copied, so that its non-persistent buffers keep their values.
+    The base model is reused and not copied, so that its non-persistent buffers keep their values.
 
     Args:
         causal_model: The language model; it must not be used afterwards.

@@ -21,7 +21,7 @@ class Sidecar:
     """
 
     template_hash: str
-    """Result of ``template_hash``: a hash of the chat template, its options and EOS."""
+    """Hash of the chat template, its options and EOS, from `chat_template.template_hash`."""
     append_eos: bool
     """Whether every text ends with EOS."""
     max_length: int | None
@@ -52,7 +52,7 @@ class Sidecar:
         if not self.temperature > 0:
             raise UserError(f"temperature must be > 0, got {self.temperature}")
         if (self.mean is None) != (self.std is None):
-            raise UserError("set both mean and std, or neither")
+            raise UserError(f"{FILE_NAME}: set both mean and std, or neither")
         if self.std is not None and not self.std > 0:
             raise UserError(f"std must be > 0, got {self.std}")
 
@@ -67,7 +67,8 @@ class Sidecar:
         """Return the sidecar of the folder ``checkpoint``, or None if there is none.
 
         Raises:
-            UserError: The file is not JSON, has missing or unknown keys, or has an invalid value.
+            UserError: The file is not JSON, has missing or unknown keys, or has a value outside its
+                range.
         """
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():

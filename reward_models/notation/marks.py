@@ -21,7 +21,7 @@ _STARTS_WITH_ANSWER = re.compile(
 
 
 def last_box(text: str) -> tuple[int, int, str] | None:
-    """Return start, end and content of the last ``\\boxed{...}`` with balanced braces, or None.
+    """Return start, end and content of the last ``\\boxed{...}`` or ``\\fbox{...}``, or None.
 
     Raises:
         NotUnderstood: The last box is not closed.
@@ -55,7 +55,8 @@ def marked_answer(reply: str) -> MarkedAnswer:
     ``####``, whichever is later. If there is neither, the answer is the whole searched text.
 
     Raises:
-        NotUnderstood: A tag or a box is not closed, or the last two boxes are alternatives.
+        NotUnderstood: A tag or a box is not closed, or the last two boxes have different contents
+            and only punctuation or a conjunction between them.
     """
     text = after_thinking(reply)
     opened = list(_ANSWER_TAG_START.finditer(text))

@@ -1,8 +1,8 @@
 """Run the tests of a program in a separate process, and determine whether the program passes.
 
-The program runs in another process. In this process, the names of the program refer to
-`RemoteObject` objects or plain data. The program receives the arguments of its calls, but never the
-values with which the tests compare its results.
+The program runs in another process. In the process of the tests, which runs this module, the names
+of the program refer to `RemoteObject` objects or plain data. The program receives the arguments of
+its calls, but never the values with which the tests compare its results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_REDEFINED = frozenset(
         *("isinstance", "locals", "open", "print", "quit", "setattr", "vars"),
     ]
 )
-"""Builtins that are never the function that is tested, because without them nothing is tested."""
+"""Builtins that a program cannot replace, because it could prevent the tests from running."""
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
 
 
@@ -56,7 +56,8 @@ class ProgramProxy:
         self.stand_ins: dict[type[BaseException], type[BaseException]] = {}
         """Builtin exception class -> its replacement, a subclass, in the tests.
 
-        The program has sent these classes as values; see `_stand_in_class`.
+        The classes are those that the program has sent as values, their bases, and, after the
+        first of them, those of the exceptions that it raised; see `_stand_in_class`.
         """
         self.iterator_methods: set[int] = set()
         """Handles of the methods of iterators and generators that may end with StopIteration."""
@@ -69,8 +70,8 @@ class ProgramProxy:
         Arguments that the operation changes in place are updated.
 
         Args:
-            operation: "global", or the name of a special method.
-            *args: Positional arguments.
+            operation: "global", which looks up a global name, or the name of a special method.
+            *args: The name for "global"; for a special method, the object and the arguments.
             **keywords: Keyword arguments.
 
         Returns:
@@ -103,8 +104,8 @@ class ProgramProxy:
             if is_method and isinstance(result, RemoteObject):
                 self.iterator_methods.add(_handle_of(result))
             return result
-        # StopIteration would skip the remaining cases of a `map` or `zip` of the tests, and
-        # IndexError those of a class of the tests with `__getitem__` alone.
+        # StopIteration would end a `map` or `zip` of the tests without an error. IndexError would
+        # end the iteration over an object of the tests with `__getitem__` and without `__iter__`.
         iterates = operation == "__next__" or (
             operation == "__call__" and _handle_of(args[0]) in self.iterator_methods
         )
@@ -156,10 +157,10 @@ class ProgramProxy:
             return error
 
     def _decode_exception_class(self, data: dict[str, Any]) -> Any:
-        """Return the class of an exception that the program raised, or a base of this class.
+        """Return the described class: that of a raised exception, or one of its bases.
 
-        A builtin class is used itself until the program has sent one as a value, see
-        `_stand_in_class`.
+        Builtin classes are returned unchanged until the program has sent a builtin exception class
+        as a value; afterwards, their stand-ins are returned, see `_stand_in_class`.
         """
         builtin = data.get("builtin exception")
         if builtin is None or self.stand_ins:
@@ -205,11 +206,13 @@ class ProgramProxy:
     def _stand_in_class(self, kind: type[BaseException]) -> type[BaseException]:
         """Return the subclass that replaces a builtin exception class which the program has sent.
 
-        With ``MyError = Exception``, the program would otherwise catch the failures of tests that
-        end in ``except MyError``. The stand-ins have the hierarchy of the builtin exceptions. From
-        the first one on, the exceptions that the program raises are instances of stand-ins.
+        Otherwise, with ``MyError = Exception`` in the program, ``except MyError`` in the tests
+        would also catch the AssertionError of a failed test. While an exception of the program is
+        handled, ``kind`` itself is returned. The stand-ins have the hierarchy of the builtin
+        exceptions. From the first one on, the exceptions that the program raises are instances of
+        stand-ins.
         """
-        if getattr(sys.exception(), "__raised_by_program__", False):  # `except MyError` of it
+        if getattr(sys.exception(), "__raised_by_program__", False):  # its `except` clause
             return kind
         if kind not in self.stand_ins:
             bases = (self._stand_in_class(base) for base in kind.__bases__ if base is not object)
@@ -338,9 +341,10 @@ class BuiltinsOfTests(dict[str, Any]):
 def builtin_redefined_by_program(tests: ast.Module) -> str | None:
     """Return the name of the builtin that the program must have redefined; None if there is none.
 
-    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If the only undefined name of the tests
-    is a builtin that is not an exception, the builtin must be a function of the program. Otherwise,
-    the tests would not test the program.
+    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If a builtin is
+    the only undefined name of the tests besides exceptions and modules, and is not in
+    `_NOT_REDEFINED`, it must be a function of the program. Otherwise, the tests would not test the
+    program.
     """
     names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -368,7 +372,10 @@ def builtin_redefined_by_program(tests: ast.Module) -> str | None:
 
 
 class _ProgramGlobals(types.SimpleNamespace):
-    """The global names of the program as attributes, also those that equal names of builtins."""
+    """The global names of the program as attributes, including those that shadow a builtin.
+
+    A name that the program does not define raises KeyError.
+    """
 
     def __init__(self, program: ProgramProxy):
         super().__init__(_program=program)
@@ -393,8 +400,8 @@ def _run_tests(tests: str, program: ProgramProxy) -> int:
     """Run the tests as the module ``__main__``, which `unittest.main` examines.
 
     Returns:
-        0 if the tests end without an exception, or with the successful end of `unittest.main`;
-        otherwise 1.
+        0 if the tests end without an exception, or with the successful end of `unittest.main`. If
+        they fail, the process ends with the exit status 1.
     """
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     names = module.__dict__["__builtins__"] = BuiltinsOfTests(program, ast.parse(tests))
@@ -424,8 +431,8 @@ def _is_successful_end_of_unittest(error: BaseException) -> bool:
 def _traceback_text() -> str:
     """Return the traceback of the current exception.
 
-    The text of an exception of the program can be determined by the program, which can also raise
-    an exception instead.
+    The text of an exception of the program can come from the program, which can also raise an
+    exception in place of a text. A fixed text is then returned.
     """
     try:
         return traceback.format_exc(limit=3)

@@ -81,7 +81,7 @@ _DENIED_CALLS = {
     "sched_setscheduler": 144,
     "sched_setattr": 314,
     "sched_setaffinity": 203,
-    # attributes of files, which Landlock does not restrict
+    # attributes and locks of files, which Landlock does not restrict
     "chmod": 90,
     "fchmod": 91,
     "fchmodat": 268,
@@ -168,10 +168,10 @@ _HANDLED_RIGHTS = (1 << 15) - 1  # all rights of Landlock version 3
 
 
 def limit_resources(limits: dict[str, Any]) -> None:
-    """Limit CPU time (``cpu``, in seconds) and memory (``memory``, in bytes).
+    """Limit CPU time (``cpu``, in seconds) and the address space (``memory``, in bytes).
 
-    The number of open files is limited to 64, and writing files and core dumps is not possible. The
-    process cannot raise its hard limits.
+    The number of open files is limited to 64, and writing files and core dumps is not possible.
+    After `drop_capabilities`, the process cannot raise its hard limits.
     """
     for kind, amount in [
         (resource.RLIMIT_AS, limits["memory"]),
@@ -184,7 +184,9 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_file_access() -> None:
-    """Use Landlock to deny access to files, except reading those that Python needs.
+    """Use Landlock to deny access to files.
+
+    Reading files that Python needs, and writing to /dev/null, are still possible.
 
     Raises:
         OSError: The kernel does not support Landlock version 3.
@@ -193,9 +195,8 @@ def restrict_file_access() -> None:
         raise OSError(f"Landlock needs Linux, not {sys.platform}")
     version = _LIBC.syscall(444, None, 0, 1)
     if version < 3:
-        raise OSError(
-            f"Landlock version 3 (Linux 6.2) is needed; this kernel has version {version}"
-        )
+        present = f"version {version}" if version > 0 else "no Landlock"
+        raise OSError(f"Landlock version 3 (Linux 6.2) is needed; this kernel has {present}")
     ruleset = _require_system_call_success(
         _LIBC.syscall(444, struct.pack("Q", _HANDLED_RIGHTS), 8, 0), "Landlock"
     )
@@ -230,13 +231,14 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
 
 
 def filter_system_calls() -> None:
-    """Use seccomp to deny the listed system calls and new processes; new threads are allowed.
+    """Use seccomp to deny the calls in `_DENIED_CALLS` and new processes; new threads are allowed.
 
     Raises:
         OSError: The kernel does not support seccomp, or the machine is not Linux on x86-64.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
+        present = f"{sys.platform} on {platform.machine()}"
+        raise OSError(f"the seccomp filter needs Linux on x86_64, not {present}")
     rules = _seccomp_filter_instructions()
     code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
     buffer = ctypes.create_string_buffer(code)
@@ -282,7 +284,10 @@ def drop_capabilities() -> None:
 
 
 def kill_self_when_parent_ends(parent: int) -> None:
-    """Let the kernel kill this process when the process with the id ``parent`` ends."""
+    """Let the kernel kill this process when its parent ends.
+
+    If the process with the id ``parent`` is not the parent any more, this process exits at once.
+    """
     if sys.platform != "linux":
         raise OSError(f"killing a process when its parent ends needs Linux, not {sys.platform}")
     _require_system_call_success(

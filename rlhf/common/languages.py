@@ -1,4 +1,4 @@
-"""Codes of languages in the metadata of model cards and data cards."""
+"""Language codes in the metadata of model cards and dataset cards."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def check_languages(languages: Iterable[str], option: str) -> None:
         known = [code for code in codes if _is_code(code.partition("-")[0])]
         hint = f"; did you mean {known[0]!r}?" if known else ""
         raise ValueError(
-            f"{option}: {language!r} is neither a code of ISO 639 (en, deu), a tag of BCP 47 "
-            f"(pt-BR), multilingual nor code{hint}"
+            f"{option}: {language!r} is not a code of ISO 639 (en, deu), a tag of BCP 47 (pt-BR), "
+            f"'multilingual' or 'code'{hint}"
         )
 
 

@@ -17,12 +17,12 @@ from rlhf.common.names import UnknownNameError
 from rlhf.errors import UserError
 
 MAX_INT32 = 2**31 - 1
-"""Maximum of integer keys: the maximum of a signed 32-bit integer, which every library accepts."""
+"""Maximum of most integer keys: that of a signed 32-bit integer, which every library accepts."""
 
 PositiveInt = Annotated[int, Interval(ge=1, le=MAX_INT32)]
 NonNegativeInt = Annotated[int, Interval(ge=0, le=MAX_INT32)]
 AtLeastTwo = Annotated[int, Interval(ge=2, le=MAX_INT32)]
-"""Number of samples for a confidence interval, which needs at least two values."""
+"""Number of samples for a standard deviation, which needs at least two values."""
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
 Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
@@ -35,7 +35,7 @@ ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
 Port = Annotated[int, Interval(ge=0, le=65_535)]
 """Number of a TCP port; 0 chooses a free one."""
 Seconds = Annotated[float, Interval(gt=0, le=1_000_000)]
-"""A time limit in seconds, at most eleven days."""
+"""A time limit in seconds, at most 11.6 days."""
 LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 """Probability that the label of a pair is wrong."""
 
@@ -44,8 +44,9 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
     """Convert plain data to the type ``hint``, and check the ranges of its numbers.
 
     Raises:
-        UserError: A value has the wrong type or is outside its range. The message names the key of
-            the value, with the prefix ``name``.
+        UserError: A key is missing, or a value has the wrong type or is outside its range; the
+            message names the key, with the prefix ``name``. Or a ``__post_init__`` failed; its
+            message is unchanged.
     """
     from pydantic import ValidationError  # slow to import
 
@@ -101,7 +102,7 @@ def shortened_repr(value: Any) -> str:
 
 
 def _check_no_boolean_is_number(hint: Any, value: Any, key: str) -> None:
-    """Raise UserError if plain data have a boolean for a number; pydantic would convert it to 1."""
+    """Raise UserError if plain data have a boolean for a number, which pydantic would convert."""
     members = [
         typing.get_args(member)[0] if typing.get_origin(member) is Annotated else member
         for member in (typing.get_args(hint) if _is_union(hint) else (hint,))
@@ -128,7 +129,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _yaml_hint(kind: str, value: Any) -> str:
-    """Return how a list, or a text such as ``no``, is written in YAML, after an error; or ""."""
+    """Return a hint on YAML for pydantic's error ``kind`` about a value; empty if there is none."""
     if kind == "list_type" and isinstance(value, str):
         return "; write a list in brackets: [A, B]"
     if kind == "string_type" and isinstance(value, bool | int | float):

@@ -64,7 +64,7 @@ def escape_invisible(text: str) -> str:
     r"""Replace control characters and similar characters by their JSON escapes.
 
     These are control characters except tabs and line ends, characters that reorder text, line
-    separators and lone surrogates. The value of JSON text does not change.
+    separators and lone surrogates. The value of a JSON text stays the same.
 
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
@@ -158,7 +158,7 @@ class SafeLogFormatter(logging.Formatter):
     """Formatter that escapes control codes and masks secrets in log messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message, and the traceback of its exception if it has one."""
+        """Return the formatted record, with control characters escaped and secrets masked."""
         return mask_secrets(escape_invisible(super().format(record)))
 
 
@@ -180,7 +180,7 @@ def _replace_secret(match: re.Match[str]) -> str:
 def _secret_keys(node: Any, key: str) -> Iterator[str]:
     """Yield the dotted keys of the secret values in ``node``, whose own dotted key is ``key``."""
     name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
-    named_secret = SECRET_KEY.fullmatch(name) is not None  # also an entry of a list with the name
+    named_secret = SECRET_KEY.fullmatch(name) is not None  # also in a list under a secret key
     if isinstance(node, str) and node:
         if named_secret or mask_secrets(node) != node:
             yield key

@@ -17,7 +17,8 @@ class CommandConfig:
 
     plugins: list[str] = field(default_factory=list)
     """Plug-ins that add algorithms, rewards and other parts (docs/extending.md): modules, or Python
-    files relative to the configuration file. They are imported first."""
+    files relative to the configuration file. They are imported before the other keys are
+    checked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,10 +46,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
 
 @torch.no_grad()
 def restore_model(model: Any, folder: Path) -> None:
-    """Load the weights that ``save_model`` wrote into a model of the same architecture, in place.
+    """Load weights, written by ``save_model``, into a model of the same architecture, in place.
 
     Raises:
-        UserError: The folder contains no model, or its weights do not fit the model.
+        UserError: The folder contains no model, or the weights of an adapter do not fit.
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
@@ -62,7 +62,7 @@ def restore_model(model: Any, folder: Path) -> None:
     parameters = dict(model.named_parameters())
     stored: RowSource = StoredWeights(folder)
     if not parameters.keys() <= stored.shapes.keys():
-        # The names in the files of some model families differ.
+        # In some model families, the names in the files differ from those of the parameters.
         wide = torch.promote_types(model.dtype, torch.float32)
         stored = LoadedWeights(type(model).from_pretrained(folder, dtype=wide))
     for name, parameter in parameters.items():

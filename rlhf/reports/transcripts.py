@@ -44,7 +44,8 @@ def samples_before_and_after_html(run: RunRecord) -> str:
         [(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds]
     )
     if not any("score" in row or "return_trained" in row for row in run.samples):
-        chosen = [("Held-out prompt", seed) for seed in seeds[:_MAX_CASES]]  # of offline training
+        # Samples of offline training have no scores.
+        chosen = [("Held-out prompt", seed) for seed in seeds[:_MAX_CASES]]
     cards = []
     for description, seed in chosen:
         replies = [
@@ -62,11 +63,12 @@ def samples_before_and_after_html(run: RunRecord) -> str:
 
 
 def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison) -> str:
-    """Return cards that show the episodes of one evaluation seed for every method, as HTML.
+    """Return a card for each selected evaluation seed, with one episode of each trained method.
 
-    The evaluation seeds are selected by the difference between the last and the first method. The
-    episodes are those of the smallest training seed that all methods have. If there is no common
-    training seed, they are those of each method's first training seed.
+    The result is HTML, and empty with fewer than two trained methods. The evaluation seeds are
+    selected by the difference between the last and the first method. The episodes are those of the
+    smallest training seed that all methods have. If there is no common training seed, they are
+    those of each method's first training seed.
     """
     columns = _episodes_by_method(runs)
     if len(columns) < 2:
@@ -156,7 +158,7 @@ def _count_common_opening_messages(columns: Sequence[TranscriptColumn]) -> int:
 
 
 def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Select seeds by their (change, seed) pairs: the largest, two typical and the smallest change.
+    """Select the seeds with the largest, the smallest and two changes of the ranking between them.
 
     All seeds are selected if there are at most `_MAX_CASES`.
 
@@ -167,7 +169,7 @@ def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str,
     if len(order) <= _MAX_CASES:
         return [(_change_text(delta), seed) for delta, seed in order]
     ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
-    labels = ["Largest gain", "Upper third", "Median", "Largest loss"]
+    labels = ["Largest gain", "67th percentile", "Median", "Largest loss"]
     if order[0][0] < 0:
         labels[0] = "Smallest loss"
     if order[-1][0] >= 0:
@@ -179,8 +181,8 @@ def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str,
 
 
 def _change_text(delta: float) -> str:
-    """Return a change of the score as text with its sign."""
-    return with_minus_signs(f"{delta:+.3f}") if delta else "no change in score"
+    """Return a change as text with its sign."""
+    return with_minus_signs(f"{delta:+.3f}") if delta else "no difference"
 
 
 def _score_or_zero(row: Mapping[str, Any]) -> float:
@@ -201,17 +203,17 @@ def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
 
 
 def sample_scores_text(row: Mapping[str, Any]) -> str:
-    """Return the scores of a sample as text, such as `score 0.4 · trained on 0.3 · proxy 1.2`.
+    """Return the scores of a sample as text, such as `score 0.4 · training reward 0.3 · proxy 1.2`.
 
     The text is empty for a reply of offline training, which has no score.
     """
     if "score" not in row and "return_trained" not in row:
         return ""
-    value, name = _sample_score(row), "score" if "score" in row else "trained on"
+    value, name = _sample_score(row), "score" if "score" in row else "training reward"
     parts = [f"{name} {number_text(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")
     if is_number(shaped) and shaped != value:
-        parts.append(f"trained on {number_text(float(shaped))}")  # type: ignore[arg-type]
+        parts.append(f"training reward {number_text(float(shaped))}")  # type: ignore[arg-type]
     rewards = row.get("rewards") or {}
     parts += [f"{name} {number_text(v)}" for name, v in rewards.items() if is_number(v)]
     return " · ".join(parts)

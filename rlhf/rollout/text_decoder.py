@@ -58,7 +58,9 @@ class IncrementalTextDecoder:
 
 
 class IncrementalReplyDecoder:
-    """Decodes an unfinished reply step by step, like `ChatFormat.decode_reply` does at its end.
+    """Decodes an unfinished reply step by step.
+
+    The text of the whole reply is that of `ChatFormat.decode_reply`.
 
     The time for a token does not depend on the number of earlier tokens.
 

@@ -70,7 +70,7 @@ def score_rollouts(
 
 
 def format_most_common_reasons(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
-    """Return the three most common reasons as text.
+    """Return the three most common reasons, and the number of other episodes, as text.
 
     An example is ``12 x number: no reference answer (seed 7)``.
 

@@ -49,7 +49,7 @@ class Listener:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is a loopback address."""
+    """Return whether a host is ``localhost`` or a loopback address; names are not resolved."""
     if host == "localhost":
         return True
     try:
@@ -93,20 +93,21 @@ def serve(
     """Serve an application until a signal (Ctrl-C, SIGTERM) ends it.
 
     After the first signal, no connection is accepted, and running requests are ended after
-    ``graceful_seconds``. A second signal ends the process.
+    ``graceful_seconds``. A second Ctrl-C ends them at once.
 
     Args:
         app: The application, usually the result of `rlhf.web.security.secured`.
         listener: The socket, which is closed at the end.
         stop_message_suffix: Text that is added to the message after a signal, such as the path of
             the results.
-        graceful_seconds: Time limit of running requests after a signal, in seconds.
-        unread_seconds: Time after which a connection is closed whose client does not read what it
-            was sent, in seconds; None without a limit.
+        graceful_seconds: Time limit of running requests after a signal, in seconds; it is rounded
+            to whole seconds, at least 1.
+        unread_seconds: If a client does not read the sent data for this number of seconds, its
+            connection is closed; None means no limit.
 
     Raises:
-        Interrupted: A signal stopped the server. Its message begins with the name of the signal;
-            `rlhf` ends with the exit code 128 plus the number of the signal.
+        Interrupted: A signal stopped the server. The message begins with ``stopped by`` and the
+            name of the signal; `rlhf` ends with the exit code 128 plus the number of the signal.
     """
     server = _new_server(app, graceful_seconds, unread_seconds)
     with StopSignalRecorder() as recorder:
