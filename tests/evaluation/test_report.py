@@ -115,7 +115,7 @@ def test_forest_places_random_and_optimal(whole: Path):
 def test_transcripts_show_best_typical_and_worst_in_order(whole: Path):
     page = text_of(write_report(whole))
     first = page[page.index("The same prompts, every trained method") :]
-    words = re.findall(r"<small>[A-Z][a-z ]+: ([+−][\d.]+) \(", first)
+    words = re.findall(r"<small>[A-Z6][a-z7 ]+: ([+−][\d.]+) \(", first)
     deltas = [float(word.replace("−", "-")) for word in words]
     assert len(deltas) == 4
     assert deltas == sorted(deltas, reverse=True)

@@ -114,7 +114,7 @@ WRONG = {
     ),
     "a language that the Hub refuses": (
         ["RUN", "out", "--language", "[english]"],
-        "language: 'english' is neither a code of ISO 639",
+        "language: 'english' is not a code of ISO 639",
     ),
     "a language that YAML reads as false": (
         ["RUN", "out", "--language", "[no]"],
