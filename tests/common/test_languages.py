@@ -29,7 +29,7 @@ def test_codes_and_tags_are_accepted(language: str):
 
 @pytest.mark.parametrize("language", REFUSED)
 def test_other_values_are_refused_in_one_line(language: str):
-    with pytest.raises(ValueError, match=r"language: .* is neither a code of ISO 639") as caught:
+    with pytest.raises(ValueError, match=r"language: .* is not a code of ISO 639") as caught:
         check_languages(["en", language], "language")
     message, hint = str(caught.value), REFUSED[language]
     assert repr(language) in message
