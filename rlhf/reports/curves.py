@@ -127,7 +127,7 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
         constant.
     """
     panels = list(_PANELS)
-    components = _component_keys_and_names(run)
+    components = _component_keys_and_names(logged_metric_names(run))
     if len(components) > 1:
         panels.append(("Reward components", "score per episode", tuple(components)))
     return _charts_and_constants(run, panels)
@@ -135,15 +135,12 @@ def learning_charts_and_constants(run: RunRecord) -> tuple[list[Chart], list[str
 
 def metric_keys_without_panel(run: RunRecord) -> list[str]:
     """Return the metrics of a run that no other chart or table of the report shows."""
+    logged = logged_metric_names(run)
     shown = {key for _, _, lines in _PANELS for key, _ in lines}
-    shown |= {key for key, _ in _component_keys_and_names(run)}
+    shown |= {key for key, _ in _component_keys_and_names(logged)}
     if is_online(run):
         shown |= {"reward/mean", "policy/kl", gold_metric_key(run)}
-    return [
-        key
-        for key in logged_metric_names(run)
-        if key not in shown and not key.startswith(_TABLE_METRICS)
-    ]
+    return [key for key in logged if key not in shown and not key.startswith(_TABLE_METRICS)]
 
 
 def metric_charts_and_constants(
@@ -169,9 +166,8 @@ def _charts_and_constants(
     return charts, constant
 
 
-def _component_keys_and_names(run: RunRecord) -> list[tuple[str, str]]:
-    """Return (metric key, component name) of up to six reward components."""
-    logged = dict.fromkeys(key for row in run.metrics for key in row)
+def _component_keys_and_names(logged: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (metric key, component name) of up to six reward components among logged metrics."""
     skipped = {"reward/mean", "reward/unscored"}
     return [
         (key, key.removeprefix("reward/"))
