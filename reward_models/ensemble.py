@@ -61,9 +61,9 @@ class ScoreCombination:
 class Ensemble(Reward):
     """Several rewards combined into one reward by a :class:`ScoreCombination`.
 
-    The components are those of the members, the combined score, and ``<name>.disagreement``. The
-    scores of the members should have the same scale, so normalize each member on samples of the
-    reference policy first.
+    The components are ``NAME.COMPONENT`` for each component of the members, the combined score
+    ``NAME``, and ``NAME.disagreement``. The scores of the members should have the same scale, so
+    normalize each member on samples of the reference policy first.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Ensemble(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.inner_rewards]
         values, disagreement = self.combine([result.values for result in results])
-        components, counts, reasons = merged_components_counts_reasons(results)
+        of_members, counts, reasons = merged_components_counts_reasons(results)
+        components = {f"{self.name}.{name}": column for name, column in of_members.items()}
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
         return Scores(values, components, counts, reasons)
 

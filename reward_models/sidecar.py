@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.common.files import read_json, write_text
+from rlhf.common.ranges import PositiveInt, convert_to_type
 from rlhf.errors import UserError
 
 FILE_NAME = "reward_model.json"
@@ -24,7 +25,7 @@ class Sidecar:
     """Hash of the chat template, its options and EOS, from `chat_template.template_hash`."""
     append_eos: bool
     """Whether every text ends with EOS."""
-    max_length: int | None
+    max_length: PositiveInt | None
     """Maximum number of tokens. Longer texts are truncated on the left. None means no limit."""
     pooling: str
     """With ``last``, the head reads the last token. With ``model``, the model's own pooling is
@@ -67,16 +68,21 @@ class Sidecar:
         """Return the sidecar of the folder ``checkpoint``, or None if there is none.
 
         Raises:
-            UserError: The file is not JSON, has missing or unknown keys, or has a value outside its
-                range.
+            UserError: The file is not a JSON object, has missing or unknown keys, or has a value of
+                another type or outside its range.
         """
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():
             return None
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not a JSON object")
         known = {f.name for f in dataclasses.fields(cls)}
         required = {"template_hash", "append_eos", "max_length", "pooling"}
         if not required <= set(content) <= known:
             odd = sorted(required - set(content)) + sorted(set(content) - known)
             raise UserError(f"{path} has missing or unknown keys: {', '.join(odd)}")
-        return cls(**content)
+        try:
+            return convert_to_type(cls, content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 import types
+from collections import deque
 from typing import Any, NoReturn
 
 from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
@@ -238,16 +239,28 @@ def _is_in_method_of_tests(name: str) -> bool:
 def _update_argument(argument: Any, content: Any) -> None:
     """Replace the content of a mutable argument by the content of the program's copy.
 
+    Args:
+        argument: A list, deque, bytearray, dict, set or array, or an instance of a subclass.
+        content: The new content, of the same class or of its base class.
+
     Raises:
-        ValueError: The types differ, or the argument is immutable.
+        ValueError: The types or the shapes of arrays differ, or the argument is immutable.
     """
-    if type(argument) is not type(content):
+    if not isinstance(argument, type(content)):
         raise ValueError("the content has another type than the argument")
-    if type(argument) in (list, bytearray):
+    if isinstance(argument, list | bytearray):
         argument[:] = content
-    elif type(argument) in (dict, set):
+    elif isinstance(argument, dict | set | deque):
         argument.clear()
-        argument.update(content)
+        if isinstance(argument, dict):
+            for key, value in content.items():
+                argument[key] = value
+        elif isinstance(argument, set):
+            argument.update(content)
+        else:
+            argument.extend(content)
+    elif type(content).__name__ == "ndarray" and argument.shape == content.shape:
+        argument[...] = content
     else:
         raise ValueError("the argument is immutable")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import sys
 import types
+from collections import deque
 from typing import Any
 
 from .channel import BINARY, KEYED, UNARY, Channel
@@ -70,7 +71,8 @@ class ProgramObjectServer:
         """
         changed = []
         for i, (before, value) in enumerate(zip(encoded_before, values_after, strict=True)):
-            if isinstance(value, list | dict | set | bytearray):
+            is_array = type(value).__name__ == "ndarray"
+            if is_array or isinstance(value, list | dict | set | bytearray | deque):
                 after = self.encode(value)
                 if after != before:
                     changed.append([i, after])

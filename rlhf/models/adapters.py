@@ -448,19 +448,22 @@ def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
     (Laguna), it renames weights and does not load them.
 
     Raises:
-        UserError: Weights of the PEFT model are missing in the folder, or the folder has LoRA
-            weights that the model does not have.
+        UserError: Weights of the PEFT model are missing in the folder or have another shape, or the
+            folder has LoRA weights that the model does not have.
     """
     stored = load_file(Path(folder) / WEIGHTS_FILE)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing = weights.keys() - stored.keys()
     unused = {name for name in stored.keys() - weights.keys() if "lora_" in name}
-    if missing or unused:
-        problem = (
-            f"the weights {min(missing)} are missing in the adapter"
-            if missing
-            else f"the adapter has weights {min(unused)}, which the model does not have"
-        )
+    problem = ""
+    if missing:
+        problem = f"the weights {min(missing)} are missing in the adapter"
+    elif unused:
+        problem = f"the adapter has weights {min(unused)}, which the model does not have"
+    elif other := [name for name in weights if weights[name].shape != stored[name].shape]:
+        shapes = [list(tensors[other[0]].shape) for tensors in (stored, weights)]
+        problem = f"the weights {other[0]} have the shape {shapes[0]} instead of {shapes[1]}"
+    if problem:
         raise UserError(f"{folder} does not fit its base model: {problem}")
     for name, weight in weights.items():
         weight.copy_(stored[name])

@@ -49,7 +49,8 @@ def restore_model(model: Any, folder: Path) -> None:
     """Load weights, written by ``save_model``, into a model of the same architecture, in place.
 
     Raises:
-        UserError: The folder contains no model, or the weights of an adapter do not fit.
+        UserError: The folder contains no model, or its weights do not fit the model: one is missing
+            or has another shape.
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
@@ -64,6 +65,6 @@ def restore_model(model: Any, folder: Path) -> None:
     if not parameters.keys() <= stored.shapes.keys():
         # In some model families, the names in the files differ from those of the parameters.
         wide = torch.promote_types(model.dtype, torch.float32)
-        stored = LoadedWeights(type(model).from_pretrained(folder, dtype=wide))
+        stored = LoadedWeights(folder, type(model), wide)
     for name, parameter in parameters.items():
         copy_rows(parameter, stored, name)

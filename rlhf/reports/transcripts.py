@@ -41,7 +41,7 @@ def samples_before_and_after_html(run: RunRecord) -> str:
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
     chosen = _select_seeds_by_change(
-        [(_score_or_zero(late[s]) - _score_or_zero(early[s]), s) for s in seeds]
+        [(_change(_sample_score(early[s]), _sample_score(late[s])), s) for s in seeds]
     )
     if not any("score" in row or "return_trained" in row for row in run.samples):
         # Samples of offline training have no scores.
@@ -77,7 +77,7 @@ def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison)
     shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
     metric = comparison.metric
     chosen = _select_seeds_by_change(
-        [(_metric_or_zero(last[s], metric) - _metric_or_zero(first[s], metric), s) for s in shared]
+        [(_change(_metric(first[s], metric), _metric(last[s], metric)), s) for s in shared]
     )
     methods = capitalize_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
@@ -85,7 +85,7 @@ def methods_side_by_side_html(runs: Sequence[RunRecord], comparison: Comparison)
         replies = [
             TranscriptColumn(
                 name,
-                f"{metric} {number_text(_metric_or_zero(rows[seed], metric))}",
+                _score_text(metric, _metric(rows[seed], metric)),
                 rows[seed]["messages"],
             )
             for name, rows in columns.items()
@@ -157,17 +157,21 @@ def _count_common_opening_messages(columns: Sequence[TranscriptColumn]) -> int:
     return shortest
 
 
-def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
+def _select_seeds_by_change(changes: list[tuple[float | None, int]]) -> list[tuple[str, int]]:
     """Select the seeds with the largest, the smallest and two changes of the ranking between them.
 
-    All seeds are selected if there are at most `_MAX_CASES`.
+    If at most `_MAX_CASES` seeds have a change that is not None, they are all selected, and the
+    others are added at the end until the number of cards is `_MAX_CASES`.
 
     Returns:
         (description of the change, seed) pairs.
     """
-    order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
+    known = [(delta, seed) for delta, seed in changes if delta is not None]
+    order = sorted(known, key=lambda pair: (-pair[0], pair[1]))
     if len(order) <= _MAX_CASES:
-        return [(_change_text(delta), seed) for delta, seed in order]
+        selected = [(_change_text(delta), seed) for delta, seed in order]
+        unknown = [("not scored", seed) for delta, seed in changes if delta is None]
+        return [*selected, *unknown][:_MAX_CASES]
     ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
     labels = ["Largest gain", "67th percentile", "Median", "Largest loss"]
     if order[0][0] < 0:
@@ -185,10 +189,9 @@ def _change_text(delta: float) -> str:
     return with_minus_signs(f"{delta:+.3f}") if delta else "no difference"
 
 
-def _score_or_zero(row: Mapping[str, Any]) -> float:
-    """Return the score of a sample as a number; 0 if it has none."""
-    value = _sample_score(row)
-    return float(value) if is_number(value) else 0.0
+def _change(before: Any, after: Any) -> float | None:
+    """Return the change of a score; None if one of the two is not a number."""
+    return float(after) - float(before) if is_number(before) and is_number(after) else None
 
 
 def _sample_score(row: Mapping[str, Any]) -> Any:
@@ -196,10 +199,14 @@ def _sample_score(row: Mapping[str, Any]) -> Any:
     return row.get("score", row.get("return_trained"))
 
 
-def _metric_or_zero(row: Mapping[str, Any], metric: str) -> float:
-    """Return the metric of an episode as a number; 0 if it has none."""
-    value = (row.get("components") or {}).get(metric, row.get(metric))
-    return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
+def _metric(row: Mapping[str, Any], metric: str) -> Any:
+    """Return the metric of an episode as it is recorded; None if it has none."""
+    return (row.get("components") or {}).get(metric, row.get(metric))
+
+
+def _score_text(name: str, value: Any) -> str:
+    """Return a score as text with its name; "not scored" if it is not a number."""
+    return f"{name} {number_text(float(value))}" if is_number(value) else "not scored"
 
 
 def sample_scores_text(row: Mapping[str, Any]) -> str:
@@ -210,7 +217,7 @@ def sample_scores_text(row: Mapping[str, Any]) -> str:
     if "score" not in row and "return_trained" not in row:
         return ""
     value, name = _sample_score(row), "score" if "score" in row else "training reward"
-    parts = [f"{name} {number_text(float(value))}" if is_number(value) else "not scored"]
+    parts = [_score_text(name, value)]
     shaped = row.get("return_trained")
     if is_number(shaped) and shaped != value:
         parts.append(f"training reward {number_text(float(shaped))}")  # type: ignore[arg-type]

@@ -46,8 +46,9 @@ class CompletionRoutes:
         """Complete texts."""
         body, model = read_body(CompletionBody, await request.body()), self.model
         self._check_server_limits_and_options(body, len(body.prompt))
+        min_new_tokens = min(1, body.max_tokens)  # 0 with `echo`: only the prompt is returned
         prompts = await self._call_in_encoding_thread(
-            lambda: [model.encode_prompt(p) for p in body.prompt]
+            lambda: [model.encode_prompt(p, min_new_tokens=min_new_tokens) for p in body.prompt]
         )
         max_new_tokens = model.checked_max_new_tokens(prompts, body.max_tokens)
         echoed_prompts: list[Piece] = []

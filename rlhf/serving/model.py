@@ -70,8 +70,12 @@ class ServedModel:
         if name != self.name:
             raise unknown_model_error(name, [self.name], place="the routes for completions")
 
-    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode_prompt(self, prompt: str | Sequence[int], *, min_new_tokens: int = 1) -> list[int]:
         """Return the token ids of the prompt of a text completion.
+
+        Args:
+            prompt: Text or token ids.
+            min_new_tokens: Number of tokens for which the prompt must leave room.
 
         Raises:
             ApiError: The prompt is empty or too long, or an id is not in the vocabulary.
@@ -86,7 +90,7 @@ class ServedModel:
                 )
         if not ids:
             raise ApiError(400, "prompt: the text has no tokens", param="prompt")
-        self.check_length(ids, param="prompt")
+        self.check_length(ids, param="prompt", min_new_tokens=min_new_tokens)
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
@@ -110,9 +114,9 @@ class ServedModel:
         self.check_length(ids, param="messages")
         return ids
 
-    def check_length(self, ids: Sequence[int], *, param: str) -> None:
-        """Raise ApiError if a prompt leaves no room for a token."""
-        if len(ids) >= self.max_tokens:
+    def check_length(self, ids: Sequence[int], *, param: str, min_new_tokens: int = 1) -> None:
+        """Raise ApiError if a prompt leaves no room for ``min_new_tokens`` tokens."""
+        if len(ids) + min_new_tokens > self.max_tokens:
             raise ApiError(
                 400,
                 f"{param}: {len(ids)} tokens, but a prompt with its completion is limited to "

@@ -7,6 +7,7 @@ import ipaddress
 import signal
 import socket
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -93,7 +94,7 @@ def serve(
     """Serve an application until a signal (Ctrl-C, SIGTERM) ends it.
 
     After the first signal, no connection is accepted, and running requests are ended after
-    ``graceful_seconds``. A second Ctrl-C ends them at once.
+    ``graceful_seconds``. A second signal ends them at once.
 
     Args:
         app: The application, usually the result of `rlhf.web.security.secured`.
@@ -166,6 +167,20 @@ def _protocol_with_unread_time_limit(unread_seconds: float) -> type[asyncio.Prot
     return LimitedProtocol
 
 
+class _Server(uvicorn.Server):
+    """A server that does not wait for running requests after a second signal of any kind.
+
+    By default, uvicorn does so only after a second SIGINT, and raises each signal again after the
+    shutdown, so that the second one would end the process without a message.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            super().handle_exit(sig, frame)
+
+
 def _new_server(
     app: ASGIApp, graceful_seconds: float, unread_seconds: float | None
 ) -> uvicorn.Server:
@@ -181,4 +196,4 @@ def _new_server(
         http="auto" if unread_seconds is None else _protocol_with_unread_time_limit(unread_seconds),
         timeout_graceful_shutdown=max(1, round(graceful_seconds)),
     )
-    return uvicorn.Server(config)
+    return _Server(config)

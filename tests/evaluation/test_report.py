@@ -209,6 +209,22 @@ def test_long_transcript_folds(tmp_path: Path):
     assert "not scored" in page
 
 
+def test_a_sample_without_a_score_has_no_change(tmp_path: Path):
+    """A missing score is not 0: the change from "not scored" to 2 is unknown."""
+    run = tmp_path / "ppo"
+    scores = {("before", 3): None, ("after", 3): 2.0, ("before", 4): 1.0, ("after", 4): 1.5}
+    rows = [
+        {"step": 1, "split": split, "seed": seed, "messages": fake.conversation(0, "x"), "score": s}
+        for (split, seed), s in scores.items()
+    ]
+    fake.write_rows(run / "samples.jsonl", rows)
+    fake.write_rows(run / "metrics.jsonl", [{"step": 1, "reward/mean": 2.0}])
+    page = text_of(write_report(run))
+    assert "+0.500 · seed 4" in page
+    assert "not scored · seed 3" in page
+    assert "+2.000" not in page
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

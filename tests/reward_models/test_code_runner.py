@@ -348,3 +348,39 @@ def test_tests_that_no_program_can_fail_give_no_score(helpers, tests, right, wro
     scores = reward.score(talks)
     assert scores.values == [right, wrong]
     assert bool(scores.counts) == (right is None)
+
+
+@needs_confinement
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (
+            "def f(c): c['a'] += 2",
+            "from collections import Counter\nc = Counter('a')\nf(c)\n"
+            "assert type(c) is Counter and c == Counter('aaa')",
+        ),
+        (
+            "def f(d):\n    d['b'] = d.pop('a')",
+            "from collections import OrderedDict\nd = OrderedDict(a=1, c=2)\nf(d)\n"
+            "assert list(d.items()) == [('c', 2), ('b', 1)]",
+        ),
+        (
+            "def f(d): d['a'].append(1)",
+            "from collections import defaultdict\nd = defaultdict(list, a=[])\nf(d)\n"
+            "assert d['a'] == [1] and d['new'] == []",
+        ),
+        (
+            "def f(d): d.append(3)",
+            "from collections import deque\nd = deque([1, 2], maxlen=2)\nf(d)\n"
+            "assert d == deque([2, 3]) and d.maxlen == 2",
+        ),
+        (
+            "def f(a): a[1] = 7",
+            "import numpy as np\na = np.zeros(3)\nf(a)\nassert a.tolist() == [0, 7, 0]",
+        ),
+    ],
+)
+def test_changes_of_mutable_arguments_reach_the_tests(runner, program, tests):
+    """The program receives a copy, and the tests see its changes in their own object."""
+    assert runner.run(program, tests).status == "passed"
+    assert runner.run("def f(x): pass", tests).status == "failed"

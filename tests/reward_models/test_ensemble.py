@@ -38,7 +38,7 @@ def test_combinations_by_hand(how, x, helpers):
     assert scores.values == pytest.approx([x, 0.0, None])
     disagreement = scores.components["ensemble.disagreement"]
     assert disagreement == pytest.approx([(26 / 3) ** 0.5, 0.0, None])
-    assert scores.components["b"] == [3.0, 0.0, None]
+    assert scores.components["ensemble.b"] == [3.0, 0.0, None]
     assert scores.counts == {"b: unknown": 1}
 
 
@@ -61,7 +61,22 @@ def test_checkpoints_as_an_ensemble(helpers, tmp_path):
     assert scores.components["ensemble.disagreement"] == pytest.approx(
         alone.std(0).tolist(), abs=1e-5
     )
-    assert set(scores.components) >= {"member0", "member1", "member2"}
+    members = [scores.components[f"ensemble.member{i}"] for i in range(3)]
+    assert np.array(members) == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_members_of_two_ensembles_stay_apart(helpers, tmp_path):
+    """Both ensembles have a ``member0``; its scores are those of its checkpoint."""
+    paths = [str(helpers["decoder"](tmp_path / str(seed), seed=seed)) for seed in range(4)]
+    talks = [helpers["talk"]("q", reply) for reply in ("the fox", "yes 1 2")]
+    alone = [LearnedReward.load(path)(talks) for path in paths]
+    spec = [
+        {"kind": "ensemble", "name": "first", "paths": paths[:2]},
+        {"kind": "ensemble", "name": "second", "paths": paths[2:]},
+    ]
+    components = build(spec).score(talks).components
+    assert components["first.member0"] == pytest.approx(alone[0], abs=1e-5)
+    assert components["second.member0"] == pytest.approx(alone[2], abs=1e-5)
 
 
 def test_heads_of_one_backbone_as_an_ensemble(helpers, tmp_path):

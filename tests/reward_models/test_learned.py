@@ -213,6 +213,9 @@ def test_pad_equal_eos_without_sidecar_needs_a_decision(helpers, tmp_path):
         ({"max_length": 5000}, {}, "exceeds the model's 256 positions"),
         ({"temprature": 1.0}, {}, "temprature"),
         ({"std": 0.0, "mean": 0.0}, {}, "std must be > 0"),
+        ({"temperature": "high"}, {}, r"reward_model\.json: temperature must be .*, got 'high'"),
+        ({"append_eos": "maybe"}, {}, r"reward_model\.json: append_eos must be"),
+        ({"max_length": -3}, {}, r"reward_model\.json: max_length must be .*, got -3"),
     ],
 )
 def test_mismatches_with_the_sidecar_are_refused(helpers, tmp_path, changes, arguments, message):

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import torch
 
@@ -185,6 +186,16 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_a_forward_pass(make_model
     assert nothing.choices[0].finish_reason == "length"
     assert nothing.usage.completion_tokens == 0
     assert nothing.choices[0].logprobs.top_logprobs is None
+
+
+def test_an_echo_without_new_tokens_may_fill_the_context(tiny):
+    """With ``max_tokens`` 0, the prompt needs no room for a completion."""
+    full = [5] * tiny.server.completions.model.max_tokens
+    choice = complete(tiny, prompt=full, echo=True, logprobs=1, max_tokens=0).choices[0]
+    assert len(choice.logprobs.token_logprobs) == len(full)
+    for prompt, max_tokens in ((full, 1), ([*full, 5], 0)):
+        with pytest.raises(openai.BadRequestError, match="limited to"):
+            complete(tiny, prompt=prompt, echo=True, max_tokens=max_tokens)
 
 
 def test_a_greedy_token_has_exactly_the_largest_log_probability(tiny):

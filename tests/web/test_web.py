@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,39 @@ def test_a_signal_lets_requests_finish_and_ends_with_its_code(number: signal.Sig
     assert errors == f"rlhf: stopped by {number.name}; all is saved\n"
     with pytest.raises(OSError):
         socket.create_connection((host, int(port)), timeout=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_running_requests(number: signal.Signals):
+    """The request would run for an hour, and the time limit after one signal is as long."""
+    program = SLOW.replace("sleep(1)", "sleep(3600)").replace(
+        'suffix="all is saved"', 'suffix="all is saved", graceful_seconds=3600'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        while is_listening(host, int(port)):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.endswith(f"rlhf: stopped by {number.name}; all is saved\n")
+
+
+def is_listening(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True

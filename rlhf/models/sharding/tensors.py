@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from rlhf.errors import UserError
 
 
 class RowSource(Protocol):
     """Named tensors of which single rows can be read."""
+
+    folder: str | Path
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each tensor that the files in the folder contain."""
 
     def whole_tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
@@ -37,6 +43,7 @@ class StoredWeights:
     """
 
     def __init__(self, folder: str | Path, pattern: str = "model*.safetensors") -> None:
+        self.folder = folder
         self._paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(Path(folder).glob(pattern)):
@@ -57,10 +64,21 @@ class StoredWeights:
 
 
 class LoadedWeights:
-    """The parameters of a loaded model."""
+    """The parameters of a model of Transformers, loaded from a folder.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters = dict(model.named_parameters())
+    Args:
+        folder: The folder.
+        model_class: Class of the model.
+        dtype: Dtype of the loaded parameters.
+    """
+
+    def __init__(self, folder: str | Path, model_class: Any, dtype: torch.dtype) -> None:
+        model, info = model_class.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        self.folder = folder
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        # Transformers initializes missing parameters randomly.
+        stored = self._parameters.keys() - set(info["missing_keys"])
+        self.shapes = {name: tuple(self._parameters[name].shape) for name in stored}
 
     def whole_tensor(self, name: str) -> Tensor:
         """Return a parameter."""
@@ -116,7 +134,17 @@ def copy_rows(target: Tensor, source: RowSource, name: str) -> None:
     """Copy the rows of this process from the tensor ``name`` of a source to ``target``.
 
     If ``target`` is not sharded, all rows are copied.
+
+    Raises:
+        UserError: The source has no such tensor, or it has another shape than ``target``.
     """
+    shape, needed = source.shapes.get(name), tuple(target.shape)
+    if shape != needed:
+        problem = "is missing" if shape is None else f"has the shape {list(shape)}"
+        raise UserError(
+            f"{source.folder} does not fit the model: the weight {name} {problem}, and the model "
+            f"needs the shape {list(needed)}"
+        )
     if not isinstance(target, DTensor):
         target.copy_(source.whole_tensor(name))
         return
