@@ -19,7 +19,6 @@ from rlhf.models.sharding.processes import this_process_writes
 from rlhf.models.sharding.saving import write_model
 from rlhf.models.sharding.tensors import (
     LoadedWeights,
-    RowSource,
     StoredWeights,
     copy_rows,
 )
@@ -61,7 +60,7 @@ def restore_model(model: Any, folder: Path) -> None:
         load_adapter_weights(model, folder)
         return
     parameters = dict(model.named_parameters())
-    stored: RowSource = StoredWeights(folder)
+    stored: StoredWeights | LoadedWeights = StoredWeights(folder)
     if not parameters.keys() <= stored.shapes.keys():
         # In some model families, the names in the files differ from those of the parameters.
         wide = torch.promote_types(model.dtype, torch.float32)

@@ -21,10 +21,6 @@ from rlhf.errors import UserError
 class RowSource(Protocol):
     """Named tensors of which single rows can be read."""
 
-    folder: str | Path
-    shapes: dict[str, tuple[int, ...]]
-    """Shape of each tensor that the files in the folder contain."""
-
     def whole_tensor(self, name: str) -> Tensor:
         """Return a whole tensor."""
         ...
@@ -130,7 +126,7 @@ def row_range(num_rows: int, *, rank: int, world_size: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def copy_rows(target: Tensor, source: RowSource, name: str) -> None:
+def copy_rows(target: Tensor, source: StoredWeights | LoadedWeights, name: str) -> None:
     """Copy the rows of this process from the tensor ``name`` of a source to ``target``.
 
     If ``target`` is not sharded, all rows are copied.
