@@ -88,8 +88,8 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
     """Call a loading function of Transformers with ``path`` and return its result.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, or it is not valid: the loader raised OSError or
-            ValueError.
+        FileNotFoundError: There is no checkpoint, ``path`` is the folder of a run instead of its
+            folder ``final``, or the loader raised OSError or ValueError.
     """
     missing = (
         f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
@@ -195,6 +195,7 @@ def checked_or_inferred_sidecar(
         append_eos: Whether texts should end with EOS; None if there is no request.
 
     Raises:
+        FileNotFoundError: The Hugging Face Hub is not available; see `find_sidecar`.
         UserError: The sidecar contradicts the model, the tokenizer or a requested setting, or it
             cannot be inferred.
     """

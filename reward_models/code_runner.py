@@ -222,7 +222,7 @@ class _SandboxProcess:
 
     @property
     def restriction_report(self) -> bytes:
-        """First line of the output: restriction -> error, for those not applied, as JSON."""
+        """First line of the output: JSON object of restrictions that failed -> error."""
         return self.output.partition(b"\n")[0]
 
     def output_after_report(self) -> bytes:
@@ -230,7 +230,7 @@ class _SandboxProcess:
         return self.output.partition(b"\n")[2]
 
     def append_output_unless_ended(self) -> bool:
-        """Append available output to ``output``; return False at the end of the stream."""
+        """Wait for output and append up to 64 KiB of it; return False at the end of the stream."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
         return bool(chunk)

@@ -64,6 +64,9 @@ class RatingJudge(Reward):
         low: Lowest rating.
         high: Highest rating.
         name: Name of the component.
+
+    Raises:
+        UserError: ``low`` is not below ``high``, or the template lacks ``{conversation}``.
     """
 
     independent = waits = True
@@ -119,9 +122,10 @@ class PairJudge:
     """Estimate P(first reply is better) from two comparisons by a judge, one for each order.
 
     If the winner depends on the order of the replies, the estimate is 0.5, and the pair is counted
-    as ``swapped``. GPT-4 was consistent in only 65% of the pairs of Zheng et al. (2306.05685). This
-    class is not a :class:`Reward`, because it scores pairs. Use it to label preference data or to
-    evaluate a policy.
+    as ``swapped`` in ``counts``; the other keys are ``agreed`` and ``no verdict``. GPT-4 was
+    consistent in only 65% of the pairs of Zheng et al. (2306.05685). This class is not a
+    :class:`Reward`, because it scores pairs. Use it to label preference data or to evaluate a
+    policy.
 
     Args:
         generate: Function that returns the judge's answers.

@@ -57,8 +57,9 @@ class LearnedReward(Reward):
     """Reward that is the score of a checkpoint; :meth:`load` loads and checks the checkpoint.
 
     If the head has one output, the score is its logit. With ``label``, the score is the log-odds of
-    this class of a classifier. With ``attributes``, it is the weighted sum of several regression
-    outputs, and each output is also a component; ``"all"`` gives every output the weight 1.
+    this class of a classifier, or this output of a regression head. With ``attributes``, it is the
+    weighted sum of several regression outputs, and each of these outputs is also a component;
+    ``"all"`` gives every output the weight 1.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class LearnedReward(Reward):
                 of positions.
             append_eos: Whether texts end with EOS; by default the value in the sidecar. Without a
                 sidecar, TRL's rule is assumed.
-            label: Class of a classifier whose log-odds are the score.
+            label: Class of a classifier whose log-odds are the score, or output of a regression
+                head.
             attributes: Output of a regression head -> weight; "all" gives every output weight 1.
             scope: "reply" to score the last message without its prompt, "conversation" to score the
                 whole conversation; by default the value in the sidecar.

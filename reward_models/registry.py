@@ -238,7 +238,7 @@ def _single_score(values: Any) -> Any:
     """Return the score that a function returned for a list of one conversation.
 
     Raises:
-        ValueError: It did not return a list of one score.
+        ValueError: The function did not return a list of one score.
     """
     if not isinstance(values, list) or len(values) != 1:
         size = f"{len(values)} scores" if isinstance(values, list) else type(values).__name__

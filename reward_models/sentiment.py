@@ -70,7 +70,10 @@ def sentiment_score(text: str, valences: dict[str, float]) -> float:
 
 @cache
 def read_lexicon(path: str | None = None) -> dict[str, float]:
-    """Return word -> valence, from ``path`` or from the lexicon of this package."""
+    """Return word -> valence, from ``path`` or from the lexicon of this package.
+
+    The result is cached and must not be changed. :func:`lexicon` describes the errors.
+    """
     source = Path(path) if path else files("rlhf.reward_models") / "lexicon.txt"
     if not source.is_file():
         raise FileNotFoundError(f"no lexicon at {path}")

@@ -94,11 +94,17 @@ def check_reference_has_value(node: Node) -> None:
         if part.kind == "relation" and not _has_symbols(part):
             raise NotUnderstood("a relation without a variable")
     if not same_answer(node, node):
-        raise NotUnderstood("sympy does not prove that it equals itself")
+        raise NotUnderstood("sympy does not prove that the answer equals itself")
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
-    """Return an answer without its unit, and the unit; the unit is empty if there is none."""
+    """Return an answer without its unit, and the unit; the unit is empty if there is none.
+
+    A percentage remains a part of the answer.
+
+    Raises:
+        NotUnderstood: The answer has two units.
+    """
     unit = ""
     while node.kind == "unit":
         if node.data == units.PERCENT:
@@ -330,7 +336,7 @@ def _reduce_equations(node: Node) -> Node:
 
 
 def _is_expression(node: Node) -> bool:
-    """Return whether the node is an expression with a value, and not a collection or a text."""
+    """Return whether the node is not a collection or a text, and has no unit."""
     others = ("brackets", "set", "list", "matrix", "text", "unit", *_SET_OPERATIONS)
     return node.kind not in others and node != _EMPTY_SET
 
@@ -503,7 +509,13 @@ def _as_set(node: Node) -> Any:
 
 
 def _as_interval(node: Node) -> Any:
-    """Return the sympy interval of two items in brackets; None if an end is not a real number."""
+    """Return the sympy interval of two items in brackets.
+
+    The result is None if an end has a variable, or if the first item is not a real number.
+
+    Raises:
+        NotUnderstood: The first item is larger than the second one.
+    """
     low, high = (to_sympy(child) for child in node.args)
     if low.free_symbols or high.free_symbols or not low.is_extended_real:
         return None
@@ -664,7 +676,9 @@ def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
     """
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
-            raise NotUnderstood("a factorial of a number that is negative, not whole or too large")
+            raise NotUnderstood(
+                "a factorial or binomial of a number that is negative, not whole or too large"
+            )
     return function(*numbers)
 
 

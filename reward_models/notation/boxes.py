@@ -55,7 +55,8 @@ def rest_of_formula_after_box(before: str, after: str) -> str:
     """Return the symbols after a box up to the end of its formula; "" if there are none.
 
     Without dollar signs or other delimiters around the box, the formula ends at the first word,
-    bracketed remark, punctuation mark or line break.
+    bracketed remark, punctuation mark or line break. If the symbols are a unit, they are returned
+    in ``\\text{...}``.
 
     Args:
         before: Text before the box.

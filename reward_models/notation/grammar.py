@@ -89,7 +89,7 @@ def parse_answer(text: str, *, in_math_mode: bool = True) -> Node:
 def _words_if_text_answer(tokens: list[Token]) -> tuple[str, ...] | None:
     """Return the words of an answer such as ``\\text{even}`` or ``\\text{(B)}`` in lower case.
 
-    Return None if the answer does not consist of words.
+    The word "and" is omitted. The result is None if the answer does not consist of words.
     """
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:

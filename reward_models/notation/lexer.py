@@ -39,7 +39,7 @@ class Token:
     end: int
     """Index after the last character in the text."""
     spaced: bool = False
-    """Whether white space precedes the token."""
+    """Whether white space or an ignored command such as ``\\left`` precedes the token."""
     math: bool = False
     """Whether the token is in math mode, which excludes the content of ``\\text{...}``."""
     prose: bool = False

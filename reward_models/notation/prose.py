@@ -212,7 +212,8 @@ def answer_segment(reply: str) -> AnswerSegment:
     """Return the part of a reply that contains the answer.
 
     Raises:
-        NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
+        NotUnderstood: A tag or a box is not closed, the text around a box contradicts it, or
+            `without_markdown` rejects the text.
     """
     text, before, after, is_boxed = marked_answer(reply)
     is_formula = False
@@ -394,7 +395,7 @@ def _can_be_answer(run: list[Token], numbers_only: bool) -> bool:
 
 
 def _trimmed_run_indices(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last index of a run, without delimiters and commas at its ends."""
+    """Return the indices of the ends of a run without delimiters, separators and open brackets."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")

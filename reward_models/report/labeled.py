@@ -221,7 +221,8 @@ def class_logprobs_from_words(
     """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
 
     Returns:
-        Log-probabilities of the classes for each test text, [N, C].
+        Log-probabilities of the classes for each test text, [N, C]; -inf for classes that do not
+        occur in ``labels``.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -48,7 +48,7 @@ def evaluate_reward_model(
     invariance_size: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the report on ``reward`` as plain numbers for JSON; unknown numbers are None.
+    """Return the report on ``reward`` as plain values for JSON; unknown numbers are None.
 
     In the accuracy, a tie counts 1/2. Pairs that could not be scored are counted and omitted.
 
@@ -102,7 +102,8 @@ class ScoredPairs:
     """The P pairs that a reward could score, with their scores and prompts.
 
     ``chosen`` and ``rejected`` are the scores, and ``margins`` are chosen - rejected, each an array
-    [P]. ``groups`` are the keys of the pairs' prompts, [P].
+    [P]. ``groups`` are the keys of the pairs' prompts, [P]. ``mean`` and ``std`` are those of all
+    scores. ``data`` has the numbers of unscored pairs and ties, and the counts of the reward.
 
     Raises:
         UserError: No pair could be scored.
@@ -150,8 +151,8 @@ def score_statistics_on_samples(
 
     ``mean`` and ``std`` are the mean and the standard deviation of all scores; the sidecar of a
     checkpoint stores them. ``within_prompt_std`` is the standard deviation of the scores of one
-    prompt, averaged over prompts. ``replies``, ``prompts`` and ``unscored`` are the numbers of
-    replies, prompts and replies without a score.
+    prompt, averaged over prompts. All three are nan if no reply has a score. ``replies``,
+    ``prompts`` and ``unscored`` are the numbers of replies, prompts and replies without a score.
 
     Args:
         reward: The reward.
@@ -176,7 +177,8 @@ def _accuracy_and_gain_by_baseline(
 ) -> dict[str, dict[str, Any]]:
     """Return name -> accuracy of the baseline, and the reward's paired gain over it.
 
-    The accuracy and the gain are computed on the pairs that the baseline could score.
+    The accuracy and the gain are computed on the pairs that the baseline could score. A baseline
+    that could score no pair is omitted.
     """
     length = baselines.length_differences(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}

@@ -78,6 +78,7 @@ class ProgramProxy:
             The result of the operation.
 
         Raises:
+            TypeError: An argument cannot be passed to the program.
             RuntimeError: The operation raised StopIteration outside of an iteration, or IndexError
                 in a method ``__getitem__`` of the tests.
             BaseException: Any other exception that the operation raised.
@@ -132,7 +133,10 @@ class ProgramProxy:
             _end_as_failed("the program sent a malformed message")
 
     def _run_callback(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call a function of the tests that the program requests; return the response."""
+        """Call a function of the tests that the program requests; return the response.
+
+        An exception of the function is sent as its most derived builtin base class and its text.
+        """
         try:
             function = self.callbacks[request["callback"]]
             args = [self._decode(item) for item in request["arguments"]]
@@ -175,7 +179,13 @@ class ProgramProxy:
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
-        """Return the reference of a value that is not plain; see `encode`."""
+        """Return the reference of a value that is not plain; see `encode`.
+
+        A function of the tests, or another callable object, is added to ``callbacks``.
+
+        Raises:
+            TypeError: The value cannot be passed to the program.
+        """
         if isinstance(value, RemoteObject):
             return {"object": _handle_of(value)}
         if isinstance(value, type) and issubclass(value, BaseException):
@@ -190,7 +200,10 @@ class ProgramProxy:
         return {"callback": len(self.callbacks) - 1}
 
     def _value_of_reference(self, kind: str, content: Any) -> Any:
-        """Return the value of a reference; see `decode`."""
+        """Return the value of a reference; see `decode`.
+
+        An object of the program is represented by one `RemoteObject` or class at all times.
+        """
         if kind == "object":
             return self.remotes.setdefault(int(content), RemoteObject(self, int(content)))
         if kind == "callback":
@@ -262,9 +275,10 @@ def _end_as_failed(reason: str, status: int = 1) -> NoReturn:
 class RemoteObject:
     """An object of the program that is not plain data.
 
-    A remote object never equals plain data. To compare them, the program would have to receive the
-    expected value, and it could claim that its object is equal. Two objects of the program are
-    compared in the program's process.
+    Its attributes, calls and operators are performed in the program's process. The exceptions are
+    binary operators whose other operand is plain data: ``==`` is False, and ``<`` raises TypeError.
+    To compare them, the program would have to receive the expected value, and it could claim that
+    its object is equal.
     """
 
     __slots__ = ("_handle", "_program")
@@ -341,10 +355,9 @@ class BuiltinsOfTests(dict[str, Any]):
 def builtin_redefined_by_program(tests: ast.Module) -> str | None:
     """Return the name of the builtin that the program must have redefined; None if there is none.
 
-    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If a builtin is
-    the only undefined name of the tests besides exceptions and modules, and is not in
-    `_NOT_REDEFINED`, it must be a function of the program. Otherwise, the tests would not test the
-    program.
+    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If a builtin is the only undefined name
+    of the tests besides exceptions and modules, and is not in `_NOT_REDEFINED`, it must be a
+    function of the program. Otherwise, the tests would not test the program.
     """
     names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -385,7 +398,7 @@ class _ProgramGlobals(types.SimpleNamespace):
 
 
 def main() -> None:
-    """Run the tests of the task; the exit status is 0 if they end without an exception."""
+    """Run the tests of the task and end the process; the exit status is 0 if the tests pass."""
     status = 1
     try:
         task = read_task_and_confine()
