@@ -16,7 +16,7 @@ class Partner(Protocol):
     """Source of the messages to which a model replies."""
 
     env: gym.Env
-    """Environment. If it has a system message, the conversation begins with it."""
+    """Environment. Its system message, if it has one, begins the conversation."""
 
     def start(self, seed: int) -> tuple[str, dict[str, Any]]:
         """Start a conversation; return the first message, and the info of the start state."""
@@ -64,7 +64,7 @@ class EnvironmentPartner:
     Args:
         collector: Collector of the model, which makes the environment and converts replies to
             actions.
-        timeout: Time limit of a call of the environment, in seconds.
+        timeout: Time limit of a call of the environment, in seconds; None means no limit.
     """
 
     def __init__(self, collector: Collector, timeout: float | None) -> None:

@@ -155,7 +155,8 @@ class ChatSession:
     def generate(self, *, interleaved: bool = False) -> Generator[tuple[int, str], None, None]:
         """Sample the replies of all models that can reply.
 
-        If the generator is closed or fails, the replies of this turn are taken back.
+        If the generator is closed or fails before all replies are complete, the replies of this
+        turn are taken back.
 
         Args:
             interleaved: Whether the models take turns after each token. By default, each model

@@ -187,6 +187,9 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[tuple[Choice, Piece], None]:
         """Yield new pieces of the choices until all have ended.
 
+        The time limit is counted from the start of the iteration. At the end of the iteration,
+        unfinished completions are canceled.
+
         Raises:
             ApiError: The time limit is exceeded.
             EngineFailed: The engine failed.

@@ -90,7 +90,7 @@ class ServedModel:
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text, with BOS if the tokenizer adds it, but without an EOS."""
+        """Return the token ids of a text, with BOS but without EOS if the tokenizer adds them."""
         ids = self.tokenizer(text)["input_ids"]
         end = [self.tokenizer.eos_token_id]
         if ids[-1:] == end and self.chat_format.encode(text)[-1:] != end:

@@ -43,7 +43,7 @@ class ScoreRoute:
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
     async def score(self, request: Request) -> Response:
-        """Score conversations."""
+        """Score the conversations of a request to ``/v1/score``."""
         body, limits = read_body(ScoreBody, await request.body()), self.limits
         if body.model != self.name:
             raise unknown_model_error(body.model, [self.name], place="/v1/score")

@@ -62,7 +62,7 @@ class TokenNames:
         self._byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the bytes of a token, which may be an incomplete character."""
+        """Return the bytes of a token, which may be an incomplete character; b"" if unknown."""
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)

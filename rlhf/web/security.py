@@ -65,7 +65,10 @@ def secured(
     headers: Mapping[str, str] = PAGE_HEADERS,
     refusal: BuildRefusal = plain_refusal,
 ) -> ASGIApp:
-    """Return an application that refuses requests from other sites before ``app`` is called.
+    """Return an application that checks each request before ``app`` is called.
+
+    Requests from other sites, requests without the token, and requests whose body is too large or
+    takes too long are refused.
 
     Args:
         app: The application.
