@@ -155,9 +155,9 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
     Other columns of the dataset, such as ``answer``, become keys of the last user message of the
-    prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
-    messages. TRL names the metrics after the function's ``__name__``, and ignores completions whose
-    reward is None.
+    prompt, like the ``reward_columns`` of a configuration. Rules read the keys of messages. TRL
+    names the metrics after the function's ``__name__``, and ignores completions whose reward is
+    None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:

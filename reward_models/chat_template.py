@@ -1,7 +1,7 @@
 """Render conversations with a chat template, and encode them for training and for scoring.
 
 This is the only module that calls ``apply_chat_template``. A reward model must score text in the
-form on which it was trained, so its training and scoring use :func:`ids_and_is_truncated`.
+form on which it was trained, so training and scoring render texts with the same functions.
 
 A model's template can have options: template variables such as ``enable_thinking``, and whether the
 system message is folded into the first user turn. The options are stored in the tokenizer's

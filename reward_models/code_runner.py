@@ -160,7 +160,11 @@ class CodeRunner:
     def _final_status(
         self, program: _SandboxProcess, checker: _SandboxProcess, deadline: float
     ) -> str:
-        """Return the status of the run; called when the checker has closed its output."""
+        """Return the status of the run; called when the checker has closed its output.
+
+        This method waits until ``deadline`` at most. If the program ended before its tests, the
+        exit code of the program determines the status.
+        """
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
             # The exit code of the program shows whether it exceeded a limit. Unfinished tests count

@@ -113,7 +113,7 @@ def score_each(
         try:
             result = function(item)
         except Unscorable as error:
-            reason = mask_secrets(f"{name}: {error}")  # a judge may repeat its key
+            reason = mask_secrets(f"{name}: {error}")  # an error of a server may contain its key
         results.append(result)
         reasons.append(reason)
     return results, reasons, Counter(reason for reason in reasons if reason)

@@ -149,7 +149,11 @@ def _auto_classifier_class(per_token: bool) -> Any:
 
 @functools.cache
 def _generic_classifier_class(config_class: Any, per_token: bool) -> Any:
-    """Return the class that combines a decoder family with a generic head; None for others."""
+    """Return the class that combines a decoder family with a generic head.
+
+    The result is None if Transformers has no causal language model of this configuration class, or
+    no base class of its family.
+    """
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_base_class(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])

@@ -101,7 +101,11 @@ class RatingJudge(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _scaled_rating(self, answer: Answer) -> float:
-        """Return the scaled rating in an answer; raise Unscorable if it has none."""
+        """Return the last rating in an answer, scaled to [0, 1].
+
+        Raises:
+            Unscorable: The answer is not text, has no rating, or the rating is out of range.
+        """
         if isinstance(answer, Exception):
             raise Unscorable(describe_exception(answer))
         if not isinstance(answer, str):
@@ -243,7 +247,7 @@ def endpoint(
         query = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         try:
             answer = complete(query)["choices"][0]["message"]["content"]
-        except Exception as error:  # a malformed response must not cost the other answers
+        except Exception as error:  # a malformed response must not end the other requests
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 

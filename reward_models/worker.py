@@ -89,7 +89,12 @@ class FunctionWorker:
             self._process = None
 
     def _running_or_new_process(self) -> subprocess.Popen[bytes]:
-        """Return the process; start a process if none is running."""
+        """Return the process; start a process if none is running.
+
+        Raises:
+            SetupError: The function cannot be imported.
+            Unscorable: The new process ended, or was not ready after `_START_SECONDS`.
+        """
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
             code = "import sys; from rlhf.reward_models.worker import serve; serve(*sys.argv[1:])"

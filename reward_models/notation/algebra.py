@@ -221,7 +221,11 @@ def _resolve_plus_minus(node: Node, sign: int) -> Node:
 def _same_collections(
     reference: Node, answer: Node, reference_items: list[Node], answer_items: list[Node]
 ) -> bool:
-    """Return whether two lists or sets are equal, given their items."""
+    """Return whether two lists or sets are equal, given their items.
+
+    The order of the items and repeated items do not matter. If only one answer names its items, as
+    in ``x = 1, y = 2``, the items are compared in order.
+    """
     if _is_joined_inequalities(reference) or _is_joined_inequalities(answer):
         return _same_sets(reference, answer)
     if (reference.kind == "set") != (answer.kind == "set") and 1 in (
@@ -492,7 +496,10 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 
 
 def _as_set(node: Node) -> Any:
-    """Return the sympy set of real numbers that ``node`` describes; None if it is not a set."""
+    """Return the sympy set of real numbers that ``node`` describes.
+
+    The result is None if the node is not a set, or if sympy cannot solve its inequalities.
+    """
     if node.kind == "brackets" and len(node.args) == 2:
         return _as_interval(node)
     if node.kind == "set":
@@ -570,7 +577,10 @@ def _intervals_and_points(real_set: Any) -> list[tuple]:
 
 
 def provably_equal(a: Any, b: Any) -> bool:
-    """Return whether sympy proves that two expressions are equal everywhere."""
+    """Return whether sympy proves that two expressions are equal everywhere.
+
+    Expressions with infinities are equal only if they are identical.
+    """
     if a == b:
         return True
     if any(x.has(sp.oo, -sp.oo, sp.zoo, sp.nan) for x in (a, b)):

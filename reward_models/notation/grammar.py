@@ -481,7 +481,10 @@ class _MathReader(TokenReader):
         return Node("root", (_number_node(self.take().value), index))
 
     def _function(self, name: str) -> Node:
-        """Parse the exponent, the base and the arguments of a function after its name."""
+        """Parse the exponent, the base and the arguments of a function after its name.
+
+        The exponent -1 is read as the inverse function.
+        """
         exponent = base = None
         for _ in range(2):
             if self.take_op("^"):
@@ -717,7 +720,11 @@ def _number_in_base_node(digits: str, base: str) -> Node:
 
 
 def _bracketed_node(opening: str, closing: str, items: list[Node]) -> Node:
-    """Return the group, tuple, interval, set or matrix of items between brackets."""
+    """Return the group, tuple, interval, set or matrix of items between brackets.
+
+    Raises:
+        NotUnderstood: The number of items does not fit the brackets.
+    """
     if opening in ("\\{", "{"):
         if opening == "{" and len(items) == 1:
             return items[0]

@@ -320,7 +320,10 @@ class _Lexer:
         return self._add_token("unknown", self.text[start], start, start + 1)
 
     def _number(self, start: int) -> int:
-        """Read a number, which may have thousands separators and an exponent."""
+        """Read a number, which may have thousands separators and an exponent.
+
+        A number that exceeds `MAX_DIGITS` or `MAX_EXPONENT` becomes a token of kind ``unknown``.
+        """
         text, groups = self.text, ()
         if match := _REPEATING_DECIMAL.match(text, start):
             return self._repeating_decimal(match)

@@ -234,7 +234,11 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
 
 
 def _length_dependence(scored: ScoredPairs) -> dict[str, Any]:
-    """Return correlations of score and length, and the accuracy on replies of similar length."""
+    """Return correlations of score and length, and the accuracy on replies of similar length.
+
+    The correlations are nan if all lengths or scores are equal. The accuracy is None if no pair has
+    replies of similar length.
+    """
     lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
     values = np.concatenate([scored.chosen, scored.rejected])

@@ -79,7 +79,10 @@ class ExecutionGuard:
         return compile(source, *args, **keywords)
 
     def _guarded_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the guarded version of ``eval`` or ``exec``."""
+        """Return the guarded version of ``eval`` or ``exec``.
+
+        Like the builtin, it uses the variables of the calling code if no ``globals`` are given.
+        """
 
         def guarded(
             source: Any,

@@ -122,7 +122,11 @@ class _ChatServer:
         )
 
     def _respond_unless_busy(self, make_response: Callable[[], Response]) -> Response:
-        """Return the response of a function that uses the session, or an error response."""
+        """Return the response of a function that uses the session, or an error response.
+
+        The status is 409 if the session is in use, 400 after a UserError, and 500 if a file cannot
+        be written.
+        """
         if not self._busy.acquire(blocking=False):
             return _error_response(409, BUSY)
         try:
@@ -168,7 +172,10 @@ class _ChatServer:
         return endpoint
 
     def _start_reply_stream(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
-        """Change the session, and sample the replies in a thread while they are streamed."""
+        """Change the session, and sample the replies in a thread while they are streamed.
+
+        The status of an error response is 409 if the session is in use, and 400 after a UserError.
+        """
         if not self._busy.acquire(blocking=False):
             return _error_response(409, BUSY)
         events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

@@ -23,7 +23,7 @@ class Partner(Protocol):
         ...
 
     def answer(self, reply: str) -> StepResult | None:
-        """Return the result of a reply, which contains the next message; None without a result."""
+        """Return the result of a reply with the next message; None if there is none yet."""
         ...
 
     def close(self) -> None:

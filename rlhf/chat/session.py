@@ -26,7 +26,7 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
 @dataclass
 class ChatSession:
-    """A conversation with several models. All have the same seed and the same sampling settings.
+    """A conversation with several models, with the same seed and the same sampling settings.
 
     Without a vote, each model continues with its own reply. A vote continues all conversations with
     the preferred reply, or at a tie with the reply that was shown first, so that the next replies
@@ -248,7 +248,10 @@ class ChatSession:
             turn.results[index] = branch.results[-1]
 
     def score_turn(self) -> None:
-        """Score the replies of the last turn with the reward, if there is one."""
+        """Score the replies of the last turn with the reward, if there is one.
+
+        The scores are stored in the turn.
+        """
         if self.reward is None:
             return
         turn = self.turns[-1]

@@ -141,7 +141,12 @@ def _validate_message(index: int, message: Any) -> dict[str, str]:
 
 
 def _validate_conversations(value: Any) -> list[list[dict[str, Any]]]:
-    """Check conversations to score. A message can have additional keys, such as ``answer``."""
+    """Return conversations to score. A message can have additional keys, such as ``answer``.
+
+    Raises:
+        ValueError: The value is not a list of conversations, each with at least one message, or a
+            text or the nesting is invalid.
+    """
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of at least one conversation")
     for number, conversation in enumerate(value):

@@ -128,7 +128,10 @@ class CompletionRoutes:
     async def _echoed_prompts(
         self, body: CompletionBody, prompts: Sequence[Sequence[int]]
     ) -> list[Piece]:
-        """Return each prompt as the first piece of its choices."""
+        """Return each prompt as the first piece of its choices.
+
+        The pieces have log-probabilities if the request asks for them.
+        """
         tokenizer = self.model.tokenizer
         scored: Sequence[Any] = [None] * len(prompts)
         if body.logprobs is not None:

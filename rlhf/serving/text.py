@@ -24,7 +24,10 @@ class StopStringFilter:
         """Whether the text contains one of the strings."""
 
     def append(self, text: str) -> str:
-        """Add text; return the text that is certainly before a stop string."""
+        """Add text; return the new text that is certainly before a stop string.
+
+        The first stop string sets ``found`` and ends the text.
+        """
         if not self._strings:
             return text
         self._held += text
