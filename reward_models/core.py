@@ -161,7 +161,8 @@ def as_score(value: Any) -> Score:
     """Convert a user function's result to a float, which may be infinite or nan; None remains None.
 
     Raises:
-        TypeError: The result is a string, or has a type that cannot be converted to a number.
+        TypeError: The result is a string or bytes, or cannot be converted to a number.
+        OverflowError: The result is an integer beyond the range of floats.
     """
     if isinstance(value, str | bytes):
         raise TypeError(f"a score is of type {type(value).__name__}")

@@ -223,8 +223,8 @@ def _same_collections(
 ) -> bool:
     """Return whether two lists or sets are equal, given their items.
 
-    The order of the items and repeated items do not matter. If only one answer names its items, as
-    in ``x = 1, y = 2``, the items are compared in order.
+    The order of the items and repeated items do not matter. If only one answer assigns its items to
+    different names, as in ``x = 1, y = 2``, the items are compared in order.
     """
     if _is_joined_inequalities(reference) or _is_joined_inequalities(answer):
         return _same_sets(reference, answer)
@@ -498,7 +498,7 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 def _as_set(node: Node) -> Any:
     """Return the sympy set of real numbers that ``node`` describes.
 
-    The result is None if the node is not a set, or if sympy cannot solve its inequalities.
+    The result is None if the node is not such a set, or if sympy cannot solve its inequalities.
     """
     if node.kind == "brackets" and len(node.args) == 2:
         return _as_interval(node)

@@ -20,7 +20,8 @@ def finding_sentences(report: Mapping[str, Any]) -> list[str]:
     """Return the findings of a report in a fixed order; without findings, a sentence that says so.
 
     Findings about accuracies, gains, correlations and the temperature are based on intervals, not
-    only on estimates. If all pairs have the same prompt, only unscored pairs are reported.
+    only on estimates. If all pairs have the same prompt, only this fact and the number of unscored
+    pairs are reported.
     """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):

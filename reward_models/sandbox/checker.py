@@ -202,7 +202,10 @@ class ProgramProxy:
     def _value_of_reference(self, kind: str, content: Any) -> Any:
         """Return the value of a reference; see `decode`.
 
-        An object of the program is represented by one `RemoteObject` or class at all times.
+        The same object of the program always has the same `RemoteObject` or class.
+
+        Raises:
+            ValueError: The kind or the content is invalid.
         """
         if kind == "object":
             return self.remotes.setdefault(int(content), RemoteObject(self, int(content)))
@@ -275,10 +278,10 @@ def _end_as_failed(reason: str, status: int = 1) -> NoReturn:
 class RemoteObject:
     """An object of the program that is not plain data.
 
-    Its attributes, calls and operators are performed in the program's process. The exceptions are
-    binary operators whose other operand is plain data: ``==`` is False, and ``<`` raises TypeError.
-    To compare them, the program would have to receive the expected value, and it could claim that
-    its object is equal.
+    Attributes, calls and operators of the object are evaluated in the program's process. This does
+    not hold for binary operators whose other operand is plain data: ``==`` is False, and ``<``
+    raises TypeError. Otherwise, the program would receive the expected value, and it could claim
+    that its object is equal.
     """
 
     __slots__ = ("_handle", "_program")

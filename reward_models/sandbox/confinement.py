@@ -336,7 +336,7 @@ def apply_restrictions(limits: dict[str, Any]) -> dict[str, str]:
 
 
 def read_task_and_confine() -> dict[str, Any]:
-    """Read the task from stdin, replace stdin by /dev/null, restrict this process, return the task.
+    """Read the task from stdin, set stdin to /dev/null, restrict this process and return the task.
 
     The restrictions that could not be applied are written to the first line of stdout as a JSON
     object. If there are any, the process exits, unless ``allow_unenforced`` is set in the task.

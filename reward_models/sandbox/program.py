@@ -43,7 +43,7 @@ class ProgramObjectServer:
     def _perform_request(self, request: dict[str, Any]) -> dict[str, Any]:
         """Perform an operation and return the response.
 
-        It contains the result and the changed arguments, or the exception that was raised.
+        The response contains the result and the changed arguments, or the raised exception.
         """
         try:
             values = [self.decode(item) for item in request["arguments"]]
