@@ -92,12 +92,12 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
             folder ``final``, or the loader raised OSError or ValueError.
     """
     missing = (
-        f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
+        f"no model at {path}: there is no such folder with a valid checkpoint, and no such "
         "model could be loaded from the Hugging Face Hub"
     )
     if (Path(path) / "final").is_dir() and not (Path(path) / "config.json").exists():
         raise FileNotFoundError(
-            f"no reward model at {path}: the model of this run is {Path(path) / 'final'}"
+            f"no model at {path}: the model of this run is {Path(path) / 'final'}"
         )
     if not Path(path).exists() and "/" not in str(path):
         # Hub ids without an owner are not looked up: without a network, a request takes a minute.

@@ -101,7 +101,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
     In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
     component), ``normalize: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
-    They are applied in this order. ``normalize: true`` uses the mean and the standard deviation
+    The keys are applied in this order. ``normalize: true`` uses the mean and the standard deviation
     that are stored in the checkpoint.
 
     Raises:

@@ -94,7 +94,7 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
 def vader() -> Reward:
     """Build a reward that is VADER's compound sentiment, in [-1, 1] (Hutto and Gilbert 2014).
 
-    VADER is made for short texts. It needs ``pip install "rlhf-kit[sentiment]"``.
+    VADER is made for short texts. This kind needs ``pip install "rlhf-kit[sentiment]"``.
     """
     check_extra_installed("the reward kind vader", "sentiment", "vaderSentiment")
     from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]

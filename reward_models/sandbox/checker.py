@@ -40,7 +40,7 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 class ProgramProxy:
     """Proxy of the program's process for the tests.
 
-    This process ends if the program ends, or if the program sends a message that
+    The process of the tests ends if the program ends, or if the program sends a message that
     `ProgramObjectServer` cannot have sent. No exception is raised in these cases, because the tests
     could catch it.
 
