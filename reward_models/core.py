@@ -447,8 +447,8 @@ def components_with_value(
 ) -> dict[str, list[Score]]:
     """Return the components of scores, and the values of the reward as the component ``name``.
 
-    By default, the values are omitted if they are equal to the only component, because the reward
-    has no weight, clipping or another function.
+    By default, the values are omitted if the reward is a leaf with one component, because this
+    component then has the same values.
 
     Args:
         reward: The reward.

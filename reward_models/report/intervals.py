@@ -83,5 +83,5 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Spearman correlation; nan if ``a`` or ``b`` is constant."""
+    """Return the Spearman correlation; nan in the same cases as `pearson`."""
     return pearson(stats.rankdata(a), stats.rankdata(b))

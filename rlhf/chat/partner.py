@@ -74,7 +74,7 @@ class EnvironmentPartner:
         self._seed = 0
 
     def start(self, seed: int) -> tuple[str, dict[str, Any]]:
-        """Reset the environment.
+        """Reset the environment; return the first observation and the info.
 
         Raises:
             UserError: The environment failed.
@@ -85,7 +85,7 @@ class EnvironmentPartner:
         return start
 
     def answer(self, reply: str) -> StepResult | None:
-        """Step the environment.
+        """Step the environment with the action in a reply, and return the result.
 
         Raises:
             UserError: The environment failed.

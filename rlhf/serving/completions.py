@@ -185,7 +185,10 @@ class CompletionRoutes:
         *,
         include_usage: bool,
     ) -> AsyncIterator[bytes]:
-        """Yield the events of a stream. An error is the last event, because the status is sent."""
+        """Yield the events of a stream.
+
+        An error is sent as the last event, because the status has been sent before.
+        """
         keeps_empty = json_format.with_logprobs or json_format.with_token_ids
         started: set[int] = set()
         try:
