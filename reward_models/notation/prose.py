@@ -179,6 +179,7 @@ _MAX_RUN_TOKENS = 2000
 _MAX_UNIT_TOKENS = 30
 _MAX_PROSE_CHARACTERS = 5000
 _SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
+_SENTENCE_END = re.compile(r"[.?!]\s+|\n")
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
 
@@ -225,8 +226,8 @@ def answer_segment(reply: str) -> AnswerSegment:
             text, is_formula = text + rest, WORDS_AFTER_BOX.fullmatch(rest) is None
         elif scaled := _SCALE_OF_BOX.match(after):
             text = rf"{text} \text{{{scaled['scale']}}}"
-    if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
-        text = text[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
+    if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it with a sentence
+        text = [*_SENTENCE_END.split(text[-_MAX_PROSE_CHARACTERS:], maxsplit=1), ""][1]
     text = units.with_powers_before_units(without_markdown(text))
     return AnswerSegment(text, is_boxed, is_formula)
 
@@ -449,7 +450,7 @@ def _first_sentence(text: str) -> str:
 
 def _last_sentence(text: str) -> str:
     """Return the last sentence of a text; it may be incomplete."""
-    return re.split(r"[.?!]\s+|\n", text)[-1]
+    return _SENTENCE_END.split(text)[-1]
 
 
 def check_is_asserted(before: str, *, is_calculation: bool = False) -> None:
