@@ -411,7 +411,8 @@ def ids_and_is_truncated(
 ) -> tuple[list[int], bool]:
     """Return the result of :func:`encode_conversation`, and whether the text was truncated.
 
-    ``tools`` are descriptions of tools for the template, see :func:`with_tools`.
+    ``tools`` are descriptions of tools for the template, see :func:`with_tools`. The errors are
+    those of :func:`encode_conversation`.
     """
     text = render_conversation(tokenizer, with_tools(conversation, tools))
     eos = tokenizer.eos_token

@@ -281,6 +281,9 @@ def code(
         wall_seconds: Limit of the wall-clock time, in seconds.
         memory_mb: Limit of the address space of each process, in MiB.
         allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
+
+    Raises:
+        UserError: A limit is too small, or the host cannot enforce one.
     """
     source = [*tests] if isinstance(tests, list) else tests
     target = ReferenceAnswerSource(source, answers, key="tests")

@@ -540,7 +540,11 @@ def last_reply(conversation: Conversation) -> str:
 
 
 def content_text(content: Any) -> str:
-    """Return the text of a message's content; see `last_reply`."""
+    """Return the text of a message's content; see `last_reply`.
+
+    Raises:
+        Unscorable: The content is neither text, nor a list, nor None.
+    """
     if isinstance(content, str):
         return content
     if content is None:

@@ -67,6 +67,9 @@ class Ensemble(Reward):
     The components are those of the members, the combined score, and ``<name>.disagreement``. The
     scores of the members should have the same scale, so normalize each member on samples of the
     reference policy first.
+
+    Raises:
+        UserError: There are fewer than two members, or two leaves have the same name.
     """
 
     def __init__(

@@ -39,6 +39,9 @@ class ImplicitReward(Reward):
         max_length: Maximum number of tokens. The first tokens of longer conversations are removed.
             By default, it is the number of tokens that the policy can read.
         name: Name of the component.
+
+    Raises:
+        UserError: ``beta`` is not above 0.
     """
 
     def __init__(

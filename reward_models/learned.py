@@ -60,6 +60,9 @@ class LearnedReward(Reward):
     this class of a classifier, or this output of a regression head. With ``attributes``, it is the
     weighted sum of several regression outputs, and each of these outputs is also a component;
     ``"all"`` gives every output the weight 1.
+
+    Raises:
+        UserError: ``batch_size`` is below 1, or ``label`` or ``attributes`` do not fit the head.
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class LearnedReward(Reward):
         return self._ids_and_is_truncated(conversation)[0]
 
     def _ids_and_is_truncated(self, conversation: Conversation) -> tuple[list[int], bool]:
-        """Return the token ids, and whether the text was truncated."""
+        """Return the token ids of `encode`, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
         ids, truncated = chat_template.ids_and_is_truncated(

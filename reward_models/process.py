@@ -81,6 +81,9 @@ class ProcessReward(Reward):
     was trained on Monte-Carlo labels predicts the probability that the continuation succeeds, not
     whether the step is correct. Best-of-n selection with such a model can therefore be misleading
     (Zhang et al. 2025, arXiv:2501.07301).
+
+    Raises:
+        UserError: ``aggregate`` is unknown, or the model does not have two classes.
     """
 
     def __init__(

@@ -536,6 +536,9 @@ def _solution_set(node: Node) -> Any:
     """Return the sympy set of solutions of a chain of inequalities in one variable.
 
     The result is None if there are several variables, or if sympy cannot solve the inequalities.
+
+    Raises:
+        NotUnderstood: An inequality has no variable.
     """
     parts = [to_sympy(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
@@ -558,6 +561,9 @@ def _intervals_and_points(real_set: Any) -> list[tuple]:
 
     Each element is a tuple (low end, high end, whether the low end is open, whether the high end is
     open). The two ends of a point are equal.
+
+    Raises:
+        NotUnderstood: The set has other parts than intervals and points.
     """
     parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []

@@ -114,7 +114,8 @@ class _MathReader(TokenReader):
     """Recursive-descent parser of an answer.
 
     The methods that return a node parse the expression that their name states, and move past it;
-    the grammar is in the docstring of the module.
+    the grammar is in the docstring of the module. They raise NotUnderstood if the next tokens are
+    no such expression.
     """
 
     def __init__(self, tokens: list[Token]):

@@ -231,7 +231,8 @@ def _evaluate_tree(node: Node) -> Fraction | None:
 class _QuantityReader(TokenReader):
     """Recursive-descent parser of one quantity.
 
-    The methods that return a number parse what their name states, and move past it.
+    The methods that return a number parse what their name states, and move past it. They raise
+    NotUnderstood if the next tokens do not fit, or a number is too large.
     """
 
     def __init__(self, tokens: Sequence[Token], *, decimal_comma: bool):

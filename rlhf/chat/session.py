@@ -66,7 +66,7 @@ class ChatSession:
         return EnvironmentPartner(policy.collector, self.env.timeout)
 
     def close(self) -> None:
-        """Cancel unfinished replies, and close the environments."""
+        """Cancel unfinished replies, and close the environments and the collectors."""
         for branch in self.branches:
             branch.clear()
             branch.partner.close()
