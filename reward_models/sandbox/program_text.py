@@ -1,7 +1,7 @@
 """Prevent the tests from executing harmful text or bytes that the program returned.
 
 A test such as ``assert eval(f(24)) == 24`` evaluates text of the program in the process whose exit
-status is the result. The text ``__import__("os")._exit(0)`` would pass it.
+status is the result. The text ``__import__("os")._exit(0)`` would pass this test.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class ChatSession:
         self.undo_replies()
 
     def prepare_retry(self) -> None:
-        """Sample the next replies differently; take back those of the last turn.
+        """Take back the replies of the last turn; the replies that are sampled next are different.
 
         If the last user message has no reply yet, nothing is taken back.
 
@@ -382,9 +382,9 @@ class ChatSession:
             preferred: Index of the model with the preferred reply; None for a tie.
 
         Raises:
-            UserError: The replies cannot be compared, see `why_vote_impossible`. Or the preferred
-                reply does not fit into the context of another model. The vote is then recorded, and
-                each model continues with its own reply.
+            UserError: The replies cannot be compared, see `why_vote_impossible`, or the preferred
+                reply does not fit into the context of another model. In the second case, the vote
+                is recorded, and each model continues with its own reply.
         """
         if reason := self.why_vote_impossible:
             raise UserError(reason)

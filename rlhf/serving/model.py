@@ -235,7 +235,7 @@ class ServedModel:
     def close(self) -> None:
         """Stop the scheduler, and close the engine."""
         self.scheduler.close()
-        # The engine of this process has no method close.
+        # `ContinuousEngine` has no method close.
         close = getattr(self.scheduler.engine, "close", None)
         if close is not None:
             close()
