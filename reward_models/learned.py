@@ -239,6 +239,8 @@ class LearnedReward(Reward):
     ) -> Tensor:
         """Return the logits [B, K] of padded texts in float32; gradients are recorded.
 
+        Either ``input_ids`` or ``inputs_embeds`` must be given.
+
         Args:
             mask: Whether a position is a token and not padding, [B, T].
             input_ids: Token ids, [B, T].

@@ -58,10 +58,11 @@ def evaluate_reward_model(
         train_pairs: Pairs on which the bag-of-words baseline is fitted; by default, it is
             cross-fitted on ``pairs``.
         scored: The scores of ``pairs``; by default, they are computed.
-        samples: Replies of the policy, see `score_statistics_on_samples`.
+        samples: Replies of the policy, see `score_statistics_on_samples`; None without replies.
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
         dropped: Reason -> number of dropped rows, for the data card.
-        overlapping: Number of pairs whose prompts share 13 consecutive words with training prompts.
+        overlapping: Number of pairs whose prompts share 13 consecutive words with training prompts;
+            None if it is unknown.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
         invariance_size: Maximum number of conversations whose scores alone and in batches are
             compared; 0 skips this test.
