@@ -463,7 +463,7 @@ def components_with_value(
 
 
 def binary_outcomes_by_name(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
-    """Return the `outcomes` of each component of rewards that declares them, by its name."""
+    """Return name -> `outcomes` of each leaf of the rewards that has `outcomes`."""
     leaves = [leaf for reward in rewards for leaf in reward.leaves()]
     return {leaf.name: leaf.outcomes for leaf in leaves if leaf.outcomes}
 

@@ -110,7 +110,7 @@ def _is_in_braces(text: str, position: int) -> bool:
 
 
 def _unpaired_closing_bracket_index(text: str) -> int | None:
-    """Return the index of the first bracket that closes one from before the text, or None."""
+    """Return the index of the first bracket whose opening bracket is before the text, or None."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
