@@ -155,9 +155,9 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
     Other columns of the dataset, such as ``answer``, become keys of the last user message of the
-    prompt, as those that ``reward_columns`` names in a configuration. Rules read the keys of
-    messages. TRL names the metrics after the function's ``__name__``, and ignores completions whose
-    reward is None.
+    prompt, like the ``reward_columns`` of a configuration. Rules read the keys of messages. TRL
+    names the metrics after the function's ``__name__``, and ignores completions whose reward is
+    None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
@@ -176,8 +176,8 @@ def _facts_of_row(columns: Mapping[str, Any], row_index: int, num_rows: int) -> 
     """Return column -> value of one row, for the keys of a message.
 
     Arguments of TRL that are not columns are omitted: those that are not lists of length
-    ``num_rows``, objects that JSON does not have, and the ids of the completions. So are columns
-    with the name of a key that has a meaning of its own, except for the answer and the tests.
+    ``num_rows``, values of types that JSON does not have, and the ids of the completions. Columns
+    whose name is in ``RESERVED_KEYS`` are also omitted, except for the answer and the tests.
     """
     omitted = (RESERVED_KEYS - {"answer", "tests"}) | {"completion_ids"}
     return {

@@ -116,9 +116,9 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """Return the accuracy on RewardBench 2 (2506.01937), a best-of-four task.
 
-    A row is right if a chosen reply has the highest score. If k replies share the highest score,
-    the row counts 1/k. The score of the subset ``Ties`` is :func:`ties_score`. The score of the
-    benchmark is the mean of the subsets that have rows.
+    A row is right if a chosen reply has the highest score. If k replies, at least one of them
+    chosen, share the highest score, the row counts 1/k. The score of the subset ``Ties`` is
+    :func:`ties_score`. The score of the benchmark is the mean of the subsets that have rows.
 
     Args:
         reward: The reward to evaluate.
@@ -312,6 +312,9 @@ def _scores_and_unscored_count(
 
     Returns:
         The scores [N], which are nan for replies that could not be scored, and the number of nan.
+
+    Raises:
+        UserError: There are no items.
     """
     if not prompt_reply_pairs:
         raise UserError("a benchmark needs at least one row")

@@ -1,7 +1,7 @@
 """Render conversations with a chat template, and encode them for training and for scoring.
 
 This is the only module that calls ``apply_chat_template``. A reward model must score text in the
-form on which it was trained, so its training and scoring use :func:`ids_and_is_truncated`.
+form on which it was trained, so training and scoring render texts with the same functions.
 
 A model's template can have options: template variables such as ``enable_thinking``, and whether the
 system message is folded into the first user turn. The options are stored in the tokenizer's
@@ -312,8 +312,8 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     """Return (reasoning, content without reasoning) of a message.
 
     The reasoning is the value of ``reasoning_content``, or a ``<think>`` block at the start of the
-    content. If the message has neither of them, the reasoning is empty. Tags in a program are part
-    of the program.
+    content, whose opening tag may be missing. If the message has neither of them, the reasoning is
+    empty. Tags in a program are part of the program.
     """
     content = str(message.get("content") or "")
     if reasoning := message.get("reasoning_content"):
@@ -328,7 +328,8 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return copies of ``messages`` with the system text at the start of the first user turn.
 
-    Without a user turn, the system message becomes a user message.
+    Without a user turn, the system message becomes a user message. Only a system message at the
+    start of the conversation is folded.
     """
     copied = [dict(message) for message in messages]
     if not copied or copied[0]["role"] != "system":
@@ -342,7 +343,10 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _convert_tool_call_arguments(call: Any, arguments_as_text: bool) -> Any:
-    """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object."""
+    """Return a tool call with the arguments as JSON text (OpenAI's form) or as an object.
+
+    Arguments that are not the JSON text of an object remain text.
+    """
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
@@ -380,9 +384,9 @@ def encode_conversation(
     Args:
         tokenizer: The tokenizer.
         conversation: The conversation; its last message is usually the reply to score.
-        append_eos: Whether the last token must be the tokenizer's EOS. If True, white space that
-            the template writes after EOS is removed, and EOS is appended if it is missing. If
-            False, the ids are those of the rendered template.
+        append_eos: Whether the last token must be the tokenizer's EOS. If True, white space at the
+            end of the rendered text is removed, and EOS is appended if it is missing. If False, the
+            ids are those of the rendered text.
         max_length: Maximum number of tokens; None means no limit. The first tokens of longer texts
             are removed, so that the end of the reply is kept. A leading [CLS] or BOS is also kept.
 
@@ -407,7 +411,8 @@ def ids_and_is_truncated(
 ) -> tuple[list[int], bool]:
     """Return the result of :func:`encode_conversation`, and whether the text was truncated.
 
-    ``tools`` are descriptions of tools for the template, see :func:`with_tools`.
+    ``tools`` are descriptions of tools for the template, see :func:`with_tools`. The errors are
+    those of :func:`encode_conversation`.
     """
     text = render_conversation(tokenizer, with_tools(conversation, tools))
     eos = tokenizer.eos_token
@@ -474,7 +479,7 @@ def make_template_end_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     Without the change, the last token can be white space; ChatML, for example, writes a line break
     after EOS. The changed template also uses the fixed date, and the template variables of the
     tokenizer are its defaults. Prompts (``add_generation_prompt``) are otherwise rendered as
-    before. A tokenizer without EOS, or without a single template, is not changed.
+    before. A tokenizer without EOS, without a template, or with several templates is not changed.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:

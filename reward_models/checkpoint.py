@@ -88,16 +88,16 @@ def call_loader(load: Callable[..., Any], path: str | Path, **options: Any) -> A
     """Call a loading function of Transformers with ``path`` and return its result.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, or it is not valid: the loader raised OSError or
-            ValueError.
+        FileNotFoundError: There is no checkpoint, ``path`` is the folder of a run instead of its
+            folder ``final``, or the loader raised OSError or ValueError.
     """
     missing = (
-        f"no reward model at {path}: there is no such folder with a valid checkpoint, and no such "
+        f"no model at {path}: there is no such folder with a valid checkpoint, and no such "
         "model could be loaded from the Hugging Face Hub"
     )
     if (Path(path) / "final").is_dir() and not (Path(path) / "config.json").exists():
         raise FileNotFoundError(
-            f"no reward model at {path}: the model of this run is {Path(path) / 'final'}"
+            f"no model at {path}: the model of this run is {Path(path) / 'final'}"
         )
     if not Path(path).exists() and "/" not in str(path):
         # Hub ids without an owner are not looked up: without a network, a request takes a minute.
@@ -195,6 +195,7 @@ def checked_or_inferred_sidecar(
         append_eos: Whether texts should end with EOS; None if there is no request.
 
     Raises:
+        FileNotFoundError: The Hugging Face Hub is not available; see `find_sidecar`.
         UserError: The sidecar contradicts the model, the tokenizer or a requested setting, or it
             cannot be inferred.
     """

@@ -160,7 +160,11 @@ class CodeRunner:
     def _final_status(
         self, program: _SandboxProcess, checker: _SandboxProcess, deadline: float
     ) -> str:
-        """Return the status of the run; called when the checker has closed its output."""
+        """Return the status of the run; called when the checker has closed its output.
+
+        This method waits until ``deadline`` at most. If the program ended before its tests, the
+        exit code of the program determines the status.
+        """
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
             # The exit code of the program shows whether it exceeded a limit. Unfinished tests count
@@ -222,7 +226,7 @@ class _SandboxProcess:
 
     @property
     def restriction_report(self) -> bytes:
-        """First line of the output: restriction -> error, for those not applied, as JSON."""
+        """First line of the output: JSON object of restrictions that failed -> error."""
         return self.output.partition(b"\n")[0]
 
     def output_after_report(self) -> bytes:
@@ -230,7 +234,7 @@ class _SandboxProcess:
         return self.output.partition(b"\n")[2]
 
     def append_output_unless_ended(self) -> bool:
-        """Append available output to ``output``; return False at the end of the stream."""
+        """Wait for output and append up to 64 KiB of it; return False at the end of the stream."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
         return bool(chunk)
@@ -277,6 +281,9 @@ def code(
         wall_seconds: Limit of the wall-clock time, in seconds.
         memory_mb: Limit of the address space of each process, in MiB.
         allow_unenforced: Whether to run programs even if the host cannot enforce a limit.
+
+    Raises:
+        UserError: A limit is too small, or the host cannot enforce one.
     """
     source = [*tests] if isinstance(tests, list) else tests
     target = ReferenceAnswerSource(source, answers, key="tests")

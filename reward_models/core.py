@@ -49,20 +49,24 @@ class SetupError(UserError):
 class Scores:
     """Rewards of N conversations.
 
-    Values that are not finite are replaced by None, because a NaN in an advantage would ruin a run.
+    Values and component scores that are not finite numbers are replaced by None, because a NaN in
+    an advantage would ruin a run.
+
+    Raises:
+        ValueError: The values, the reasons and the components have different lengths.
     """
 
     values: list[Score]
     """Reward of each conversation, or None if it has none, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name of each leaf of the composition, or of a part of it such as ``cost.unsafe`` -> its raw
-    scores [N], before weighting and clipping."""
+    """Name of each leaf of the composition, or of a part of a leaf such as ``cost.unsafe`` -> its
+    raw scores [N], before weighting and clipping."""
     counts: Counter[str] = field(default_factory=Counter)
     """Event, such as a truncated text or the reason of a missing score -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
     """Reason why the reward of each conversation is missing, or None if the reward is not missing,
-    [N]. If the argument is empty, the reasons are "no score" (None), "not finite", and the type of
-    a value that is not a number."""
+    [N]. A reason that the argument lacks is "no score" for a value of None, "not finite", or the
+    type of a value that is not a number."""
 
     def __post_init__(self) -> None:
         raw = self.values
@@ -98,7 +102,8 @@ def score_each(
 
     Returns:
         - The results, [N].
-        - The reason of each missing result, which starts with ``name``; None for the others, [N].
+        - For each :class:`Unscorable`, ``name`` and the message with secrets masked; None for the
+          other items, [N].
         - The number of occurrences of each reason.
     """
     results: list[R | None] = []
@@ -108,7 +113,7 @@ def score_each(
         try:
             result = function(item)
         except Unscorable as error:
-            reason = mask_secrets(f"{name}: {error}")  # a judge may repeat its key
+            reason = mask_secrets(f"{name}: {error}")  # an error of a server may contain its key
         results.append(result)
         reasons.append(reason)
     return results, reasons, Counter(reason for reason in reasons if reason)
@@ -153,10 +158,11 @@ def _reason_for_missing_score(value: Any) -> str:
 
 
 def as_score(value: Any) -> Score:
-    """Convert a user function's result to a score.
+    """Convert a user function's result to a float, which may be infinite or nan; None remains None.
 
     Raises:
-        TypeError: The result is a string, or has a type that cannot be converted to a number.
+        TypeError: The result is a string or bytes, or cannot be converted to a number.
+        OverflowError: The result is an integer beyond the range of floats.
     """
     if isinstance(value, str | bytes):
         raise TypeError(f"a score is of type {type(value).__name__}")
@@ -219,7 +225,7 @@ class Reward(ABC):
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """Return the rewards that this composition combines, in order; by default, this reward."""
+        """Return the distinct leaves of this composition, in order; by default, this reward."""
         return (self,)
 
     def terms(self) -> tuple[Reward, ...]:
@@ -283,7 +289,11 @@ class Reward(ABC):
         return -self + other
 
     def clip(self, low: float, high: float) -> Reward:
-        """Return this reward clipped to [low, high]."""
+        """Return this reward clipped to [low, high].
+
+        Raises:
+            UserError: ``low`` is not below ``high``.
+        """
         if not low < high:
             raise UserError(f"clip needs low < high, got low={low}, high={high}")
         return MappedReward(self, lambda value: min(max(value, low), high))
@@ -332,7 +342,11 @@ def sigmoid(x: float) -> float:
 
 
 class Composition(Reward):
-    """A reward whose components are those of its ``inner_rewards``."""
+    """A reward whose components are those of its ``inner_rewards``.
+
+    Raises:
+        UserError: Two leaves have the same name.
+    """
 
     def __init__(self, name: str, *inner_rewards: Reward):
         self.name, self.inner_rewards = name, inner_rewards
@@ -433,8 +447,8 @@ def components_with_value(
 ) -> dict[str, list[Score]]:
     """Return the components of scores, and the values of the reward as the component ``name``.
 
-    By default, the values are omitted if they are equal to the only component, because the reward
-    has no weight, clipping or another function.
+    By default, the values are omitted if the reward is a leaf with one component, because this
+    component then has the same values.
 
     Args:
         reward: The reward.
@@ -449,7 +463,7 @@ def components_with_value(
 
 
 def binary_outcomes_by_name(rewards: Iterable[Reward]) -> dict[str, tuple[float, float]]:
-    """Return the `outcomes` of each component of rewards that declares them, by its name."""
+    """Return name -> `outcomes` of each leaf of the rewards that has `outcomes`."""
     leaves = [leaf for reward in rewards for leaf in reward.leaves()]
     return {leaf.name: leaf.outcomes for leaf in leaves if leaf.outcomes}
 
@@ -465,8 +479,9 @@ class PerConversationReward(Reward):
     """A reward that ``function`` computes for one conversation at a time.
 
     The function returns a float, or raises :class:`Unscorable` with the reason why there is no
-    score. A :class:`SetupError` is raised to the caller. After any other exception, the
-    conversation has no score, and the exception is counted with its message and location.
+    score. None and values that are not finite are no scores either. A :class:`SetupError` is raised
+    to the caller. After any other exception, the conversation has no score, and the exception is
+    counted with its message and location.
 
     Args:
         function: The function.
@@ -525,7 +540,11 @@ def last_reply(conversation: Conversation) -> str:
 
 
 def content_text(content: Any) -> str:
-    """Return the text of a message's content; see `last_reply`."""
+    """Return the text of a message's content; see `last_reply`.
+
+    Raises:
+        Unscorable: The content is neither text, nor a list, nor None.
+    """
     if isinstance(content, str):
         return content
     if content is None:

@@ -34,6 +34,9 @@ class ScoreCombination:
     ``how`` is ``mean``, ``worst`` (the minimum, WCO) or ``uncertainty`` (mean - penalty * variance,
     UWO). The variance is the population variance (ddof=0), and the disagreement is the standard
     deviation. Published code uses ddof=0 or ddof=1, so penalties are not directly comparable.
+
+    Raises:
+        UserError: ``how`` is unknown, or ``penalty`` is negative.
     """
 
     how: str = "mean"
@@ -64,6 +67,9 @@ class Ensemble(Reward):
     The components are ``NAME.COMPONENT`` for each component of the members, the combined score
     ``NAME``, and ``NAME.disagreement``. The scores of the members should have the same scale, so
     normalize each member on samples of the reference policy first.
+
+    Raises:
+        UserError: There are fewer than two members, or two leaves have the same name.
     """
 
     def __init__(
@@ -118,6 +124,15 @@ class HeadEnsemble(Reward):
     """An ensemble whose members are the outputs of one checkpoint, computed in one forward pass.
 
     The components are ``NAME.OUTPUT``, the combined score ``NAME``, and ``NAME.disagreement``.
+
+    Args:
+        inner: Checkpoint that is loaded with ``attributes``, which name the members.
+        how: See :class:`ScoreCombination`.
+        penalty: See :class:`ScoreCombination`.
+        name: Name of the component with the combined score.
+
+    Raises:
+        UserError: ``attributes`` name fewer than two outputs.
     """
 
     def __init__(
@@ -191,7 +206,11 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
 
 
 def _average_into_first(models: Sequence[PreTrainedModel]) -> None:
-    """Replace the floating-point weights of the first model by the means over all models."""
+    """Replace the floating-point weights of the first model by the means over all models.
+
+    Raises:
+        UserError: The models differ in the names or shapes of their parameters.
+    """
     states = [model.state_dict() for model in models]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes):

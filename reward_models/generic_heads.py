@@ -41,7 +41,11 @@ def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
 
 
 class LastTokenClassifier(GenericForSequenceClassification):
-    """Classifier with a linear head on the last token that is not padding, for any base model."""
+    """Mix-in for a classifier with a linear head on the last token that is not padding.
+
+    ``_generic_classifier_class`` combines it with a family. ``forward`` ignores other arguments,
+    such as ``labels``, and returns no loss.
+    """
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -62,7 +66,7 @@ class LastTokenClassifier(GenericForSequenceClassification):
 
 
 class EveryTokenClassifier(GenericForTokenClassification):
-    """Classifier with a linear head on every token, for any base model."""
+    """Mix-in for a classifier with a linear head on every token; see `LastTokenClassifier`."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -109,7 +113,7 @@ def classifier_with_new_head(
         per_token: Whether the head is applied to every token instead of to whole texts.
 
     Raises:
-        UserError: The model has no separate base model.
+        UserError: The model has no separate base model, or is not of a decoder family.
     """
     model_class = _generic_classifier_class(type(causal_model.config), per_token)
     if model_class is None:
@@ -145,7 +149,11 @@ def _auto_classifier_class(per_token: bool) -> Any:
 
 @functools.cache
 def _generic_classifier_class(config_class: Any, per_token: bool) -> Any:
-    """Return the class that combines a decoder family with a generic head; None for others."""
+    """Return the class that combines a decoder family with a generic head.
+
+    The result is None if Transformers has no causal language model of this configuration class, or
+    no base class of its family.
+    """
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_base_class(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])

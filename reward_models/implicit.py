@@ -39,6 +39,9 @@ class ImplicitReward(Reward):
         max_length: Maximum number of tokens. The first tokens of longer conversations are removed.
             By default, it is the number of tokens that the policy can read.
         name: Name of the component.
+
+    Raises:
+        UserError: ``beta`` is not above 0.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class ImplicitReward(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _truncate_and_score(self, conversation: Conversation) -> float | None:
-        """Return the score of a conversation; None if its reply has no token."""
+        """Return the score of a conversation; None if it has fewer than two tokens."""
         ids, start = ids_and_reply_start(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
             num_removed = len(ids) - self.max_length

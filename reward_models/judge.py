@@ -64,6 +64,9 @@ class RatingJudge(Reward):
         low: Lowest rating.
         high: Highest rating.
         name: Name of the component.
+
+    Raises:
+        UserError: ``low`` is not below ``high``, or the template lacks ``{conversation}``.
     """
 
     independent = waits = True
@@ -98,7 +101,11 @@ class RatingJudge(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _scaled_rating(self, answer: Answer) -> float:
-        """Return the scaled rating in an answer; raise Unscorable if it has none."""
+        """Return the last rating in an answer, scaled to [0, 1].
+
+        Raises:
+            Unscorable: The answer is not text, has no rating, or the rating is out of range.
+        """
         if isinstance(answer, Exception):
             raise Unscorable(describe_exception(answer))
         if not isinstance(answer, str):
@@ -119,9 +126,10 @@ class PairJudge:
     """Estimate P(first reply is better) from two comparisons by a judge, one for each order.
 
     If the winner depends on the order of the replies, the estimate is 0.5, and the pair is counted
-    as ``swapped``. GPT-4 was consistent in only 65% of the pairs of Zheng et al. (2306.05685). This
-    class is not a :class:`Reward`, because it scores pairs. Use it to label preference data or to
-    evaluate a policy.
+    as ``swapped`` in ``counts``; the other keys are ``agreed`` and ``no verdict``. GPT-4 was
+    consistent in only 65% of the pairs of Zheng et al. (2306.05685). This class is not a
+    :class:`Reward`, because it scores pairs. Use it to label preference data or to evaluate a
+    policy.
 
     Args:
         generate: Function that returns the judge's answers.
@@ -239,7 +247,7 @@ def endpoint(
         query = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         try:
             answer = complete(query)["choices"][0]["message"]["content"]
-        except Exception as error:  # a malformed response must not cost the other answers
+        except Exception as error:  # a malformed response must not end the other requests
             return error.with_traceback(None)  # the frames would keep the response in memory
         return answer if isinstance(answer, str) else None
 

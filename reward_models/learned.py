@@ -57,8 +57,12 @@ class LearnedReward(Reward):
     """Reward that is the score of a checkpoint; :meth:`load` loads and checks the checkpoint.
 
     If the head has one output, the score is its logit. With ``label``, the score is the log-odds of
-    this class of a classifier. With ``attributes``, it is the weighted sum of several regression
-    outputs, and each output is also a component; ``"all"`` gives every output the weight 1.
+    this class of a classifier, or this output of a regression head. With ``attributes``, it is the
+    weighted sum of several regression outputs, and each of these outputs is also a component;
+    ``"all"`` gives every output the weight 1.
+
+    Raises:
+        UserError: ``batch_size`` is below 1, or ``label`` or ``attributes`` do not fit the head.
     """
 
     def __init__(
@@ -118,7 +122,8 @@ class LearnedReward(Reward):
                 of positions.
             append_eos: Whether texts end with EOS; by default the value in the sidecar. Without a
                 sidecar, TRL's rule is assumed.
-            label: Class of a classifier whose log-odds are the score.
+            label: Class of a classifier whose log-odds are the score, or output of a regression
+                head.
             attributes: Output of a regression head -> weight; "all" gives every output weight 1.
             scope: "reply" to score the last message without its prompt, "conversation" to score the
                 whole conversation; by default the value in the sidecar.
@@ -167,7 +172,7 @@ class LearnedReward(Reward):
         return self._ids_and_is_truncated(conversation)[0]
 
     def _ids_and_is_truncated(self, conversation: Conversation) -> tuple[list[int], bool]:
-        """Return the token ids, and whether the text was truncated."""
+        """Return the token ids of `encode`, and whether the text was truncated."""
         if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
         ids, truncated = chat_template.ids_and_is_truncated(
@@ -233,6 +238,8 @@ class LearnedReward(Reward):
         self, mask: Tensor, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         """Return the logits [B, K] of padded texts in float32; gradients are recorded.
+
+        Either ``input_ids`` or ``inputs_embeds`` must be given.
 
         Args:
             mask: Whether a position is a token and not padding, [B, T].

@@ -31,6 +31,9 @@ def bradley_terry_loss(
         margin: Margin m of Llama 2 (2307.09288, equation 2), [B] or a number.
         label_smoothing: Fraction e of the labels that are expected to be wrong, in [0, 0.5), as in
             conservative DPO.
+
+    Raises:
+        ValueError: ``label_smoothing`` is outside [0, 0.5).
     """
     _check_label_noise("label_smoothing", label_smoothing)
     d = chosen - rejected - margin
@@ -67,7 +70,7 @@ def add_centering_penalty(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coe
 
 
 def best_of_loss(scores: Tensor, best_index: Tensor, *, mask: Tensor) -> Tensor:
-    """Return -log softmax(scores)[best_index] over masked candidates, [B] (Ziegler et al. 2019).
+    """Return -log softmax(scores)[best_index] over the candidates, [B] (Ziegler et al. 2019).
 
     Args:
         scores: Scores of the candidates, [B, K].

@@ -38,8 +38,8 @@ def answer_verdict_and_reason(
     Args:
         reference: The correct answer, in LaTeX or plain text.
         reply: Reply of a policy.
-        cpu_seconds: Limit of the CPU time for parsing the reference, and for parsing the reply and
-            comparing the two; None means no limit.
+        cpu_seconds: Limit of the CPU time, in seconds, for parsing the reference; the same limit
+            holds again for parsing the reply and comparing the two. None means no limit.
 
     Returns:
         - ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed, has no value, or
@@ -59,7 +59,7 @@ def answer_verdict_and_reason(
         return failure, str(reason)
     except _TimeLimitExceeded:
         return failure, "the CPU time limit was exceeded"
-    except Exception as error:  # sympy cannot compute the value of the reply
+    except Exception as error:  # such as an error of sympy in a computation
         return failure, f"{type(error).__name__}: {error}"
     return ("right", "") if equals else ("wrong", "the values differ")
 
@@ -93,8 +93,8 @@ def parse_reply_answer(reply: str, *, allow_words: bool = False) -> Node:
 
     Args:
         reply: Reply of a policy.
-        allow_words: Whether the correct answer consists of words. If it does, the reply may also
-            state its answer after "the answer is", or consist of up to four words.
+        allow_words: Whether the correct answer consists of words or is one letter. If so, the reply
+            may also state its answer after "the answer is", or consist of up to four words.
 
     Raises:
         NotUnderstood: There is no answer, it cannot be parsed, or it is ambiguous or not asserted.

@@ -83,7 +83,7 @@ def to_pair(row: Mapping[str, Any], *, source_column: str | None = None) -> Pair
 
     Args:
         row: The row.
-        source_column: Name of the column with the origin of the row.
+        source_column: Name of the column with the origin of the row; by default, it is unknown.
 
     Raises:
         UserError: A column is missing, a reply has no messages, or there is no prompt.

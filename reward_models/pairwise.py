@@ -64,10 +64,11 @@ def _first_known_id(*ids: Any) -> list[int]:
 class PairModel(Reward):
     """Reward that is the log-odds that a reply is better than a reference reply.
 
-    The log-odds are averaged over the two orders of the replies. The reference reply is read from
-    a file of prompts and answers or from the key ``answer`` of a message; see
-    :class:`~rlhf.reward_models.targets.ReferenceAnswerSource`. :meth:`log_odds_and_consistency`
-    compares any two replies.
+    The log-odds are averaged over the two orders of the replies. The component
+    ``<name>.consistent`` is 1.0 if the model prefers the same reply in both orders, else 0.0. The
+    reference reply is read from a file of prompts and answers or from the key ``answer`` of a
+    message; see :class:`~rlhf.reward_models.targets.ReferenceAnswerSource`.
+    :meth:`log_odds_and_consistency` compares any two replies.
     """
 
     def __init__(

@@ -54,10 +54,10 @@ def encode_steps(
     Because of the separate encoding, the tokens at the end of a step do not depend on the position
     of the step. The prompt is rendered by
     :func:`~rlhf.reward_models.chat_template.render_conversation`, and the reply follows as plain
-    text. The last step also ends with the separator.
+    text. The last step also ends with the separator. Blank steps are omitted.
 
     Raises:
-        Unscorable: The reply has no step, or the prompt cannot be rendered.
+        Unscorable: There is no reply, the reply has no step, or the prompt cannot be rendered.
     """
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
@@ -77,9 +77,13 @@ class ProcessReward(Reward):
 
     The model is a token classifier with two classes; class 1 is "right". ``aggregate`` is ``min``
     (the probability of the worst step), ``product`` or ``last`` (the probability of the last step).
-    A model that was trained on Monte-Carlo labels predicts the probability that the continuation
-    succeeds, not whether the step is correct. Best-of-n selection with such a model can therefore
-    be misleading (Zhang et al. 2025, arXiv:2501.07301).
+    The component ``<name>.steps`` is the number of scored steps, 0 without a score. A model that
+    was trained on Monte-Carlo labels predicts the probability that the continuation succeeds, not
+    whether the step is correct. Best-of-n selection with such a model can therefore be misleading
+    (Zhang et al. 2025, arXiv:2501.07301).
+
+    Raises:
+        UserError: ``aggregate`` is unknown, or the model does not have two classes.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
     In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
     component), ``normalize: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
-    They are applied in this order. ``normalize: true`` uses the mean and the standard deviation
+    The keys are applied in this order. ``normalize: true`` uses the mean and the standard deviation
     that are stored in the checkpoint.
 
     Raises:
@@ -121,7 +121,7 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
 
 def _build_one(spec: Mapping[str, Any]) -> Reward:
-    """Build the reward of one spec."""
+    """Build the reward of one spec; see `build`."""
     if not isinstance(spec, Mapping):
         raise UserError(f"rewards: each entry must be a mapping with `kind`, got {spec!r}")
     settings = dict(spec)
@@ -140,7 +140,11 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
 
 
 def _apply_wrappers(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
-    """Apply normalize, clip, threshold and weight to a reward, in this order."""
+    """Apply normalize, clip, threshold and weight to a reward, in this order.
+
+    Raises:
+        UserError: A value is invalid, or the reward has no stored mean and standard deviation.
+    """
     if "normalize" in wrappers:
         moments = {} if wrappers["normalize"] is True else wrappers["normalize"]
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
@@ -238,7 +242,7 @@ def _single_score(values: Any) -> Any:
     """Return the score that a function returned for a list of one conversation.
 
     Raises:
-        ValueError: It did not return a list of one score.
+        ValueError: The function did not return a list of one score.
     """
     if not isinstance(values, list) or len(values) != 1:
         size = f"{len(values)} scores" if isinstance(values, list) else type(values).__name__

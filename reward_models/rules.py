@@ -65,6 +65,9 @@ def number(
     The number may differ from the reference by at most ``tolerance``. A reply that cannot be parsed
     scores 0.0. If a reference cannot be parsed as one number, and the reply equals no other
     reference, there is no score. ``docs/rewards.md`` describes the notation.
+
+    Raises:
+        UserError: ``tolerance`` is negative or not finite.
     """
     if not 0 <= tolerance < float("inf"):
         raise UserError(f"number: tolerance must be >= 0 and finite, got {tolerance}")
@@ -133,6 +136,9 @@ def regex(
 
     With ``full``, the pattern must match the whole reply. ``.`` also matches line breaks. A reply
     for which the search takes more than ``timeout`` seconds has no score.
+
+    Raises:
+        UserError: ``pattern`` is not a regular expression, or ``timeout`` is not positive.
     """
     if not timeout > 0:
         raise UserError(f"regex: timeout must be > 0 seconds, got {timeout}")
@@ -175,6 +181,9 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 
     A shorter reply scores length / low - 1. A longer reply scores the larger of 1 - length / high
     and -1. ``unit`` is "words" or "characters". Without ``high``, there is no upper limit.
+
+    Raises:
+        UserError: ``unit`` is unknown, 0 <= low <= high does not hold, or ``high`` is below 1.
     """
     if unit not in ("words", "characters"):
         raise UserError(f"length: unit must be 'words' or 'characters', got {unit!r}")
@@ -197,6 +206,9 @@ def repetition(n: int = 3) -> Reward:
     """Build a penalty of repetition: minus the fraction of word n-grams that repeat earlier ones.
 
     Case is ignored. The score is in (-1, 0]; it is 0 if the reply has fewer than n words.
+
+    Raises:
+        UserError: ``n`` is below 1.
     """
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")

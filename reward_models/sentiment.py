@@ -70,7 +70,10 @@ def sentiment_score(text: str, valences: dict[str, float]) -> float:
 
 @cache
 def read_lexicon(path: str | None = None) -> dict[str, float]:
-    """Return word -> valence, from ``path`` or from the lexicon of this package."""
+    """Return word -> valence, from ``path`` or from the lexicon of this package.
+
+    The result is cached and must not be changed. :func:`lexicon` describes the errors.
+    """
     source = Path(path) if path else files("rlhf.reward_models") / "lexicon.txt"
     if not source.is_file():
         raise FileNotFoundError(f"no lexicon at {path}")
@@ -91,7 +94,7 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
 def vader() -> Reward:
     """Build a reward that is VADER's compound sentiment, in [-1, 1] (Hutto and Gilbert 2014).
 
-    VADER is made for short texts. It needs ``pip install "rlhf-kit[sentiment]"``.
+    VADER is made for short texts. This kind needs ``pip install "rlhf-kit[sentiment]"``.
     """
     check_extra_installed("the reward kind vader", "sentiment", "vaderSentiment")
     from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]

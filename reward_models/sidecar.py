@@ -19,6 +19,9 @@ class Sidecar:
     """Description of a reward checkpoint: encoding of texts, pooling and calibration.
 
     The file is next to the weights, which can be loaded without it.
+
+    Raises:
+        UserError: A value is outside its range, or only one of ``mean`` and ``std`` is given.
     """
 
     template_hash: str

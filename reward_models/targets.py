@@ -22,7 +22,8 @@ class ReferenceAnswerSource:
     Args:
         answer: The answer to all conversations.
         answers: JSON Lines file (optionally ``.gz``) whose rows have ``prompt`` and the key that
-            ``key`` names. The answer is in the row whose prompt equals the last user message.
+            ``key`` names. The answer is in the row whose prompt equals the last user message, up to
+            white space at the ends.
         key: Key of the answer in a row or in a message.
 
     Raises:
@@ -47,7 +48,7 @@ class ReferenceAnswerSource:
         """Return the reference answer of a conversation.
 
         Raises:
-            Unscorable: There is no answer, or there are several alternative answers.
+            Unscorable: There are several alternative answers, or `reference_answers` raises it.
         """
         answers = self.reference_answers(conversation)
         if len(answers) > 1:
@@ -80,7 +81,11 @@ def _is_missing(answer: Any) -> bool:
 
 
 def _answer_text(answer: Any) -> str:
-    """Convert an answer to text; 42 and 42.0 become "42"."""
+    """Convert an answer to text; 42 and 42.0 become "42".
+
+    Raises:
+        Unscorable: The answer is neither a text nor a number.
+    """
     if isinstance(answer, float) and answer.is_integer() and abs(answer) < 1e15:
         return str(int(answer))
     if isinstance(answer, str | int | float):

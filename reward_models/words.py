@@ -14,7 +14,8 @@ def fit_tfidf(texts: Sequence[str], **options: Any) -> Any:
 
     Args:
         texts: Training texts.
-        **options: Further options of ``TfidfVectorizer``.
+        **options: Further options of ``TfidfVectorizer``; ``token_pattern`` replaces the first
+            pattern of a word.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

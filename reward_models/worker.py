@@ -28,7 +28,7 @@ from rlhf.reward_models.core import SetupError, Unscorable
 
 _START_SECONDS = 120.0  # time limit of the start, for imports of a large library on a busy machine
 _GRACE_SECONDS = 2.0
-"""Time after the limit in which a process can report the line that it executes, before its end."""
+"""Time after the limit in which a process can report the executed line before it is killed."""
 
 
 class FunctionWorker:
@@ -40,6 +40,9 @@ class FunctionWorker:
     Args:
         path: ``module:name`` of a function with JSON arguments and a JSON result.
         timeout: Time limit of a call, in seconds.
+
+    Raises:
+        UserError: ``timeout`` is not positive.
     """
 
     def __init__(self, path: str, *, timeout: float):
@@ -86,7 +89,12 @@ class FunctionWorker:
             self._process = None
 
     def _running_or_new_process(self) -> subprocess.Popen[bytes]:
-        """Return the process; start a process if none is running."""
+        """Return the process; start a process if none is running.
+
+        Raises:
+            SetupError: The function cannot be imported.
+            Unscorable: The new process ended, or was not ready after `_START_SECONDS`.
+        """
         if self._process is None or self._process.poll() is not None:
             # `-m` would import this module twice, because its package imports it.
             code = "import sys; from rlhf.reward_models.worker import serve; serve(*sys.argv[1:])"
@@ -104,7 +112,7 @@ class FunctionWorker:
     def _read_message(
         self, process: subprocess.Popen[bytes], seconds: float, *, grace: float = 0.0
     ) -> dict[str, Any]:
-        """Read one message from the process.
+        """Read one message from the process; kill the process if there is none.
 
         Raises:
             Unscorable: There is no message after ``seconds + grace``, or the process has ended.
@@ -130,8 +138,8 @@ def serve(function_path: str, timeout: str) -> None:
     Results are written to standard output. Text that the function prints is redirected to standard
     error. A call that exceeds the time limit, in seconds, is interrupted.
     """
-    # Ctrl-C and schedulers send signals to every process. They are ignored here, because the run
-    # needs scores until its current step ends.
+    # Ctrl-C and schedulers send signals to every process. This process ignores these signals,
+    # because the run needs scores until its current step ends.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -163,7 +171,7 @@ def _to_json_value(value: Any) -> Any:
     """Convert a value that JSON does not have: a number or array of numpy, torch or pandas.
 
     Raises:
-        TypeError: The value is neither.
+        TypeError: The value cannot be converted.
     """
     try:
         return value.tolist() if hasattr(value, "tolist") else float(value)

@@ -94,11 +94,17 @@ def check_reference_has_value(node: Node) -> None:
         if part.kind == "relation" and not _has_symbols(part):
             raise NotUnderstood("a relation without a variable")
     if not same_answer(node, node):
-        raise NotUnderstood("sympy does not prove that it equals itself")
+        raise NotUnderstood("sympy does not prove that the answer equals itself")
 
 
 def _split_unit(node: Node) -> tuple[Node, str]:
-    """Return an answer without its unit, and the unit; the unit is empty if there is none."""
+    """Return an answer without its unit, and the unit; the unit is empty if there is none.
+
+    A percentage remains a part of the answer.
+
+    Raises:
+        NotUnderstood: The answer has two units.
+    """
     unit = ""
     while node.kind == "unit":
         if node.data == units.PERCENT:
@@ -215,7 +221,11 @@ def _resolve_plus_minus(node: Node, sign: int) -> Node:
 def _same_collections(
     reference: Node, answer: Node, reference_items: list[Node], answer_items: list[Node]
 ) -> bool:
-    """Return whether two lists or sets are equal, given their items."""
+    """Return whether two lists or sets are equal, given their items.
+
+    The order of the items and repeated items do not matter. If only one answer assigns its items to
+    different names, as in ``x = 1, y = 2``, the items are compared in order.
+    """
     if _is_joined_inequalities(reference) or _is_joined_inequalities(answer):
         return _same_sets(reference, answer)
     if (reference.kind == "set") != (answer.kind == "set") and 1 in (
@@ -330,7 +340,7 @@ def _reduce_equations(node: Node) -> Node:
 
 
 def _is_expression(node: Node) -> bool:
-    """Return whether the node is an expression with a value, and not a collection or a text."""
+    """Return whether the node is not a collection or a text, and has no unit."""
     others = ("brackets", "set", "list", "matrix", "text", "unit", *_SET_OPERATIONS)
     return node.kind not in others and node != _EMPTY_SET
 
@@ -486,7 +496,10 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 
 
 def _as_set(node: Node) -> Any:
-    """Return the sympy set of real numbers that ``node`` describes; None if it is not a set."""
+    """Return the sympy set of real numbers that ``node`` describes.
+
+    The result is None if the node is not such a set, or if sympy cannot solve its inequalities.
+    """
     if node.kind == "brackets" and len(node.args) == 2:
         return _as_interval(node)
     if node.kind == "set":
@@ -503,7 +516,13 @@ def _as_set(node: Node) -> Any:
 
 
 def _as_interval(node: Node) -> Any:
-    """Return the sympy interval of two items in brackets; None if an end is not a real number."""
+    """Return the sympy interval of two items in brackets.
+
+    The result is None if an end has a variable, or if the first item is not a real number.
+
+    Raises:
+        NotUnderstood: The first item is larger than the second one.
+    """
     low, high = (to_sympy(child) for child in node.args)
     if low.free_symbols or high.free_symbols or not low.is_extended_real:
         return None
@@ -517,6 +536,9 @@ def _solution_set(node: Node) -> Any:
     """Return the sympy set of solutions of a chain of inequalities in one variable.
 
     The result is None if there are several variables, or if sympy cannot solve the inequalities.
+
+    Raises:
+        NotUnderstood: An inequality has no variable.
     """
     parts = [to_sympy(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
@@ -539,6 +561,9 @@ def _intervals_and_points(real_set: Any) -> list[tuple]:
 
     Each element is a tuple (low end, high end, whether the low end is open, whether the high end is
     open). The two ends of a point are equal.
+
+    Raises:
+        NotUnderstood: The set has other parts than intervals and points.
     """
     parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []
@@ -558,7 +583,10 @@ def _intervals_and_points(real_set: Any) -> list[tuple]:
 
 
 def provably_equal(a: Any, b: Any) -> bool:
-    """Return whether sympy proves that two expressions are equal everywhere."""
+    """Return whether sympy proves that two expressions are equal everywhere.
+
+    Expressions with infinities are equal only if they are identical.
+    """
     if a == b:
         return True
     if any(x.has(sp.oo, -sp.oo, sp.zoo, sp.nan) for x in (a, b)):
@@ -664,7 +692,9 @@ def _checked_combinatorial(function: Any, *numbers: Any) -> Any:
     """
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
-            raise NotUnderstood("a factorial of a number that is negative, not whole or too large")
+            raise NotUnderstood(
+                "a factorial or binomial of a number that is negative, not whole or too large"
+            )
     return function(*numbers)
 
 

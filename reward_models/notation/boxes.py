@@ -55,7 +55,8 @@ def rest_of_formula_after_box(before: str, after: str) -> str:
     """Return the symbols after a box up to the end of its formula; "" if there are none.
 
     Without dollar signs or other delimiters around the box, the formula ends at the first word,
-    bracketed remark, punctuation mark or line break.
+    bracketed remark, punctuation mark or line break. If the symbols are a unit, they are returned
+    in ``\\text{...}``.
 
     Args:
         before: Text before the box.
@@ -109,7 +110,7 @@ def _is_in_braces(text: str, position: int) -> bool:
 
 
 def _unpaired_closing_bracket_index(text: str) -> int | None:
-    """Return the index of the first bracket that closes one from before the text, or None."""
+    """Return the index of the first bracket whose opening bracket is before the text, or None."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")

@@ -89,7 +89,7 @@ def parse_answer(text: str, *, in_math_mode: bool = True) -> Node:
 def _words_if_text_answer(tokens: list[Token]) -> tuple[str, ...] | None:
     """Return the words of an answer such as ``\\text{even}`` or ``\\text{(B)}`` in lower case.
 
-    Return None if the answer does not consist of words.
+    The word "and" is omitted. The result is None if the answer does not consist of words.
     """
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
@@ -114,7 +114,8 @@ class _MathReader(TokenReader):
     """Recursive-descent parser of an answer.
 
     The methods that return a node parse the expression that their name states, and move past it;
-    the grammar is in the docstring of the module.
+    the grammar is in the docstring of the module. They raise NotUnderstood if the next tokens are
+    no such expression.
     """
 
     def __init__(self, tokens: list[Token]):
@@ -481,7 +482,10 @@ class _MathReader(TokenReader):
         return Node("root", (_number_node(self.take().value), index))
 
     def _function(self, name: str) -> Node:
-        """Parse the exponent, the base and the arguments of a function after its name."""
+        """Parse the exponent, the base and the arguments of a function after its name.
+
+        The exponent -1 is read as the inverse function.
+        """
         exponent = base = None
         for _ in range(2):
             if self.take_op("^"):
@@ -717,7 +721,11 @@ def _number_in_base_node(digits: str, base: str) -> Node:
 
 
 def _bracketed_node(opening: str, closing: str, items: list[Node]) -> Node:
-    """Return the group, tuple, interval, set or matrix of items between brackets."""
+    """Return the group, tuple, interval, set or matrix of items between brackets.
+
+    Raises:
+        NotUnderstood: The number of items does not fit the brackets.
+    """
     if opening in ("\\{", "{"):
         if opening == "{" and len(items) == 1:
             return items[0]

@@ -39,7 +39,7 @@ class Token:
     end: int
     """Index after the last character in the text."""
     spaced: bool = False
-    """Whether white space precedes the token."""
+    """Whether white space or an ignored command such as ``\\left`` precedes the token."""
     math: bool = False
     """Whether the token is in math mode, which excludes the content of ``\\text{...}``."""
     prose: bool = False
@@ -320,7 +320,10 @@ class _Lexer:
         return self._add_token("unknown", self.text[start], start, start + 1)
 
     def _number(self, start: int) -> int:
-        """Read a number, which may have thousands separators and an exponent."""
+        """Read a number, which may have thousands separators and an exponent.
+
+        A number that exceeds `MAX_DIGITS` or `MAX_EXPONENT` becomes a token of kind ``unknown``.
+        """
         text, groups = self.text, ()
         if match := _REPEATING_DECIMAL.match(text, start):
             return self._repeating_decimal(match)

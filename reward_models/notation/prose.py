@@ -179,6 +179,7 @@ _MAX_RUN_TOKENS = 2000
 _MAX_UNIT_TOKENS = 30
 _MAX_PROSE_CHARACTERS = 5000
 _SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
+_SENTENCE_END = re.compile(r"[.?!]\s+|\n")
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
 
@@ -212,7 +213,8 @@ def answer_segment(reply: str) -> AnswerSegment:
     """Return the part of a reply that contains the answer.
 
     Raises:
-        NotUnderstood: A tag or a box is not closed, or the text around a box contradicts it.
+        NotUnderstood: A tag or a box is not closed, the text around a box contradicts it, or
+            `without_markdown` rejects the text.
     """
     text, before, after, is_boxed = marked_answer(reply)
     is_formula = False
@@ -224,8 +226,8 @@ def answer_segment(reply: str) -> AnswerSegment:
             text, is_formula = text + rest, WORDS_AFTER_BOX.fullmatch(rest) is None
         elif scaled := _SCALE_OF_BOX.match(after):
             text = rf"{text} \text{{{scaled['scale']}}}"
-    if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it after a line break
-        text = text[-_MAX_PROSE_CHARACTERS:].partition("\n")[2]
+    if len(text) > _MAX_PROSE_CHARACTERS:  # only the end is needed; begin it with a sentence
+        text = [*_SENTENCE_END.split(text[-_MAX_PROSE_CHARACTERS:], maxsplit=1), ""][1]
     text = units.with_powers_before_units(without_markdown(text))
     return AnswerSegment(text, is_boxed, is_formula)
 
@@ -394,7 +396,7 @@ def _can_be_answer(run: list[Token], numbers_only: bool) -> bool:
 
 
 def _trimmed_run_indices(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last index of a run, without delimiters and commas at its ends."""
+    """Return the indices of the ends of a run without delimiters, separators and open brackets."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")
@@ -448,7 +450,7 @@ def _first_sentence(text: str) -> str:
 
 def _last_sentence(text: str) -> str:
     """Return the last sentence of a text; it may be incomplete."""
-    return re.split(r"[.?!]\s+|\n", text)[-1]
+    return _SENTENCE_END.split(text)[-1]
 
 
 def check_is_asserted(before: str, *, is_calculation: bool = False) -> None:

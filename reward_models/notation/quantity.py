@@ -59,11 +59,11 @@ def parse_quantity(
         text: A number without surrounding sentences.
         is_reference: Whether the text is a reference answer. A reference must not be approximate.
             It must not have a decimal comma, because the comma could also separate two numbers.
-        equations_complete: Whether no number before the text can belong to the left side of its
-            equation. Only complete equations are checked.
+        equations_complete: Whether no number before the text can belong to the left side of an
+            equation in the text. Only complete equations are checked.
 
     Raises:
-        NotUnderstood: A part of the text cannot be parsed.
+        NotUnderstood: A part of the text cannot be parsed, or an equation is not true.
     """
     tokens = _strip_quotes_and_breaks([t for t in tokens_of(text) if t.kind != "delimiter"])
     if any(token.kind == "line" for token in tokens):
@@ -117,7 +117,10 @@ def parse_final_quantity(reply: str) -> Quantity:
 
 
 def leading_unit_words(text: str) -> str:
-    """Return the scale words and known units with which a text begins, joined by spaces."""
+    """Return the scale words and known units with which a text begins, joined by spaces.
+
+    They are at most four words; the first unknown word or letter ends them.
+    """
     selected: list[str] = []
     text = re.sub(r"\\(?:text|mbox|mathrm)\b", "", text.split(",")[0])
     for word in re.findall(r"[^\W\d_]+|%|°", text)[:4]:
@@ -228,7 +231,8 @@ def _evaluate_tree(node: Node) -> Fraction | None:
 class _QuantityReader(TokenReader):
     """Recursive-descent parser of one quantity.
 
-    The methods that return a number parse what their name states, and move past it.
+    The methods that return a number parse what their name states, and move past it. They raise
+    NotUnderstood if the next tokens do not fit, or a number is too large.
     """
 
     def __init__(self, tokens: Sequence[Token], *, decimal_comma: bool):
@@ -327,7 +331,11 @@ class _QuantityReader(TokenReader):
         return self._times_power_of_ten(number)
 
     def _add_digits_after_decimal_comma(self, token: Token, number: Fraction) -> Fraction:
-        """Add the digits after a decimal comma, if there is one directly after ``token``."""
+        """Add the digits after a decimal comma, if there is a comma directly after ``token``.
+
+        Raises:
+            NotUnderstood: The comma may separate two numbers.
+        """
         comma, after = self.peek(), self.peek(1)
         if not comma.is_op(",") or comma.spaced or after.spaced:
             return number

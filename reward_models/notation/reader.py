@@ -52,7 +52,10 @@ class TokenReader:
         return operator
 
     def take_first_character(self) -> str:
-        """Take the first character of a number or word and return it, as in LaTeX ``\\frac12``."""
+        """Take the first character of a number or word and return it, as in LaTeX ``\\frac12``.
+
+        The other characters become the next token.
+        """
         token = self.peek()
         parts = (token.text[:1], token.text[1:]) if len(token.text) > 1 else (token.text,)
         self.tokens[self.position : self.position + 1] = [
@@ -82,6 +85,9 @@ class TokenReader:
 
         Returns:
             The value of the mixed number, or None if no fraction follows.
+
+        Raises:
+            NotUnderstood: The fraction is not between 0 and 1.
         """
         top, slash, bottom = self.peek(), self.peek(1), self.peek(2)
         if top.kind == "number" and top.text == "vulgar":
@@ -159,7 +165,10 @@ class TokenReader:
         return bool(words)
 
     def _take_unit_group(self, opening: str, closing: str, *, in_text: bool) -> list[str]:
-        """Take known units between brackets; return [] if the brackets contain anything else."""
+        """Take known units between brackets; return [] if the brackets contain anything else.
+
+        In this case, the caller must reset ``position``.
+        """
         words: list[str] = []
         if not self.take_op(opening):
             return []

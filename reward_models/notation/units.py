@@ -168,7 +168,10 @@ def canonical_unit(names: list[str]) -> str:
 
 
 def canonical_unit_in_product(word: str) -> str | None:
-    """Return the canonical spelling of a unit inside a unit; "in" is the inch there."""
+    """Return the canonical spelling of a unit inside a unit, where "in" is the inch.
+
+    The result is None for an unknown unit.
+    """
     return "in" if word == "in" else known_unit(word)
 
 

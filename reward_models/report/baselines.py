@@ -26,7 +26,7 @@ def bag_of_words_margins(
     """Return the margins [N] of a logistic regression on the words of the two replies.
 
     The regression is fitted on ``train``. If ``train`` is None, it is cross-fitted on ``pairs`` in
-    ``folds`` folds; pairs with the same prompt are in the same fold. The features are the
+    at most ``folds`` folds; pairs with the same prompt are in the same fold. The features are the
     differences of the two replies' TF-IDF vectors, so they do not depend on the prompt.
 
     Raises:
@@ -49,7 +49,10 @@ def bag_of_words_margins(
 
 
 def _fit_and_score_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
-    """Fit the regression on ``train`` and return the margins of ``test``, [N]."""
+    """Fit the regression on ``train`` and return the margins of ``test``, [N].
+
+    The margins are 0 if ``train`` has fewer than two pairs or no words.
+    """
     from sklearn.linear_model import LogisticRegression
 
     def replies(pairs: Sequence[Pair], side: str) -> list[str]:

@@ -49,8 +49,8 @@ def calibration_metrics(
 ) -> Calibration:
     """Return the calibration of ``margins`` = score(chosen) - score(rejected), [N].
 
-    The bins have equal numbers of pairs, up to a difference of 1. Bins of equal width are not used,
-    because most of them would be empty.
+    The pairs are sorted by confidence into bins with equal numbers of pairs, up to a difference of
+    1. Bins of equal width are not used, because most of them would be empty.
 
     Raises:
         ValueError: There are no margins.
@@ -104,8 +104,9 @@ def temperature_interval(margins: np.ndarray, groups: Sequence[Hashable]) -> Int
     The interval contains the temperatures whose log-likelihood is at most t^2 / 2 times the design
     effect below its maximum, where t is the quantile of Student's t for the groups. The design
     effect is the variance of the derivative with clusters, divided by the variance without
-    clusters. There is no interval with fewer than 20 groups, or if all margins that are not 0 have
-    the same sign, because the likelihood then has no maximum.
+    clusters, and at least 1. The upper end can be inf. There is no interval with fewer than 20
+    groups, or if all margins that are not 0 have the same sign, because the likelihood then has no
+    maximum.
 
     Args:
         margins: Differences score(chosen) - score(rejected), [N].

@@ -17,10 +17,11 @@ _MIN_SPREAD = 0.1
 
 
 def finding_sentences(report: Mapping[str, Any]) -> list[str]:
-    """Return the findings of a report, the most serious first.
+    """Return the findings of a report in a fixed order; without findings, a sentence that says so.
 
     Findings about accuracies, gains, correlations and the temperature are based on intervals, not
-    only on estimates.
+    only on estimates. If all pairs have the same prompt, only this fact and the number of unscored
+    pairs are reported.
     """
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):
@@ -115,22 +116,21 @@ def _calibration_findings(report: Mapping[str, Any]) -> list[str]:
         sure = report["scores"]["std"] == 0 or report["accuracy"]["high"] < 0.5
         return ["At no temperature are the probabilities better than chance."] if sure else []
     ends = calibration["temperature"]
-    if ends is None:  # every pair is ordered correctly, so a lower temperature is always better
+    if ends is None:  # fewer than 20 prompts, or every pair is ordered correctly
         return []
     low, high = (math.inf if end is None else end for end in (ends["low"], ends["high"]))
     ratio = fitted / current
     if ratio > 1.5 and current < low <= fitted:
-        return [f"Overconfident: its margins must be divided by {ratio:.1f} to fit the labels."]
+        return [f"Overconfident: the margins must be divided by {ratio:.1f} to fit the labels."]
     if ratio < 1 / 1.5 and high < current:
         return [
-            f"Underconfident: its margins must be multiplied by {1 / ratio:.1f} to fit the labels."
+            f"Underconfident: the margins must be multiplied by {1 / ratio:.1f} to fit the labels."
         ]
     return []
 
 
 def _invariance_findings(invariance: Mapping[str, Any] | None) -> list[str]:
-    # The value is None if no text was compared, or if all scores are equal, because changes are
-    # divided by the standard deviation of the scores.
+    # The share is nan if no text could be scored in both ways.
     if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])

@@ -76,12 +76,12 @@ def interval_as_dict(result: Interval, n: int) -> dict[str, float]:
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Pearson correlation; nan if ``a`` or ``b`` is constant."""
+    """Return the Pearson correlation; nan if a vector is constant or has fewer than two values."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Spearman correlation; nan if ``a`` or ``b`` is constant."""
+    """Return the Spearman correlation; nan in the same cases as `pearson`."""
     return pearson(stats.rankdata(a), stats.rankdata(b))

@@ -168,7 +168,7 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
     score; with a score of 0, right predictions of all rows would have an average below 1.
     ``scores`` are [N, C], and ``labels`` [N] are class indices.
     """
-    # scikit-learn's f1_score is too slow for a jackknife, which calls this function 100 times.
+    # scikit-learn's f1_score is too slow for a jackknife, which makes up to 101 calls.
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
@@ -221,7 +221,8 @@ def class_logprobs_from_words(
     """Fit a logistic regression on TF-IDF vectors of words and bigrams; predict ``test``.
 
     Returns:
-        Log-probabilities of the classes for each test text, [N, C].
+        Log-probabilities of the classes for each test text, [N, C]; -inf for classes that do not
+        occur in ``labels``.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -48,7 +48,7 @@ def evaluate_reward_model(
     invariance_size: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the report on ``reward`` as plain numbers for JSON; unknown numbers are None.
+    """Return the report on ``reward`` as plain values for JSON; unknown numbers are None.
 
     In the accuracy, a tie counts 1/2. Pairs that could not be scored are counted and omitted.
 
@@ -58,10 +58,11 @@ def evaluate_reward_model(
         train_pairs: Pairs on which the bag-of-words baseline is fitted; by default, it is
             cross-fitted on ``pairs``.
         scored: The scores of ``pairs``; by default, they are computed.
-        samples: Replies of the policy, see `score_statistics_on_samples`.
+        samples: Replies of the policy, see `score_statistics_on_samples`; None without replies.
         best_of_n: Reward and gold score of the best of n samples; copied into the report.
         dropped: Reason -> number of dropped rows, for the data card.
-        overlapping: Number of pairs whose prompts share 13 consecutive words with training prompts.
+        overlapping: Number of pairs whose prompts share 13 consecutive words with training prompts;
+            None if it is unknown.
         stress_size: Maximum number of conversations in each stress test; 0 skips these tests.
         invariance_size: Maximum number of conversations whose scores alone and in batches are
             compared; 0 skips this test.
@@ -102,7 +103,8 @@ class ScoredPairs:
     """The P pairs that a reward could score, with their scores and prompts.
 
     ``chosen`` and ``rejected`` are the scores, and ``margins`` are chosen - rejected, each an array
-    [P]. ``groups`` are the keys of the pairs' prompts, [P].
+    [P]. ``groups`` are the keys of the pairs' prompts, [P]. ``mean`` and ``std`` are those of all
+    scores. ``data`` has the numbers of unscored pairs and ties, and the counts of the reward.
 
     Raises:
         UserError: No pair could be scored.
@@ -150,8 +152,8 @@ def score_statistics_on_samples(
 
     ``mean`` and ``std`` are the mean and the standard deviation of all scores; the sidecar of a
     checkpoint stores them. ``within_prompt_std`` is the standard deviation of the scores of one
-    prompt, averaged over prompts. ``replies``, ``prompts`` and ``unscored`` are the numbers of
-    replies, prompts and replies without a score.
+    prompt, averaged over prompts. All three are nan if no reply has a score. ``replies``,
+    ``prompts`` and ``unscored`` are the numbers of replies, prompts and replies without a score.
 
     Args:
         reward: The reward.
@@ -176,7 +178,8 @@ def _accuracy_and_gain_by_baseline(
 ) -> dict[str, dict[str, Any]]:
     """Return name -> accuracy of the baseline, and the reward's paired gain over it.
 
-    The accuracy and the gain are computed on the pairs that the baseline could score.
+    The accuracy and the gain are computed on the pairs that the baseline could score. A baseline
+    that could score no pair is omitted.
     """
     length = baselines.length_differences(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
@@ -232,7 +235,11 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
 
 
 def _length_dependence(scored: ScoredPairs) -> dict[str, Any]:
-    """Return correlations of score and length, and the accuracy on replies of similar length."""
+    """Return correlations of score and length, and the accuracy on replies of similar length.
+
+    The correlations are nan if all lengths or scores are equal. The accuracy is None if no pair has
+    replies of similar length.
+    """
     lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
     values = np.concatenate([scored.chosen, scored.rejected])

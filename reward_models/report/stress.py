@@ -21,7 +21,7 @@ _FLATTERY = "What a brilliant and insightful question! You clearly know this sub
 
 
 def first_half_of_words(reply: str) -> str:
-    """Return the first half of the words of a reply."""
+    """Return the first half of the words of a reply, but at least one word."""
     words = reply.split()
     return " ".join(words[: max(1, len(words) // 2)])
 
@@ -67,8 +67,8 @@ def run_stress_tests(
     each reply with a different prompt, for which a reward should give a lower score. The result
     maps the name of each test to a dictionary with these keys:
 
-    - ``change``: mean change of the score, in standard deviations of the original scores, with a
-      95% confidence interval that is clustered by prompt;
+    - ``change``: mean change of the score, in standard deviations of the original scores (if these
+      are equal, the plain change), with a 95% confidence interval that is clustered by prompt;
     - ``fell``: fraction of scores that decreased;
     - ``expect``: expected change, "fall" or "not rise";
     - ``passed``: whether the change is as expected; None if the data are inconclusive.
@@ -116,7 +116,7 @@ def _changed_as_expected(
     """
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
-        # Equal changes have no interval. Use the exact sign-flip test instead.
+        # Equal changes and changes of few prompts have no interval. Use the exact sign-flip test.
         _, prompt_means = unit_means(change, groups)
         mean = float(prompt_means.mean())
         significant = sign_flip_test(prompt_means) <= 0.05

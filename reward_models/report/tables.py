@@ -106,9 +106,10 @@ def _data_card_rows(data: Report) -> list[list[str]]:
 
 
 def flat_benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]:
-    """Return (name, score with its interval) of each score of a benchmark.
+    """Return (name, value) of each score of a benchmark and of the count ``unscored``.
 
-    The name of a nested score is ``section / part``; ``prefix`` is prepended to all names.
+    A score with a known interval has its interval as part of the value. The name of a nested score
+    is ``section / part``; ``prefix`` is prepended to all names.
     """
     rows: list[tuple[str, Cell]] = []
     intervals = result.get("intervals", {})  # results of 0.1.0 have none

@@ -41,7 +41,7 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 class ProgramProxy:
     """Proxy of the program's process for the tests.
 
-    This process ends if the program ends, or if the program sends a message that
+    The process of the tests ends if the program ends, or if the program sends a message that
     `ProgramObjectServer` cannot have sent. No exception is raised in these cases, because the tests
     could catch it.
 
@@ -79,6 +79,7 @@ class ProgramProxy:
             The result of the operation.
 
         Raises:
+            TypeError: An argument cannot be passed to the program.
             RuntimeError: The operation raised StopIteration outside of an iteration, or IndexError
                 in a method ``__getitem__`` of the tests.
             BaseException: Any other exception that the operation raised.
@@ -133,7 +134,10 @@ class ProgramProxy:
             _end_as_failed("the program sent a malformed message")
 
     def _run_callback(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call a function of the tests that the program requests; return the response."""
+        """Call a function of the tests that the program requests; return the response.
+
+        An exception of the function is sent as its most derived builtin base class and its text.
+        """
         try:
             function = self.callbacks[request["callback"]]
             args = [self._decode(item) for item in request["arguments"]]
@@ -176,7 +180,13 @@ class ProgramProxy:
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
-        """Return the reference of a value that is not plain; see `encode`."""
+        """Return the reference of a value that is not plain; see `encode`.
+
+        A function of the tests, or another callable object, is added to ``callbacks``.
+
+        Raises:
+            TypeError: The value cannot be passed to the program.
+        """
         if isinstance(value, RemoteObject):
             return {"object": _handle_of(value)}
         if isinstance(value, type) and issubclass(value, BaseException):
@@ -191,7 +201,13 @@ class ProgramProxy:
         return {"callback": len(self.callbacks) - 1}
 
     def _value_of_reference(self, kind: str, content: Any) -> Any:
-        """Return the value of a reference; see `decode`."""
+        """Return the value of a reference; see `decode`.
+
+        The same object of the program always has the same `RemoteObject` or class.
+
+        Raises:
+            ValueError: The kind or the content is invalid.
+        """
         if kind == "object":
             return self.remotes.setdefault(int(content), RemoteObject(self, int(content)))
         if kind == "callback":
@@ -275,9 +291,10 @@ def _end_as_failed(reason: str, status: int = 1) -> NoReturn:
 class RemoteObject:
     """An object of the program that is not plain data.
 
-    A remote object never equals plain data. To compare them, the program would have to receive the
-    expected value, and it could claim that its object is equal. Two objects of the program are
-    compared in the program's process.
+    Attributes, calls and operators of the object are evaluated in the program's process. This does
+    not hold for binary operators whose other operand is plain data: ``==`` is False, and ``<``
+    raises TypeError. Otherwise, the program would receive the expected value, and it could claim
+    that its object is equal.
     """
 
     __slots__ = ("_handle", "_program")
@@ -354,10 +371,9 @@ class BuiltinsOfTests(dict[str, Any]):
 def builtin_redefined_by_program(tests: ast.Module) -> str | None:
     """Return the name of the builtin that the program must have redefined; None if there is none.
 
-    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If a builtin is
-    the only undefined name of the tests besides exceptions and modules, and is not in
-    `_NOT_REDEFINED`, it must be a function of the program. Otherwise, the tests would not test the
-    program.
+    An example is ``assert sum(10, 15) == 6`` in MBPP 126. If a builtin is the only undefined name
+    of the tests besides exceptions and modules, and is not in `_NOT_REDEFINED`, it must be a
+    function of the program. Otherwise, the tests would not test the program.
     """
     names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
     defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -398,7 +414,7 @@ class _ProgramGlobals(types.SimpleNamespace):
 
 
 def main() -> None:
-    """Run the tests of the task; the exit status is 0 if they end without an exception."""
+    """Run the tests of the task and end the process; the exit status is 0 if the tests pass."""
     status = 1
     try:
         task = read_task_and_confine()

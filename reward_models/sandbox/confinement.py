@@ -1,9 +1,9 @@
 """Restrict the current process permanently with kernel mechanisms that need no privileges.
 
 - ``setrlimit`` limits CPU time, memory, file sizes, open files and core dumps.
-- Landlock (Linux 6.2 or newer) denies writing files, reading files outside Python's folders and the
-  system libraries, and starting executables.
-- A seccomp filter denies sockets, new processes, signals to other processes and similar calls.
+- Landlock (Linux 6.2 or newer) denies access to files and starting executables; files that Python
+  needs can be read, and ``/dev/null`` can be written.
+- A seccomp filter denies network sockets, new processes, signals and similar calls.
 - Capabilities are dropped.
 - The process is killed when the process that started it ends.
 """
@@ -189,7 +189,7 @@ def restrict_file_access() -> None:
     Reading files that Python needs, and writing to /dev/null, are still possible.
 
     Raises:
-        OSError: The kernel does not support Landlock version 3.
+        OSError: The system is not Linux, or the kernel does not support Landlock version 3.
     """
     if sys.platform != "linux":
         raise OSError(f"Landlock needs Linux, not {sys.platform}")
@@ -232,6 +232,9 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
 
 def filter_system_calls() -> None:
     """Use seccomp to deny the calls in `_DENIED_CALLS` and new processes; new threads are allowed.
+
+    Some arguments of other calls are also denied. The calls in `_ABSENT_CALLS` and those after
+    `_LAST_KNOWN_CALL` return ENOSYS.
 
     Raises:
         OSError: The kernel does not support seccomp, or the machine is not Linux on x86-64.
@@ -276,7 +279,11 @@ def _seccomp_filter_instructions() -> list[tuple[int, int, int, int]]:
 
 
 def drop_capabilities() -> None:
-    """Drop all capabilities of the process, so that the other restrictions also apply to root."""
+    """Drop all capabilities of the process, so that the other restrictions also apply to root.
+
+    Raises:
+        OSError: The system is not Linux, or the kernel rejects the call.
+    """
     if sys.platform != "linux":
         raise OSError(f"capabilities need Linux, not {sys.platform}")
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
@@ -287,6 +294,9 @@ def kill_self_when_parent_ends(parent: int) -> None:
     """Let the kernel kill this process when its parent ends.
 
     If the process with the id ``parent`` is not the parent any more, this process exits at once.
+
+    Raises:
+        OSError: The system is not Linux, or the kernel rejects the call.
     """
     if sys.platform != "linux":
         raise OSError(f"killing a process when its parent ends needs Linux, not {sys.platform}")
@@ -326,7 +336,7 @@ def apply_restrictions(limits: dict[str, Any]) -> dict[str, str]:
 
 
 def read_task_and_confine() -> dict[str, Any]:
-    """Read the task from stdin, restrict this process and return the task.
+    """Read the task from stdin, set stdin to /dev/null, restrict this process and return the task.
 
     The restrictions that could not be applied are written to the first line of stdout as a JSON
     object. If there are any, the process exits, unless ``allow_unenforced`` is set in the task.

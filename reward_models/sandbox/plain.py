@@ -1,8 +1,9 @@
 """Encode the values that a program and its tests exchange as JSON.
 
-Plain values are numbers, texts, collections and values of some library classes. An instance of a
-subclass is sent as an instance of its plain base class, so a received value has no method that the
-sender defined. Every other value is replaced by a reference, which the receiver resolves.
+Plain values are None, numbers, texts, bytes, collections and values of some library classes. An
+instance of a subclass is sent as an instance of its plain base class, so a received value has no
+method that the sender defined. Every other value is replaced by a reference, which the receiver
+resolves.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def encode(value: Any, make_reference: MakeReference) -> Any:
 
 
 def _encode_library_value(value: Any, make_reference: MakeReference) -> Any:
-    """Return the JSON form of a value of a library class, or a reference."""
+    """Return the JSON form of a value of a library class; for any other value, a reference.
+
+    Times with a time zone and arrays that are not numeric are also replaced by references.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
         if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):

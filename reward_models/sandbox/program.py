@@ -42,7 +42,10 @@ class ProgramObjectServer:
             self.channel.send(self._perform_request(request))
 
     def _perform_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Perform an operation and return the response: its result, or the exception it raised."""
+        """Perform an operation and return the response.
+
+        The response contains the result and the changed arguments, or the raised exception.
+        """
         try:
             values = [self.decode(item) for item in request["arguments"]]
             keywords = {name: self.decode(item) for name, item in request["keywords"].items()}
@@ -85,7 +88,10 @@ class ProgramObjectServer:
         return decode(data, self._value_of_reference)
 
     def _reference_to(self, value: Any) -> dict[str, Any]:
-        """Return the reference of a value that is not plain, see `encode`."""
+        """Return the reference of a value that is not plain, see `encode`.
+
+        A value that is sent for the first time is added to ``objects``, so that it stays alive.
+        """
         if isinstance(value, TestFunctionProxy):
             return {"callback": value.number}
         is_exception = isinstance(value, type) and issubclass(value, BaseException)

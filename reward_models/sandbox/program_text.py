@@ -1,7 +1,7 @@
-"""Prevent the tests from executing text or bytes that the program returned.
+"""Prevent the tests from executing harmful text or bytes that the program returned.
 
 A test such as ``assert eval(f(24)) == 24`` evaluates text of the program in the process whose exit
-status is the result. The text ``__import__("os")._exit(0)`` would pass it.
+status is the result. The text ``__import__("os")._exit(0)`` would pass this test.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class ProgramTextError(Exception):
 
 
 class ExecutionGuard:
-    """Replaces ``compile``, ``eval`` and ``exec`` of the tests; text of the program is rejected.
+    """Replaces ``compile``, ``eval`` and ``exec`` of the tests; harmful text is rejected.
 
-    A text is executed if it is a constant in the source of the tests, or if it is an expression of
-    plain operators and of functions of numbers and collections. Before the program has returned any
-    text, every text is from the tests.
+    A text is executed if it is a constant in the source of the tests that is not a single name, or
+    if it is an expression of plain operators and of functions of numbers and collections. Before
+    the program has returned any text, every text is executed.
 
     Args:
         tests: Source of the tests.
@@ -79,7 +79,10 @@ class ExecutionGuard:
         return compile(source, *args, **keywords)
 
     def _guarded_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the guarded version of ``eval`` or ``exec``."""
+        """Return the guarded version of ``eval`` or ``exec``.
+
+        Like the builtin, it uses the variables of the calling code if no ``globals`` are given.
+        """
 
         def guarded(
             source: Any,
@@ -99,7 +102,10 @@ class ExecutionGuard:
         return guarded
 
     def _require_harmless_source(self, source: Any, variables: Any) -> None:
-        """Raise ProgramTextError if a source may be from the program and is not harmless."""
+        """Raise ProgramTextError if a source may be from the program and is not harmless.
+
+        ``variables`` are the globals that the caller gives for the source, or None.
+        """
         if not self._program_sent_text() or not isinstance(
             source, str | bytes | bytearray | memoryview
         ):
@@ -113,7 +119,7 @@ class ExecutionGuard:
 
 
 def _is_harmless(text: str, variables: set[str]) -> bool:
-    """Return whether a text is an expression that can neither read nor change other objects."""
+    """Return whether a text is an expression that uses only ``variables`` and safe functions."""
     try:
         nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -127,7 +133,11 @@ def _is_harmless(text: str, variables: set[str]) -> bool:
 
 
 def _is_harmless_node(node: ast.AST, names: Set[str]) -> bool:
-    """Return whether a node has only known names, and no attributes except those of ``math``."""
+    """Return whether a node of an expression is harmless.
+
+    Its name must be one of ``names``, an attribute must be one of ``math``, and a called function
+    must be safe or one of ``math``.
+    """
     if isinstance(node, ast.Attribute):
         is_math = isinstance(node.value, ast.Name) and node.value.id == "math"
         return is_math and not node.attr.startswith("_")
@@ -140,7 +150,10 @@ def _is_harmless_node(node: ast.AST, names: Set[str]) -> bool:
 
 
 def _check_loaded_bytes(event: str, values: tuple[Any, ...]) -> None:
-    """Audit hook: raise ProgramTextError if a pickle or a marshaled code names more than data."""
+    """Audit hook: raise ProgramTextError if the tests load code from bytes.
+
+    Pickles may name only plain data and classes of the tests. Only imports may load marshaled data.
+    """
     if event == "pickle.find_class":
         module, name = values
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)

@@ -68,7 +68,7 @@ class ModelConversation:
             )
 
     def clear(self) -> None:
-        """Remove all messages and replies."""
+        """Remove all messages and replies, and cancel an unfinished reply."""
         self.policy.engine.reset()
         self._episode, self.replies, self.results, self._over = None, [], [], False
 
@@ -134,7 +134,11 @@ class ModelConversation:
             self.results.append(result)
 
     def decode_all_tokens(self) -> str:
-        """Return the text of all tokens of the conversation, including special tokens."""
+        """Return the text of all tokens of the conversation, including special tokens.
+
+        Raises:
+            UserError: The conversation has no message yet.
+        """
         reply = self.replies[-1].completion.tokens if len(self.replies) > len(self.results) else []
         tokenizer: Any = self.policy.collector.chat_format.tokenizer
         return tokenizer.decode([*self.episode.rollout.tokens, *reply])

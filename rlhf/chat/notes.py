@@ -8,7 +8,7 @@ from rlhf.common.text import count_text
 
 
 def reply_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
-    """Return the notes on a reply: its length limit, its score and its effect on the environment.
+    """Return the notes on a reply: whether it is cut off, its score, and the environment's result.
 
     Args:
         session: The conversation.
@@ -38,7 +38,7 @@ def score_text(score: ReplyScore) -> str:
 
 
 def _environment_notes(session: ChatSession, turn: Turn, index: int) -> list[str]:
-    """Return the reward of a reply and, at the end of an episode, the return."""
+    """Return a reply's reward, its reason if known, and at the end of an episode the return."""
     result = turn.results[index]
     assert result is not None
     _, reward, terminated, truncated, info = result

@@ -35,7 +35,7 @@ def chat_application(session: ChatSession, *, labels: str | None = None) -> Star
 
     Args:
         session: The conversation. Nothing else may change it while the application runs.
-        labels: Path of the file of votes, which is shown on the page.
+        labels: Path of the file of votes, for the page; None if votes are not recorded.
     """
     return _ChatServer(session, labels).application()
 
@@ -122,7 +122,11 @@ class _ChatServer:
         )
 
     def _respond_unless_busy(self, make_response: Callable[[], Response]) -> Response:
-        """Return the response of a function that uses the session, or an error response."""
+        """Return the response of a function that uses the session, or an error response.
+
+        The status is 409 if the session is in use, 400 after a UserError, and 500 if a file cannot
+        be written.
+        """
         if not self._busy.acquire(blocking=False):
             return _error_response(409, BUSY)
         try:
@@ -168,7 +172,10 @@ class _ChatServer:
         return endpoint
 
     def _start_reply_stream(self, change: Callable[[dict[str, Any]], None], body: Any) -> Response:
-        """Change the session, and sample the replies in a thread while they are streamed."""
+        """Change the session, and sample the replies in a thread while they are streamed.
+
+        The status of an error response is 409 if the session is in use, and 400 after a UserError.
+        """
         if not self._busy.acquire(blocking=False):
             return _error_response(409, BUSY)
         events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -190,7 +197,7 @@ class _ChatServer:
         return StreamingResponse(_json_lines_of_events(events), media_type="application/x-ndjson")
 
     def _generate_reply_events(self, put_event: Callable[[dict[str, Any] | None], None]) -> None:
-        """Sample the replies of a turn; put one event for each new text, and None at the end."""
+        """Sample the replies of a turn; put events for the new texts and the state, then None."""
         session = self._session
         last: dict[str, Any] = {}
         try:
@@ -200,7 +207,8 @@ class _ChatServer:
                 put_event({"letter": letter, "text": escape_invisible(text)})
                 if self._stop.is_set():
                     stream.close()
-                    last = {"error": "stopped: retry samples the replies again"}
+                    button = "Retry" if session.env is None else "Let the models reply"
+                    last = {"error": f'stopped: "{button}" samples the replies again'}
                     break
         except UserError as error:
             last = {"error": escape_invisible(str(error))}
@@ -256,7 +264,7 @@ class _ChatServer:
         self._session.unvote()
 
     def _check_turn_is_last(self, body: dict[str, Any]) -> None:
-        """Raise UserError if the id in the body is not that of the last turn."""
+        """Raise UserError if there are turns and the id in the body is not that of the last one."""
         turns = self._session.turns
         if turns and _require_text(body, "turn") != turns[-1].turn_id:
             raise UserError("the conversation has changed in another window: reload the page")

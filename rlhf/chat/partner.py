@@ -16,14 +16,14 @@ class Partner(Protocol):
     """Source of the messages to which a model replies."""
 
     env: gym.Env
-    """Environment. If it has a system message, the conversation begins with it."""
+    """Environment. Its system message, if it has one, begins the conversation."""
 
     def start(self, seed: int) -> tuple[str, dict[str, Any]]:
         """Start a conversation; return the first message, and the info of the start state."""
         ...
 
     def answer(self, reply: str) -> StepResult | None:
-        """Return the result of a reply, which contains the next message; None without a result."""
+        """Return the result of a reply with the next message; None if there is none yet."""
         ...
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class EnvironmentPartner:
     Args:
         collector: Collector of the model, which makes the environment and converts replies to
             actions.
-        timeout: Time limit of a call of the environment, in seconds.
+        timeout: Time limit of a call of the environment, in seconds; None means no limit.
     """
 
     def __init__(self, collector: Collector, timeout: float | None) -> None:
@@ -74,7 +74,7 @@ class EnvironmentPartner:
         self._seed = 0
 
     def start(self, seed: int) -> tuple[str, dict[str, Any]]:
-        """Reset the environment.
+        """Reset the environment; return the first observation and the info.
 
         Raises:
             UserError: The environment failed.
@@ -85,7 +85,7 @@ class EnvironmentPartner:
         return start
 
     def answer(self, reply: str) -> StepResult | None:
-        """Step the environment.
+        """Step the environment with the action in a reply, and return the result.
 
         Raises:
             UserError: The environment failed.

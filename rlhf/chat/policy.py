@@ -144,7 +144,7 @@ def load_policies(config: ChatConfig, *, prompts: Sequence[Any] = ()) -> list[Ch
 def model_folder(path: str) -> str:
     """Return the folder of the trained model of a run directory; return other paths unchanged.
 
-    It is ``final/``, or the newest checkpoint of a run that has not ended.
+    This folder is ``final/``, or the newest checkpoint of a run that has not ended.
 
     Raises:
         UserError: The folder is neither a model nor a run with a model.

@@ -26,7 +26,7 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
 @dataclass
 class ChatSession:
-    """A conversation with several models. All have the same seed and the same sampling settings.
+    """A conversation with several models, with the same seed and the same sampling settings.
 
     Without a vote, each model continues with its own reply. A vote continues all conversations with
     the preferred reply, or at a tie with the reply that was shown first, so that the next replies
@@ -66,7 +66,7 @@ class ChatSession:
         return EnvironmentPartner(policy.collector, self.env.timeout)
 
     def close(self) -> None:
-        """Cancel unfinished replies, and close the environments."""
+        """Cancel unfinished replies, and close the environments and the collectors."""
         for branch in self.branches:
             branch.clear()
             branch.partner.close()
@@ -155,7 +155,8 @@ class ChatSession:
     def generate(self, *, interleaved: bool = False) -> Generator[tuple[int, str], None, None]:
         """Sample the replies of all models that can reply.
 
-        If the generator is closed or fails, the replies of this turn are taken back.
+        If the generator is closed or fails before all replies are complete, the replies of this
+        turn are taken back.
 
         Args:
             interleaved: Whether the models take turns after each token. By default, each model
@@ -247,7 +248,10 @@ class ChatSession:
             turn.results[index] = branch.results[-1]
 
     def score_turn(self) -> None:
-        """Score the replies of the last turn with the reward, if there is one."""
+        """Score the replies of the last turn with the reward, if there is one.
+
+        The scores are stored in the turn.
+        """
         if self.reward is None:
             return
         turn = self.turns[-1]
@@ -295,7 +299,7 @@ class ChatSession:
         self.undo_replies()
 
     def prepare_retry(self) -> None:
-        """Sample the next replies differently; take back those of the last turn.
+        """Take back the replies of the last turn; the replies that are sampled next are different.
 
         If the last user message has no reply yet, nothing is taken back.
 
@@ -378,9 +382,9 @@ class ChatSession:
             preferred: Index of the model with the preferred reply; None for a tie.
 
         Raises:
-            UserError: The replies cannot be compared, see `why_vote_impossible`. Or the preferred
-                reply does not fit into the context of another model. The vote is then recorded, and
-                each model continues with its own reply.
+            UserError: The replies cannot be compared, see `why_vote_impossible`, or the preferred
+                reply does not fit into the context of another model. In the second case, the vote
+                is recorded, and each model continues with its own reply.
         """
         if reason := self.why_vote_impossible:
             raise UserError(reason)

@@ -81,7 +81,7 @@ class Terminal:
             }
 
     def run(self) -> None:
-        """Talk until the user ends the chat."""
+        """Read lines and handle them until the user ends the chat."""
         self._print_introduction()
         while True:
             try:
@@ -89,7 +89,7 @@ class Terminal:
             except EOFError:
                 self._print("")
                 return
-            except KeyboardInterrupt:  # as in a shell, it discards the line
+            except KeyboardInterrupt:  # as in a shell, Ctrl-C discards the line
                 self._print("\n(:quit or Ctrl-D ends the chat)")
                 continue
             if line.strip() == ":quit":
@@ -111,7 +111,10 @@ class Terminal:
         return line
 
     def _handle_line(self, line: str) -> None:
-        """Run the command in a line, or send the line as a message or as all models' reply."""
+        """Run the command in a line, or send the line as a message or as all models' reply.
+
+        In a chat with an environment, a blank line lets the models reply.
+        """
         if line.startswith(":") and not line.startswith("::"):
             name, _, argument = line[1:].strip().partition(" ")
             if name not in self._commands:
@@ -148,13 +151,18 @@ class Terminal:
                 shown = text
         except KeyboardInterrupt:
             stream.close()
-            self._print("\n(canceled; :retry samples the replies again, :undo takes back the turn)")
+            hint = ":retry samples the replies again, :undo takes back the message"
+            hint = hint if self.session.env is None else "Enter samples the replies again"
+            self._print(f"\n(canceled; {hint})")
             return
         self._print("")
         self._print_results(self.session.turns[-1])
 
     def _heading(self, index: int) -> str:
-        """Return the text before a reply: its letter and, unless it is hidden, the model's name."""
+        """Return the text before a reply: its letter and, unless it is hidden, the model's name.
+
+        With only one model, the text is empty.
+        """
         session = self.session
         letter = self._letter_prefix(session.shown_order.index(index))
         is_named = letter and not session.blind

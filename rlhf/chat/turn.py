@@ -32,7 +32,7 @@ class Turn:
     replies: list[Reply | None]
     """The replies; None for a model that has not replied."""
     results: list[StepResult | None]
-    """Results of the environment."""
+    """Result of the environment for each reply; None without an environment or a reply."""
     scores: list[ReplyScore | None]
     earlier_reply_counts: list[int]
     """Number of replies of each model before this turn."""

@@ -83,11 +83,17 @@ def _validate_stop_strings(value: Any) -> list[str]:
 
 
 def _validate_prompts(value: Any) -> Sequence[str | list[int]]:
-    """Return the prompts of a text, a list of texts, token ids, or a list of lists of token ids."""
+    """Return the prompts in a text, a list of texts, a list of token ids, or a list of such lists.
+
+    Raises:
+        ValueError: The value has another form, or a prompt has no token id.
+    """
     if isinstance(value, str):
         return [_validate_text(value)]
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a text, a list of texts, token ids, or a list of token ids")
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids, or a list of such lists"
+        )
     if all(isinstance(item, str) for item in value):
         return [_validate_text(item) for item in value]
     prompts = [value] if all(type(item) is int for item in value) else value
@@ -104,7 +110,12 @@ def _validate_messages(value: Any) -> list[dict[str, str]]:
 
 
 def _validate_message(index: int, message: Any) -> dict[str, str]:
-    """Return the role and the text of a message."""
+    """Return the role and the text of a message; the role "developer" becomes "system".
+
+    Raises:
+        ValueError: The message has another role, an unknown key with a value, or parts that are not
+            text.
+    """
     if not isinstance(message, dict):
         raise ValueError(f"message {index} must be an object with role and content")
     role = message.get("role")
@@ -130,7 +141,12 @@ def _validate_message(index: int, message: Any) -> dict[str, str]:
 
 
 def _validate_conversations(value: Any) -> list[list[dict[str, Any]]]:
-    """Check conversations to score. A message can have additional keys, such as ``answer``."""
+    """Return conversations to score. A message can have additional keys, such as ``answer``.
+
+    Raises:
+        ValueError: The value is not a list of conversations, each with at least one message, or a
+            text or the nesting is invalid.
+    """
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of at least one conversation")
     for number, conversation in enumerate(value):
@@ -220,7 +236,7 @@ class SamplingBody(Body):
         )
 
     def option_needing_local_engine(self) -> str | None:
-        """Return an option that only the engine in this process has, if the request uses one."""
+        """Return an option of the request that only the engine in this process has, or None."""
         return "stream" if self.stream else None
 
     def check_option_conflicts(self) -> None:
@@ -245,7 +261,7 @@ class CompletionBody(SamplingBody):
     best_of: PositiveCount | None = None
 
     def option_needing_local_engine(self) -> str | None:
-        """Return an option that only the engine in this process has, if the request uses one."""
+        """Return an option of the request that only the engine in this process has, or None."""
         if self.logprobs is not None and (self.logprobs or self.echo):
             return "logprobs"
         return super().option_needing_local_engine()
@@ -273,7 +289,7 @@ class ChatBody(SamplingBody):
     """Number of most likely tokens whose log-probabilities are returned at each position."""
 
     def option_needing_local_engine(self) -> str | None:
-        """Return an option that only the engine in this process has, if the request uses one."""
+        """Return an option of the request that only the engine in this process has, or None."""
         return "top_logprobs" if self.top_logprobs else super().option_needing_local_engine()
 
     def check_option_conflicts(self) -> None:

@@ -38,12 +38,12 @@ class CompletionRoutes:
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and the model."""
         self._encoding.shutdown()
         self.model.close()
 
     async def complete(self, request: Request) -> Response:
-        """Complete texts."""
+        """Complete the texts of a request to ``/v1/completions``."""
         body, model = read_body(CompletionBody, await request.body()), self.model
         self._check_server_limits_and_options(body, len(body.prompt))
         min_new_tokens = min(1, body.max_tokens)  # 0 with `echo`: only the prompt is returned
@@ -75,7 +75,7 @@ class CompletionRoutes:
         return await self._respond(request, body, generation, echoed_prompts, json_format)
 
     async def chat(self, request: Request) -> Response:
-        """Reply to a conversation."""
+        """Reply to the conversation of a request to ``/v1/chat/completions``."""
         body, model = read_body(ChatBody, await request.body()), self.model
         self._check_server_limits_and_options(body, 1)
         ids = await self._call_in_encoding_thread(lambda: model.encode_messages(body.messages))
@@ -97,11 +97,11 @@ class CompletionRoutes:
         return await self._respond(request, body, generation, [], json_format)
 
     def _check_server_limits_and_options(self, body: SamplingBody, num_prompts: int) -> None:
-        """Check the options that depend on the server.
+        """Check the options that depend on the server or on each other.
 
         Raises:
-            ApiError: The model is unknown, there are too many completions, or the engine does not
-                have an option.
+            ApiError: The model is unknown, options contradict each other, there are too many
+                completions, or the engine does not have an option.
         """
         model = self.model
         model.check_name(body.model)
@@ -129,7 +129,10 @@ class CompletionRoutes:
     async def _echoed_prompts(
         self, body: CompletionBody, prompts: Sequence[Sequence[int]]
     ) -> list[Piece]:
-        """Return each prompt as the first piece of its choices."""
+        """Return each prompt as the first piece of its choices.
+
+        The pieces have log-probabilities if the request asks for them.
+        """
         tokenizer = self.model.tokenizer
         scored: Sequence[Any] = [None] * len(prompts)
         if body.logprobs is not None:
@@ -183,7 +186,10 @@ class CompletionRoutes:
         *,
         include_usage: bool,
     ) -> AsyncIterator[bytes]:
-        """Yield the events of a stream."""
+        """Yield the events of a stream.
+
+        An error is sent as the last event, because the status has been sent before.
+        """
         keeps_empty = json_format.with_logprobs or json_format.with_token_ids
         started: set[int] = set()
         try:

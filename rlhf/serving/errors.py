@@ -87,7 +87,10 @@ def timeout_error(seconds: float) -> ApiError:
 
 
 def refusal_response(status: int, reason: str) -> JSONResponse:
-    """Return the response of a request that the access rules refuse."""
+    """Return the response of a request that the access rules refuse.
+
+    For status 401, a hint on the header of the key replaces ``reason``.
+    """
     if status == 401:
         reason = "missing or wrong API key; send the header Authorization: Bearer KEY"
         return ApiError(401, reason, code="invalid_api_key").response()

@@ -71,7 +71,10 @@ class Choice:
         self._token_by_token = with_offsets or bool(stop)
 
     def receive(self, progress: Progress) -> Piece:
-        """Decode new tokens. A stop string ends the choice; tokens after it are discarded."""
+        """Append new tokens to ``tokens``, and return them as a piece.
+
+        A stop string ends the choice; tokens after it are discarded.
+        """
         new = progress.new_tokens
         if self._token_by_token:
             piece = self._decode_token_by_token(new)
@@ -186,6 +189,9 @@ class Generation:
 
     async def pieces(self) -> AsyncGenerator[tuple[Choice, Piece], None]:
         """Yield new pieces of the choices until all have ended.
+
+        The time limit is counted from the start of the iteration. At the end of the iteration,
+        unfinished completions are canceled.
 
         Raises:
             ApiError: The time limit is exceeded.

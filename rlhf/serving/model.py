@@ -94,7 +94,7 @@ class ServedModel:
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text, with BOS if the tokenizer adds it, but without an EOS."""
+        """Return the token ids of a text, with BOS but without EOS if the tokenizer adds them."""
         ids = self.tokenizer(text)["input_ids"]
         end = [self.tokenizer.eos_token_id]
         if ids[-1:] == end and self.chat_format.encode(text)[-1:] != end:
@@ -239,7 +239,7 @@ class ServedModel:
     def close(self) -> None:
         """Stop the scheduler, and close the engine."""
         self.scheduler.close()
-        # The engine of this process has no method close.
+        # `ContinuousEngine` has no method close.
         close = getattr(self.scheduler.engine, "close", None)
         if close is not None:
             close()

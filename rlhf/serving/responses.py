@@ -14,7 +14,7 @@ from rlhf.serving.text import TokenNames
 
 @dataclass(frozen=True)
 class CompletionJson:
-    """Builds the JSON of one request; a subclass defines the format of a route.
+    """Builds the JSON of the response to one request; a subclass defines the format of a route.
 
     Args:
         model_name: Name of the model.

@@ -180,7 +180,7 @@ class Scheduler:
         self._commands.put(lambda: self._waiting.extend(jobs))
 
     def cancel(self, job: Job) -> None:
-        """End a job that is not needed any more."""
+        """End a job that is not needed any more; no further progress is delivered."""
         if not job.ended:
             job.ended = True
             self.num_unfinished -= 1
@@ -188,6 +188,9 @@ class Scheduler:
 
     async def call_in_engine_thread(self, function: Callable[[], Any]) -> Any:
         """Call a function in the thread of the engine, between two forward passes.
+
+        Returns:
+            The result of the function. An exception of the function is raised.
 
         Raises:
             Overloaded: There are too many unfinished jobs.
@@ -214,7 +217,7 @@ class Scheduler:
             self.num_unfinished -= 1
 
     def close(self) -> None:
-        """End the thread, and abandon unfinished jobs."""
+        """End the thread, wait for its end, and abandon unfinished jobs."""
 
         def end() -> None:
             self._closed = True
@@ -248,7 +251,10 @@ class Scheduler:
             self._fail_all_jobs(error)
 
     def _run_commands(self) -> None:
-        """Run the commands of the event loop; wait for one if there is nothing else to do."""
+        """Run the commands of the event loop; wait for one if there is nothing else to do.
+
+        After `IDLE_SECONDS` without a command, the cache of the engine is freed.
+        """
         if not (self._waiting or self._running or self._calls):
             try:
                 self._commands.get(timeout=IDLE_SECONDS if self._used else None)()
@@ -261,7 +267,10 @@ class Scheduler:
             self._commands.get()()
 
     def _submit_waiting(self) -> None:
-        """Submit as many waiting jobs as the engine can start now."""
+        """Submit the waiting jobs that the engine can start now.
+
+        Few jobs first wait for others (see `PREFILL_SHARE`).
+        """
         free = self.max_running - len(self._running)
         if not self._waiting or not free:
             return
@@ -281,7 +290,7 @@ class Scheduler:
         self.engine.submit([job.request for job in jobs])
 
     def _poll(self) -> None:
-        """Run the engine, and deliver new tokens."""
+        """Run the engine, and deliver new tokens. After an error, all running jobs fail."""
         try:
             completions = self.engine.poll()
         except Exception as error:

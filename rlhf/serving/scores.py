@@ -43,7 +43,13 @@ class ScoreRoute:
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
     async def score(self, request: Request) -> Response:
-        """Score conversations."""
+        """Score the conversations of a request to ``/v1/score``.
+
+        Raises:
+            ApiError: The body is invalid, has too many conversations or another model, the queue is
+                full, the reward refuses the conversations, or the time limit is exceeded.
+            ClientDisconnect: The client closed the connection.
+        """
         body, limits = read_body(ScoreBody, await request.body()), self.limits
         if body.model != self.name:
             raise unknown_model_error(body.model, [self.name], place="/v1/score")

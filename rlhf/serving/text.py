@@ -24,7 +24,10 @@ class StopStringFilter:
         """Whether the text contains one of the strings."""
 
     def append(self, text: str) -> str:
-        """Add text; return the text that is certainly before a stop string."""
+        """Add text; return the new text that is certainly before a stop string.
+
+        The first stop string sets ``found`` and ends the text.
+        """
         if not self._strings:
             return text
         self._held += text
@@ -62,7 +65,7 @@ class TokenNames:
         self._byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the bytes of a token, which may be an incomplete character."""
+        """Return the bytes of a token, which may be an incomplete character; b"" if unknown."""
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)

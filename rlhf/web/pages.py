@@ -20,8 +20,8 @@ from rlhf.reports.page import stylesheet
 class Templates:
     """The templates in the folder ``templates`` of a package.
 
-    They can extend ``page.html`` of this package. Every inserted text is escaped for HTML, and
-    control characters and characters that change the text direction become visible escapes.
+    They can extend ``page.html`` of ``rlhf.web``. Every inserted plain text is escaped for HTML,
+    and control characters and characters that change the text direction become visible escapes.
 
     Args:
         package: Name of the package, such as ``rlhf.labeling``.

@@ -1,8 +1,8 @@
 """Protect a local server: host and origin checks, a token, size limits and security headers.
 
-A page of another site can send requests to a server on this machine. If its host name resolves to
-this machine (DNS rebinding), its scripts can also read the responses. The checks of the ``Host``
-and ``Origin`` headers and of the token refuse such requests.
+A page of another site can send requests to a server on this machine. If the host name of the site
+resolves to this machine (DNS rebinding), the scripts of the page can also read the responses. The
+checks of the ``Host`` and ``Origin`` headers and of the token refuse such requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_BODY_BYTES = 4 * 2**20
 """Default size limit of the body of a request."""
 MAX_BODY_SECONDS = 30.0
-"""Time in which a client has to send the body of a request."""
+"""Time in which a client has to send the body of a request, in seconds."""
 
 PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -65,7 +65,10 @@ def secured(
     headers: Mapping[str, str] = PAGE_HEADERS,
     refusal: BuildRefusal = plain_refusal,
 ) -> ASGIApp:
-    """Return an application that refuses requests from other sites before ``app`` is called.
+    """Return an application that checks each request before ``app`` is called.
+
+    Requests from other sites, requests without the token, and requests whose body is too large or
+    takes too long are refused.
 
     Args:
         app: The application.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import signal
 import socket
@@ -77,9 +78,9 @@ def open_listener(host: str = LOOPBACK_HOST, port: int = 0) -> Listener:
         listening = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {reason}; --port 0 chooses a free port"
-        ) from error
+        is_port_refused = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        hint = "; --port 0 chooses a free port" if is_port_refused else ""
+        raise UserError(f"cannot listen on {host}, port {port}: {reason}{hint}") from error
     return Listener(listening, host, listening.getsockname()[1])
 
 
@@ -140,7 +141,8 @@ async def _serve_until_stopped(
 def _protocol_with_unread_time_limit(unread_seconds: float) -> type[asyncio.Protocol]:
     """Return uvicorn's protocol with a time limit for clients that do not read.
 
-    Closing such a connection would wait for ever, because unsent data remain. It is aborted.
+    The connection of such a client is aborted, because closing it would wait for ever for the
+    unsent data.
     """
     base: Any = AutoHTTPProtocol
 

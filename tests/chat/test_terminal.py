@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,8 +107,17 @@ def test_control_codes_of_a_model_are_visible(
     assert "a\\u001b[2J" in text
 
 
-def test_ctrl_c_cancels_a_reply(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch):
-    session = open_session(checkpoints.paths[:1])
+@pytest.mark.parametrize(
+    ("env", "lines", "hint"),
+    [
+        (None, ("Guess", ":retry"), ":retry samples the replies again"),
+        (GUESS, ("", ""), "Enter samples the replies again"),
+    ],
+)
+def test_ctrl_c_cancels_a_reply(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, env: Any, lines: Any, hint: str
+):
+    session = open_session(checkpoints.paths[:1], **({"env": env, "seed": 8} if env else {}))
     append, calls = IncrementalReplyDecoder.append, []
 
     def interrupted(self: IncrementalReplyDecoder, ids: list[int]) -> None:
@@ -117,8 +127,8 @@ def test_ctrl_c_cancels_a_reply(checkpoints: Checkpoints, monkeypatch: pytest.Mo
         append(self, ids)
 
     monkeypatch.setattr(IncrementalReplyDecoder, "append", interrupted)
-    text = run(session, "Guess", ":retry")
-    assert "canceled" in text
+    text = run(session, *lines)
+    assert f"canceled; {hint}" in text
     assert len(session.turns) == 1
 
 

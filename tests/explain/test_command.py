@@ -94,7 +94,7 @@ def test_a_text_classifier_is_explained(tmp_path, files, capsys):
         ({"attribution": {"methods": []}}, "attribution.methods is empty"),
         ({"attribution": {"methods": ["lime"]}}, "attribution.methods.0 must be"),
         ({"attribution": {"tolerance": 0}}, "attribution.tolerance must be"),
-        ({"reward": "nowhere"}, "no reward model at nowhere"),
+        ({"reward": "nowhere"}, "no model at nowhere"),
         ({"pairs": [{"path": "missing.jsonl"}]}, "missing.jsonl"),
     ],
 )

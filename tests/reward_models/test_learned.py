@@ -152,7 +152,7 @@ def test_a_base_model_without_a_head_is_refused(helpers, tmp_path):
 
 
 def test_a_missing_checkpoint_is_one_readable_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no reward model at .*missing: there is no such"):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*missing: there is no such"):
         LearnedReward.load(tmp_path / "missing")
 
 
@@ -160,7 +160,7 @@ def test_a_missing_checkpoint_is_one_readable_line(tmp_path):
 @pytest.mark.parametrize("place", ["missing", "empty"])
 def test_every_kind_says_in_one_line_that_there_is_no_checkpoint(tmp_path, kind, place):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"no reward model at .*{place}: there is no such"):
+    with pytest.raises(FileNotFoundError, match=f"no model at .*{place}: there is no such"):
         build({"kind": kind, "path": str(tmp_path / place)})
     (tmp_path / "run" / "final").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=r"the model of this run is .*run.final$"):
@@ -173,9 +173,9 @@ def test_models_of_an_implicit_reward_or_an_ensemble_that_are_not_there(tmp_path
         {"kind": "implicit", "policy": away, "reference": away},
         {"kind": "ensemble", "paths": [away, away]},
     ):
-        with pytest.raises(FileNotFoundError, match=r"no reward model at .*away"):
+        with pytest.raises(FileNotFoundError, match=r"no model at .*away"):
             build(spec)
-    with pytest.raises(FileNotFoundError, match=r"no reward model at .*away"):
+    with pytest.raises(FileNotFoundError, match=r"no model at .*away"):
         average_weights([away, away], tmp_path / "out")
 
 

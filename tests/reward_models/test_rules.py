@@ -53,6 +53,14 @@ def test_final_number(text, number):
         assert parse_final_quantity(text).value == Fraction(number)
 
 
+@pytest.mark.parametrize("separator", [" ", "\n"])
+def test_a_long_reply_has_a_final_number(separator):
+    sentences = [*["We halve the rest again."] * 300, "The answer is 42."]
+    assert parse_final_quantity(separator.join(sentences)).value == 42
+    with pytest.raises(NotUnderstood):  # a formula is not cut
+        parse_final_quantity(rf"\boxed{{{'1 + ' * 2000}42}}")
+
+
 @given(st.text(max_size=200))
 def test_rules_accept_any_text(text):
     assert score({"kind": "number", "answer": "5.5"}, text) in ([0.0], [1.0])

@@ -144,7 +144,7 @@ function replyElement(turn, reply, isLast) {
   return box;
 }
 
-// A part that loads the text that the model sees when it is opened.
+// A closed part of the page. When it is opened, the text that the model sees is loaded.
 function viewElement(letter) {
   const details = element("details", "view");
   const text = element("pre", "");
@@ -267,7 +267,7 @@ function applySettings() {
   change("/api/settings", body, "Settings applied.");
 }
 
-// Show the conversation, which the models may still be replying to.
+// Show the conversation. While the models are replying, repeat the request until they are done.
 async function load() {
   try {
     const response = await fetch("/api/state");
