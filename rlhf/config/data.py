@@ -118,7 +118,7 @@ def check_reward_columns(columns: Sequence[str], key: str) -> None:
         key: Configuration key, for messages.
 
     Raises:
-        UserError: A column has the name of a key that messages have without it, or is named twice.
+        UserError: A name is blank, is that of a key that messages already have, or occurs twice.
     """
     for i, column in enumerate(columns):
         if column in ("answer", "tests"):

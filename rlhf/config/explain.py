@@ -30,7 +30,8 @@ class AttributionSpec:
     counterfactual edits try."""
     tolerance: PositiveFraction = 0.01
     """Largest accepted completeness gap of integrated gradients, relative to the larger of |margin|
-    and the standard deviation of the margins. More steps are computed until it is reached."""
+    and the standard deviation of the margins. Steps are added until the gap is accepted or
+    max_steps is reached."""
     max_steps: PositiveInt = 600
     """Maximum number of gradients for one text."""
     orders: PositiveInt = 20

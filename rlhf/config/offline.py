@@ -38,8 +38,8 @@ class OfflineConfig(TrainingConfig):
     head on a decoder, otherwise trl."""
     evaluations: PositiveInt = 4
     """Approximate number of evaluations during training; the steps between them are the number of
-    steps divided by this number, rounded down. A checkpoint is saved at each evaluation, and the
-    model with the best evaluation is saved as final/."""
+    steps divided by this number, rounded down, but at least 1. A checkpoint is saved at each
+    evaluation, and the model with the best evaluation is saved as final/."""
     patience: PositiveInt | None = None
     """Stop training after this number of consecutive evaluations without an improvement. By
     default, training does not stop early."""

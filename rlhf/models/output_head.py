@@ -50,8 +50,8 @@ def logits_of(model: Any, hidden: Tensor, *, head_weight: Tensor | None = None) 
 def head_is_weight_product(model: Any) -> bool:
     """Return whether ``_product_logits`` gives a model's logits.
 
-    These are the product of the states and the output weight, scaled and capped by values of the
-    configuration. The comparison with the model's own logits is made once per model.
+    `_product_logits` multiplies the states by the output weight, and scales and caps the product by
+    values of the configuration. The comparison with the model's own logits is made once per model.
 
     Raises:
         UserError: Neither ``_product_logits`` nor ``forward_from_states`` gives the model's logits.

@@ -287,7 +287,7 @@ def _scatter_to_actions(values: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 
 class ReferencePolicy:
-    """The frozen policy from the start of training. The KL is exactly 0 at step 0.
+    """The frozen policy from the start of training. The KL of the policy from it is 0 at step 0.
 
     The weights are copied from the policy's model. With LoRA, the policy's own model with disabled
     adapters is used instead, which needs no additional memory.

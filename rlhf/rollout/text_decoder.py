@@ -58,9 +58,7 @@ class IncrementalTextDecoder:
 
 
 class IncrementalReplyDecoder:
-    """Decodes an unfinished reply step by step.
-
-    The text of the whole reply is that of `ChatFormat.decode_reply`.
+    """Decodes a reply as it is sampled; `ChatFormat.decode_reply` decodes a finished reply.
 
     The time for a token does not depend on the number of earlier tokens.
 

@@ -54,7 +54,7 @@ class ProcessEnvironment(gym.Env):
         )
         try:
             self._process.start()
-            # Python waits at its exit for processes that it asks to end by SIGTERM.
+            # At its exit, Python sends SIGTERM, which this process ignores, and waits for its end.
             atexit.register(self._process.kill)
             other.close()
             if timeout is not None and not self._connection.poll(timeout + START_SECONDS):
@@ -108,7 +108,10 @@ class ProcessEnvironment(gym.Env):
         return self._receive()
 
     def _receive(self) -> Any:
-        """Return the next result of the process, or raise its error."""
+        """Return the next result of the process, or raise its error.
+
+        An error other than UserError is an Exception whose class has the name of the original one.
+        """
         try:
             is_result, content = self._connection.recv()
         except (EOFError, OSError) as error:

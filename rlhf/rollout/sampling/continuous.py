@@ -77,7 +77,7 @@ class ContinuousEngine:
                 self._sampler.start_request(request)
 
     def poll(self) -> list[Completion]:
-        """Run one forward pass and return the completions that ended in it."""
+        """Run one step of the sampler, and return the completions that ended in it."""
         if self._sampler is None and self._queue:
             rows = self.max_rows if self.open_ended else min(self.max_rows, len(self._queue))
             self._sampler = Sampler(

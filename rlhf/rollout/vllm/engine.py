@@ -1,8 +1,9 @@
 """``RolloutEngine`` that samples on one or more vLLM servers.
 
 Each request is one HTTP request in a thread. If a server does not answer, or restarted, its reply
-is discarded, the current weights are loaded into it again, and the request is repeated. A request
-has therefore exactly one completion, which was sampled by the current weights.
+is discarded, and the request is repeated on the next server. A server that restarted loads the
+current weights first. A request has therefore exactly one completion, which was sampled by the
+current weights.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class VLLMEngine:
 
     @property
     def max_mean_logprob_difference(self) -> float:
-        """Largest mean absolute difference, in nats, of the used servers at their last check."""
+        """Largest mean log-probability gap of the used servers in their last check, in nats."""
         used = (server for index, server in enumerate(self.servers) if index not in self._lost)
         return max(server.logprob_gap for server in used)
 
@@ -232,7 +233,7 @@ class VLLMEngine:
         }
 
     def close(self) -> None:
-        """Cancel all requests, close the connections and delete the published weights."""
+        """Cancel all requests, unload adapters, close connections, delete the published weights."""
         self.reset()
         self._pool.shutdown()
         for server in self.servers:

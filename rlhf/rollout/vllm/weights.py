@@ -70,10 +70,10 @@ class WeightPublisher:
         self._prefix, self._count = f"policy-{uuid.uuid4().hex[:8]}", 0
 
     def publish(self) -> PublishedWeights:
-        """Write the current weights; return the publication.
+        """Write the current weights; return the publication, which becomes ``current``.
 
         Raises:
-            UserError: The folder cannot be written.
+            OSError: The folder cannot be written; the file name of the error is its path.
         """
         self._count += 1
         name = f"{self._prefix}-{self._count}"
