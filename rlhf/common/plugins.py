@@ -59,7 +59,7 @@ class _LoadedFile:
 
 _loaded_files: dict[Path, _LoadedFile] = {}
 _loading_references: list[str] = []
-"""References of the plug-ins that are being imported; the last one was begun last."""
+"""References of the plug-ins that are being imported, in the order in which their imports began."""
 _user_files: set[str] = set()
 """Paths of the imported files and modules that are outside installed packages."""
 _installed_plugins: dict[str, ModuleType] = {}
@@ -238,6 +238,7 @@ def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> 
 
 
 def _import_module(name: str, *, what: str) -> ModuleType:
+    """Import a module like `load_module`, and record it in `_user_files` if it is of the user."""
     if name in sys.modules:
         return importlib.import_module(name)  # waits if another thread imports it
     ours = name.partition(".")[0] == "rlhf"
@@ -293,7 +294,7 @@ def _import_file(path: Path, *, what: str) -> ModuleType:
 
 
 def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
-    """Execute a file as the module ``name``, unless it is imported already and not ``again``."""
+    """Return the module ``name``; execute its file if it is not imported yet, or if ``again``."""
     previous = sys.modules.get(name)
     if previous is not None and not again:
         return previous

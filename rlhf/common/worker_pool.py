@@ -132,6 +132,7 @@ class _Worker:
         self._lock = threading.Lock()
 
     def call(self, task: Any) -> Any:
+        """Return the result of the process for a task; see `WorkerPool.map` for the errors."""
         with self._lock:
             try:
                 self._connection.send(task)

@@ -129,7 +129,7 @@ def check_reward_columns(columns: Sequence[str], key: str) -> None:
         if column in RESERVED_KEYS or not column.strip():
             raise UserError(
                 f"{key}: a column cannot become the key {column!r} of a message, because that key "
-                "has a meaning of its own; rename the column in the dataset"
+                "is empty or reserved; rename the column in the dataset"
             )
         if column in columns[:i]:
             raise UserError(f"{key}: column {column!r} is named twice")

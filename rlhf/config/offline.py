@@ -120,7 +120,8 @@ def trainer_defaults(command: str) -> dict[str, Any]:
 def trl_specific_defaults(trl_config_class: type) -> dict[str, Any]:
     """Return the defaults of the options that a configuration class of TRL adds to transformers'.
 
-    Options without a value, and those that other keys of the configuration set, are omitted.
+    Options whose default is not a text, number or boolean, and those that other keys of the
+    configuration set, are omitted.
 
     Args:
         trl_config_class: The class, such as ``trl.KTOConfig``.

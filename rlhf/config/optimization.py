@@ -142,6 +142,7 @@ def native_options(
 
 
 def _check_optimizer(options: NativeOptions) -> None:
+    """Raise UserError for an unknown optimizer, or for an option of Adam that sgd does not have."""
     known = native_optimizer_by_trainer_name()
     if options.optim not in known:
         raise UserError(

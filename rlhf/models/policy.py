@@ -161,6 +161,8 @@ class Policy:
     ) -> TokenLogprobsAndValues:
         """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
+        If the policy is sharded, every process must call this method.
+
         Args:
             tokens: [B, T], padded on the right.
             attention_mask: [B, T], True for tokens that are not padding.

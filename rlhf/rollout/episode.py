@@ -26,7 +26,7 @@ class EpisodeSeed:
     """The seeds of one episode.
 
     The environment is reset with ``seed``, which is the same for all episodes of a group.
-    ``sample_index`` is the index of the episode in its group; it makes the sampled tokens differ.
+    ``sample_index`` distinguishes the episodes of a group, so that their sampled tokens differ.
     """
 
     seed: int

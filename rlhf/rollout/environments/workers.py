@@ -221,7 +221,7 @@ class ThreadedWorkers:
         """Make an environment in a new thread, which runs all its calls.
 
         Raises:
-            UserError: It takes longer than the time limit, or it cannot be made.
+            UserError: The environment cannot be made, or this takes longer than the time limit.
         """
         thread, made = _EnvironmentThread(), queue.SimpleQueue()
         limit, make = self.caller.timeout, make_env

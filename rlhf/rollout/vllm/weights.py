@@ -180,7 +180,11 @@ class ServedPolicy:
         self._loaded = publication
 
     def _find_base_name(self) -> str:
-        """Return the name of the model that the server was started with."""
+        """Return the name of the model that the server was started with.
+
+        Raises:
+            UserError: The server lists no model.
+        """
         try:
             return next(name for name, is_adapter in self._list_models().items() if not is_adapter)
         except StopIteration:
@@ -189,7 +193,7 @@ class ServedPolicy:
             ) from None
 
     def _list_models(self) -> dict[str, bool]:
-        """Return name -> whether it is an adapter, for all models of the server."""
+        """Return name -> whether it is an adapter, for all models of the server; {} if unknown."""
         answer = self.client.get("/v1/models")
         try:
             return {str(row["id"]): bool(row.get("parent")) for row in answer["data"]}
