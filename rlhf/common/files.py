@@ -94,7 +94,7 @@ def add_path_to_write_errors(path: Path) -> Iterator[None]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file; if writing fails, the file keeps its old content."""
+    """Append text to a file; if writing fails, restore its old content, or remove a new file."""
     size = path.stat().st_size if path.exists() else None
     with add_path_to_write_errors(path):
         try:

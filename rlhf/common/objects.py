@@ -167,7 +167,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _importable_name(value: Any) -> str | None:
-    """Return ``module:name`` if a new process can import the object under this name."""
+    """Return ``module:name`` if a new process can import the object under this name, else None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None

@@ -83,7 +83,10 @@ def hidden_state_size(model: Any) -> int:
 
 
 def _product_logits(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Return states times output weight, scaled and capped by values of the configuration."""
+    """Return states times output weight, scaled and capped by values of the configuration.
+
+    If ``weight`` is None, the output head of the model is applied.
+    """
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype

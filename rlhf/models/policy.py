@@ -316,7 +316,10 @@ class ReferencePolicy:
         *,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Return the log-probabilities [B, T] of the sampled tokens under the reference policy."""
+        """Return the log-probabilities [B, T] of the sampled tokens under the reference policy.
+
+        They are 0 for other tokens; see `Policy.score`.
+        """
         model = self.policy.model
         base = model.disable_adapter() if self.policy.is_lora else contextlib.nullcontext()
         with base:

@@ -76,7 +76,7 @@ class IncrementalReplyDecoder:
         """Text so far, without an incomplete character at its end."""
 
     def append(self, ids: Sequence[int]) -> None:
-        """Add tokens."""
+        """Add tokens. Their text is added to ``text``, which is emptied at the end of a header."""
         if not self._header:
             self.text += self._decoder.append(ids)
             return

@@ -126,7 +126,7 @@ def make_env_factory(
 
 
 def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) -> gym.Env:
-    """Make an environment; the arguments are those of `make_env_factory`."""
+    """Make an environment; `make_env_factory` describes the arguments and the errors."""
     from rlhf import envs
     from rlhf.envs.items import kwargs_for_split
     from rlhf.envs.prompts import PromptEnv

@@ -132,7 +132,7 @@ class ProcessEnvironment(gym.Env):
 
 
 def _serve_environment_calls(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
-    """Make an environment and run calls until the connection is closed."""
+    """Make an environment and run calls until the connection is closed; send every outcome."""
     _ignore_stop_signals()
     end_with_parent()
     os.dup2(2, 1)  # standard output is reserved for results

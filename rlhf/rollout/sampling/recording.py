@@ -155,7 +155,7 @@ class RecordingEngine:
         self.engine.update_policy(version)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Submit the requests that no recorded reply answers to the other engine."""
+        """Submit requests to the other engine, except those for which a recorded reply is used."""
         missing = []
         for request in requests:
             reply = self._to_replay.pop(request.seed, None)

@@ -243,7 +243,7 @@ class VLLMEngine:
             self.publisher.remove(self.publisher.current)
 
     def _sample_and_queue_result(self, request: Request, cancel: Cancellation) -> None:
-        """Sample a completion, in a thread, and queue the result."""
+        """Sample a completion, in a thread, and queue it, or the exception of the request."""
         count, episode = len(self.servers), request.episode_id
         # An episode stays with its server's cache. A lost or slow server is tried last.
         last = self._lost | self._slow

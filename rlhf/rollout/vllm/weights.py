@@ -205,6 +205,9 @@ class ServedPolicy:
 
         A server refuses a name that it has. Names are unique, so it has loaded the adapter in an
         earlier attempt, whose answer was lost or which failed later.
+
+        Raises:
+            UserError: The server refuses the adapter and does not have it.
         """
         body = {"lora_name": publication.name, "lora_path": str(publication.folder)}
         if publication.name not in self._adapters:
@@ -231,7 +234,12 @@ class ServedPolicy:
             self._adapters.remove(name)
 
     def _load_full_weights(self, publication: PublishedWeights) -> None:
-        """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
+        """Replace all weights, and empty the prefix cache, which was computed with the old ones.
+
+        Raises:
+            ServerUnavailable: The prefix cache is in use.
+            UserError: The server refuses a request.
+        """
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
         try:
             self.client.post("/collective_rpc", body)
@@ -315,7 +323,11 @@ class ServedPolicy:
             )
 
     def _fixed_token_logprobs(self, model_name: str) -> np.ndarray:
-        """Return the server's log-probabilities of the fixed tokens, from the second one on."""
+        """Return the server's log-probabilities of the fixed tokens, from the second one on.
+
+        Raises:
+            UserError: The response does not contain them.
+        """
         probe = self.publisher.probe_ids
         body = completion_request_body(model_name, probe, max_tokens=1, temperature=1.0, seed=0)
         answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
