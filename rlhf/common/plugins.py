@@ -270,7 +270,7 @@ def _import_module(name: str, *, what: str) -> ModuleType:
 def _import_file(path: Path, *, what: str) -> ModuleType:
     """Execute a Python file as a module, unless the same content was executed before.
 
-    The folder of the file is added to the end of ``sys.path``.
+    The folder of the file is added to the end of ``sys.path``. For the errors, see `load_plugins`.
     """
     file = path.resolve()
     if not os.path.isfile(file):

@@ -80,9 +80,9 @@ class DataSpec:
     other fields are recognized by their names. A dot selects a key inside a column: {answer:
     reward_model.ground_truth}."""
     reward_columns: list[str] | None = None
-    """Columns of the dataset that rewards read, such as [difficulty, test_cases]. Their values
-    become keys of the row's last user message, which models do not receive. Only for prompts and
-    for the pairs of evaluate and reward-report."""
+    """Columns of the dataset that rewards read, such as [difficulty, test_cases]. Each column
+    becomes a key of the row's last user message; models do not receive these keys. Only for prompts
+    and for the pairs of evaluate and reward-report."""
     system: str | None = None
     """System message for prompts without a system message."""
     limit: PositiveInt | None = None
