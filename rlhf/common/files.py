@@ -115,9 +115,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     The block writes to the yielded path, which is a hidden temporary path in the same folder; the
     folder is created if necessary. When the block ends, the temporary file or folder replaces the
     target. If the block raises an exception, the temporary file or folder is removed, and the
-    target is unchanged. If the process is killed, the target is unchanged, and the next writer
-    removes the temporary file or folder. Several processes may write the same file at the same
-    time; the content of the last writer remains.
+    target is unchanged. If the process is killed earlier, the target is unchanged, and the next
+    writer removes the temporary file or folder. Several processes may write the same file at the
+    same time; the content of the last writer remains.
 
     A folder is replaced in two steps: the old folder is renamed to ``.NAME.rlhf-old``, then the new
     folder to ``NAME``. If the process is killed between the two steps, the next writer or

@@ -1,4 +1,4 @@
-"""Checks of values of any type, most of which narrow the type for a type checker."""
+"""Checks of the types of values; most of them narrow the type for a type checker."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class _Worker:
 def run_worker_tasks(descriptor: int) -> None:
     """Apply the function of a pool to tasks until the connection is closed.
 
-    The first message is the factory of the function and its arguments; its result is None.
+    The first message is the factory of the function and its arguments; the answer is None.
 
     Args:
         descriptor: File descriptor of the connection to the pool.

@@ -54,7 +54,7 @@ class ProcessEnvironment(gym.Env):
         )
         try:
             self._process.start()
-            # At its exit, Python sends SIGTERM, which this process ignores, and waits for its end.
+            # At its exit, Python sends SIGTERM, which the worker ignores, and waits for its end.
             atexit.register(self._process.kill)
             other.close()
             if timeout is not None and not self._connection.poll(timeout + START_SECONDS):
