@@ -34,7 +34,8 @@ class ProcessEnvironment(gym.Env):
     """Passes the calls of `reset`, `step` and `close` to an environment in another process.
 
     The actions, observations and infos must be picklable. The attributes that a collector reads
-    (action space, system message and turn limits) are copied when the environment is made.
+    (action space, system message and turn limits) are copied when the environment is made. If the
+    process has ended, a call raises RuntimeError.
 
     Args:
         make_env: Picklable function that makes the environment.

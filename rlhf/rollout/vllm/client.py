@@ -69,6 +69,9 @@ class Client:
     Args:
         url: Address of the server, such as ``http://localhost:8000``.
         timeout: Time limit of a request, in seconds.
+
+    Raises:
+        UserError: The key in VLLM_API_KEY contains a character that is not allowed in a header.
     """
 
     def __init__(self, url: str, *, timeout: float) -> None:
