@@ -362,7 +362,7 @@ class ThreadedWorkers:
 
     @contextlib.contextmanager
     def limit_side_effects_of_calls(self) -> Iterator[None]:
-        """Limit the side effects of all threads; see `limit_side_effects`.
+        """Return a context manager that limits the side effects of all threads.
 
         Standard output is redirected, and no environment can end the process. The state of the
         process is restored at the end.
