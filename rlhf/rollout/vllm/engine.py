@@ -99,8 +99,8 @@ class VLLMEngine:
     def update_policy(self, version: int) -> None:
         """Publish the policy's current weights, load them into all servers and check them.
 
-        If the engine has the weights of this version already, only servers that restarted load
-        them again. At the first call, every server must answer, because an address can be wrong.
+        If the engine has the weights of this version already, only servers that do not use them,
+        for example after a restart, load them. At the first call, every server must answer, because an address can be wrong.
         Later, the run continues without a server that does not answer for ``retry_seconds``, and
         uses it again after the first update at which it answers.
 
