@@ -100,9 +100,9 @@ class VLLMEngine:
         """Publish the policy's current weights, load them into all servers and check them.
 
         If the engine has the weights of this version already, only servers that do not use them,
-        for example after a restart, load them. At the first call, every server must answer, because an address can be wrong.
-        Later, the run continues without a server that does not answer for ``retry_seconds``, and
-        uses it again after the first update at which it answers.
+        for example after a restart, load them. At the first call, every server must answer, because
+        an address can be wrong. Later, the run continues without a server that does not answer for
+        ``retry_seconds``, and uses it again after the first update at which it answers.
 
         Args:
             version: Number of completed training steps, after which the policy has these weights.
