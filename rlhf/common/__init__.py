@@ -1,1 +1,1 @@
-"""Small helpers that every package may use: names, imports and files."""
+"""Small helpers that every package may use, such as those for names, imports and files."""

@@ -18,7 +18,7 @@ class Column:
     description: str
     """The values in words, such as "a number"."""
     required: bool = True
-    """Whether every row has a value that is not null."""
+    """Whether every row must have a value that is not null."""
 
     def as_optional(self) -> Column:
         """Return the same column for a key that rows need not have."""
@@ -38,7 +38,7 @@ def check_columns(row: Mapping[str, Any], columns: Columns, where: str) -> None:
         where: File and line, for the message.
 
     Raises:
-        UserError: A key is missing, or its value has another type.
+        UserError: A required key is missing or null, or a value has another type.
     """
     for key, column in columns.items():
         value = row.get(key)

@@ -41,15 +41,15 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
     A block is closed by a line that consists of the same fence character as the opening fence and
     is at least as long. The line may have up to three characters more indentation than the opening
     fence, so a fence in a docstring does not close the block of its program. If no line closes the
-    block, the indentation is not limited. A block that is not closed ends at the end of the text.
-    Blocks may be in a list or in a quotation.
+    block, the indentation is not limited. A block that is not closed ends at the end of the text,
+    or of the quotation that contains it. Blocks may be in a list or in a quotation.
     """
     lines = _LINE_END.split(text.removeprefix("\ufeff"))
     return [_make_block(opening, body) for _, opening, body in _fences(lines)]
 
 
 def _fences(lines: list[str]) -> Iterator[tuple[int, re.Match[str], list[str]]]:
-    """Yield the index of the first line, the opening fence and the lines of each fenced block."""
+    """Yield the index of the first line after the fence, the fence and the lines of each block."""
     position = 0
     while position < len(lines):
         opening = _FENCE.match(lines[position])
@@ -62,7 +62,7 @@ def _fences(lines: list[str]) -> Iterator[tuple[int, re.Match[str], list[str]]]:
 
 
 def _lines_of_quotation(lines: list[str], depth: int) -> list[str]:
-    """Return the lines up to the end of a quotation of this depth, without its marks."""
+    """Return the lines of a quotation of this depth, without its marks; all lines for depth 0."""
     if not depth:
         return lines
     mark = re.compile(rf"(?:{_QUOTE}){{{depth}}}")
@@ -100,7 +100,7 @@ def code_of_reply(reply: str) -> str:
 
     If the reply ends with an ``<answer>`` tag, only its content is searched. The program is the
     last Python block. If there is none, it is the last block without a language, and if there is no
-    such block, the whole text. An interactive session (``>>> ``) is not a program.
+    such block, the whole text. Blocks with an interactive session (``>>> ``) are skipped.
     """
     text = without_reasoning(reply)
     if tagged := _ANSWER.search(text):
@@ -112,10 +112,10 @@ def code_of_reply(reply: str) -> str:
 
 
 def without_reasoning(reply: str) -> str:
-    """Return the text after the reasoning; the tags in a program are part of the program.
+    """Return the text after the last closed reasoning; tags in a program are part of the program.
 
     Reasoning begins with ``<think>``, or at the start of the reply, and ends with ``</think>``.
-    Reasoning that is not closed ends at the end of the reply.
+    The text ends before a ``<think>`` that is not closed.
     """
     text = reply
     for _ in range(_MAX_REASONING_BLOCKS):
@@ -132,9 +132,9 @@ def without_reasoning(reply: str) -> str:
 def first_think_tag_outside_code(text: str) -> re.Match[str] | None:
     """Return the first tag of reasoning in a reply; None if all tags are parts of programs.
 
-    A tag in a fenced block or between quotation marks is part of a program. The exception is the
-    first tag of the text if it is ``</think>`` at the end of a line: it ends reasoning in which a
-    block was not closed.
+    A tag in a fenced block, or after an opening quotation mark in its line, is part of a program.
+    The exception is the first tag of the text if it is ``</think>`` at the end of a line: it ends
+    reasoning in which a block was not closed.
     """
     tags = list(itertools.islice(_THINK_TAG.finditer(text), _MAX_THINK_TAGS))
     if not tags:

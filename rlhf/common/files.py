@@ -1,4 +1,4 @@
-"""Read and write JSON lines, and write files and folders atomically."""
+"""Read JSON, read and write JSON lines, and write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def add_path_to_write_errors(path: Path) -> Iterator[None]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file; if writing fails, the file keeps its old content."""
+    """Append text to a file; if writing fails, restore its old content, or remove a new file."""
     size = path.stat().st_size if path.exists() else None
     with add_path_to_write_errors(path):
         try:
@@ -112,11 +112,12 @@ def append_text(path: Path, text: str) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Return a context manager that writes or replaces a file or a folder atomically.
 
-    The block writes to the yielded path, which is a hidden temporary path in the same folder. When
-    the block ends, the temporary file or folder replaces the target. If the process is killed
-    earlier, the target is unchanged, and the next writer removes the temporary file or folder.
-    Several processes may write the same file at the same time; the content of the last writer
-    remains.
+    The block writes to the yielded path, which is a hidden temporary path in the same folder; the
+    folder is created if necessary. When the block ends, the temporary file or folder replaces the
+    target. If the block raises an exception, the temporary file or folder is removed, and the
+    target is unchanged. If the process is killed earlier, the target is unchanged, and the next
+    writer removes the temporary file or folder. Several processes may write the same file at the
+    same time; the content of the last writer remains.
 
     A folder is replaced in two steps: the old folder is renamed to ``.NAME.rlhf-old``, then the new
     folder to ``NAME``. If the process is killed between the two steps, the next writer or
@@ -206,7 +207,7 @@ def is_temporary_name(name: str) -> bool:
 
 
 def is_temporary_name_of_this_process(name: str) -> bool:
-    """Return whether `atomic_path` of this process uses this name."""
+    """Return whether `atomic_path` of this process gives this name to new content."""
     return name.startswith(".") and name.endswith(_partial_suffix())
 
 
@@ -262,7 +263,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Return the objects in a JSON-lines file (.gz allowed); blank lines are skipped.
 
     Raises:
-        UserError: A line is not a JSON object; the message names the file and the line.
+        UserError: A line is not a JSON object, or an object has a key twice; the message names the
+            file and the line.
+        UnicodeDecodeError: The file is not UTF-8 text.
     """
     path = Path(path)
     with open_text(path, newline="\n") as stream:
@@ -287,7 +290,7 @@ def iterate_log(path: Path, columns: Columns | None = None) -> Iterator[dict[str
 
     Args:
         path: The file.
-        columns: Keys to check in every row.
+        columns: Keys to check in every row; None checks nothing.
 
     Raises:
         UserError: A complete line is not a JSON object, or does not have the columns.
@@ -311,7 +314,8 @@ def read_json(path: Path) -> Any:
 
     Raises:
         UserError: The content cannot be read as JSON; the message names the file, and for invalid
-            JSON, and for an object with the same key twice, the line.
+            JSON the line. For an object with the same key twice, the message names the line on
+            which the item of a list begins, or line 1.
     """
     with open_text(path) as stream:
         try:
@@ -340,6 +344,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     The file is written atomically. It is compressed with gzip if its name ends in .gz. Equal rows
     give a file with equal bytes.
+
+    Raises:
+        ValueError: A row contains NaN or an infinite number.
     """
     path = Path(path)
     count = 0

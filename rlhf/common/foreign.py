@@ -41,7 +41,8 @@ def describe_exception(error: BaseException) -> str:
     """Describe an exception in one line: type, message, and a location (file and line).
 
     The location is that of `user_code_location`. If all lines are in installed packages or in this
-    toolkit, it is the deepest line of the traceback.
+    toolkit, it is the deepest line of the traceback. The message is truncated to
+    `_MAX_MESSAGE_LENGTH` characters, and its secrets are masked.
     """
     frames = traceback.extract_tb(error.__traceback__)
     location = user_code_location(error)
@@ -69,7 +70,8 @@ def user_code_location(error: BaseException) -> CodeLocation | None:
 
     It is the deepest line of the traceback that is outside installed packages and outside this
     toolkit, because a user can change this line. For a syntax error, it is the line of the error.
-    Without such a line, it is the location of `set_default_location`.
+    Without such a line, it is the location of the cause of the exception, or, without a cause, that
+    of `set_default_location`.
     """
     if isinstance(error, SyntaxError) and error.filename and not is_library_file(error.filename):
         return error.filename, error.lineno or 0
@@ -82,7 +84,10 @@ def user_code_location(error: BaseException) -> CodeLocation | None:
 
 
 def is_library_file(path: str) -> bool:
-    """Return whether a file is in this toolkit, an installed package or the standard library."""
+    """Return whether a file is in this toolkit, an installed package or the standard library.
+
+    Code without a file, whose path begins with ``<``, such as ``<string>``, counts as a library.
+    """
     with contextlib.suppress(FileNotFoundError):  # the working directory was deleted
         path = os.path.abspath(path) if not path.startswith("<") else path
     folder = os.path.dirname(path)
@@ -143,8 +148,8 @@ def limit_side_effects(timeout: float | None = None) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed, and no handler records the signal.
         StopSignal: A handler raised it for a signal.
-        RuntimeError: The code called ``sys.exit``, or raised another BaseException that is not an
-            Exception.
+        RuntimeError: The code called ``sys.exit`` or ``os._exit``, or raised another BaseException
+            that is not an Exception.
         TimeoutError: The code exceeded the time limit.
         UserError: A time limit is set, but signals are not available, because the system is not
             Unix or because the code does not run in the main thread.
@@ -238,8 +243,8 @@ def _exit_as_exception() -> Iterator[None]:
 
 output_to_stderr = _SharedContext(_output_to_stderr)
 """Context manager in which the standard output of this process is standard error, because standard
-output is reserved for results. The code can close or replace neither stream, because the log of the
-run uses standard error."""
+output is reserved for results. Closing one of the streams only flushes it, and a stream that the
+code replaces is restored at the end, because the log of the run uses standard error."""
 exit_as_exception = _SharedContext(_exit_as_exception)
 """Context manager in which ``os._exit`` raises SystemExit instead of ending a process. Without it,
 code that calls ``os._exit(0)`` would end a run without a message and with the exit code of success.

@@ -1,4 +1,4 @@
-"""Checks of values of any type, whose results a type checker understands."""
+"""Checks of the types of values; most of them narrow the type for a type checker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP connections with a time limit for a whole response, and limits of size and of headers."""
+"""HTTP requests with a time limit for the whole response and a size limit for its body."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _DeadlineResponse(http.client.HTTPResponse):
 def connection_with_deadline(
     connection_class: type[http.client.HTTPConnection], host: str, **options: Any
 ) -> http.client.HTTPConnection:
-    """Return a connection whose ``timeout`` limits the time until the end of the response.
+    """Return a connection whose ``timeout`` limits the time from now to the end of the response.
 
     Args:
         connection_class: `HTTPConnection` or `HTTPSConnection`.
@@ -67,7 +67,7 @@ def connection_with_deadline(
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes a redirect an error, because the request to the new address would contain the key."""
+    """Makes a redirect an error: the request to the new address would contain the API key."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -116,7 +116,7 @@ def read_body(response: Any, *, max_bytes: int) -> bytes:
 def json_headers(api_key_variable: str) -> dict[str, str]:
     """Return the headers of a JSON request.
 
-    They contain the API key in an environment variable if the variable is set.
+    If the environment variable ``api_key_variable`` is set, they contain its value as API key.
 
     Raises:
         UserError: The key contains a character that is not allowed in an HTTP header.

@@ -16,13 +16,14 @@ def import_object(path: Any, *, what: str = "import") -> Any:
 
     Args:
         path: The dotted name of a module or the path of a Python file, a colon, and the dotted name
-            of the object in the module. Anything but a text is returned unchanged, because the
-            entry of a plug-in in a table can be the object itself.
+            of the object in the module; or the name of an object of this program
+            (``object:``). Anything but a text is returned unchanged, because the entry of a
+            plug-in in a table can be the object itself.
         what: Start of error messages: the configuration key, or the purpose of the import.
 
     Raises:
         UserError: The path has no colon, the module cannot be imported, or the object does not
-            exist in the module.
+            exist in the module or in this program.
     """
     if not isinstance(path, str):
         return path

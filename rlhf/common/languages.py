@@ -40,7 +40,7 @@ def _names_of_codes() -> Mapping[str, str]:
 
     The list is read without an import of the package, which takes seconds. It has the two-letter
     code of a language, or the three-letter code if there is no two-letter one. The result is empty
-    if the installed version has no list.
+    if `datasets` is not installed or has no list.
     """
     spec = importlib.util.find_spec("datasets")
     for folder in (spec.submodule_search_locations or ()) if spec else ():

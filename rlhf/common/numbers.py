@@ -17,7 +17,7 @@ def is_number(value: object) -> bool:
 
 
 def short_number(value: float) -> str:
-    """Format a number in few characters: 12.5k, −0.031, 2e−6."""
+    """Format a number in few characters: 12.5k, −0.031, 2e−6; an absolute value < 1e-12 is 0."""
     size = abs(value)
     if size < 1e-12:
         return "0"

@@ -77,7 +77,8 @@ def object_fingerprint(reference: str) -> str | None:
 
     The values are texts, bytes, numbers, booleans, None, tuples of these, functions and classes, in
     closures, default values and `functools.partial`. Other values, such as models and lists, can
-    change while a run uses them. The result is None if the object has no source code.
+    change while a run uses them, and are omitted. The result is None if this process does not have
+    the object, or if it has no source code.
     """
     value = _objects_by_reference.get(reference)
     parts = [] if value is None else _source_and_values(value, ())
@@ -88,6 +89,10 @@ def object_fingerprint(reference: str) -> str | None:
 
 def _source_and_values(value: Any, outer: tuple[Any, ...]) -> list[str]:
     """Return the source code of an object and its captured values, as texts.
+
+    For an instance, this is the source code of its class. A function or class of a library is
+    represented by its name. The result is empty if there is no source code, or if the object is
+    one of ``outer``.
 
     Args:
         value: The object.
@@ -162,7 +167,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _importable_name(value: Any) -> str | None:
-    """Return ``module:name`` if a new process can import the object under this name."""
+    """Return ``module:name`` if a new process can import the object under this name, else None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None

@@ -59,7 +59,7 @@ class _LoadedFile:
 
 _loaded_files: dict[Path, _LoadedFile] = {}
 _loading_references: list[str] = []
-"""References of the plug-ins whose code runs now; the last one registers."""
+"""References of the plug-ins that are being imported, in the order in which their imports began."""
 _user_files: set[str] = set()
 """Paths of the imported files and modules that are outside installed packages."""
 _installed_plugins: dict[str, ModuleType] = {}
@@ -67,21 +67,23 @@ _installed_plugins: dict[str, ModuleType] = {}
 
 
 def current_plugin() -> str | None:
-    """Return the reference of the plug-in whose code runs now; None if there is none."""
+    """Return the reference of the plug-in that is being imported; None if there is none."""
     return _loading_references[-1] if _loading_references else None
 
 
 def load_plugins(references: Iterable[str]) -> None:
     """Import plug-ins in order. A plug-in that is already imported is not imported again.
 
-    The file of a plug-in that has changed since it was imported is executed again.
+    If a plug-in is a file that has changed since it was imported, the file is executed again.
+    Worker processes import the same plug-ins (see `load_plugins_of_parent`).
 
     Args:
         references: Paths of Python files, or names of modules.
 
     Raises:
         UserError: A plug-in does not exist, cannot be imported, or needs another version of the
-            plug-in interface. The message contains the file, the line and the reason.
+            plug-in interface. If its code raises an exception, the message contains the file,
+            the line and the reason.
     """
     for reference in references:
         if is_file_reference(reference):
@@ -93,7 +95,7 @@ def load_plugins(references: Iterable[str]) -> None:
 
 
 def load_plugins_of_parent() -> None:
-    """Import the plug-ins that the parent of this worker process has imported."""
+    """Import installed plug-ins, and those that the parent of this worker process has imported."""
     load_installed_plugins()
     load_plugins(json.loads(os.environ.get(_PLUGINS_OF_PARENT, "[]")))
 
@@ -148,7 +150,7 @@ def split_reference(reference: str) -> tuple[str, str]:
 def object_name(reference: Any) -> str:
     """Return the name of the object in a reference to code; "" for any other value.
 
-    The name of an object of a Python program says nothing about its content.
+    For the reference of an object of a Python program (``object:``), the result is also "".
     """
     if not isinstance(reference, str) or is_object_reference(reference):
         return ""
@@ -166,7 +168,8 @@ def short_name(reference: str) -> str:
 def code_file(reference: str) -> Path | None:
     """Return the file of the code to which a reference refers; None if it is not known.
 
-    The result is None for this toolkit, whose version is recorded in another way.
+    The result is also None for an object of a Python program, and for the code of this toolkit,
+    whose version is recorded in another way.
     """
     module, _ = split_reference(reference)
     if is_object_reference(reference):
@@ -195,7 +198,8 @@ def loaded_user_files() -> set[str]:
 def resolve_code_references(tree: Any, folder: Path, key: str = "") -> Any:
     """Return a configuration in which relative references to code are absolute.
 
-    A run can then be continued from any working directory.
+    A run can then be continued from any working directory. A single reference under ``plugins``
+    becomes a list.
 
     Args:
         tree: Plain data.
@@ -215,7 +219,11 @@ def resolve_code_references(tree: Any, folder: Path, key: str = "") -> Any:
 
 
 def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> str:
-    """Return a reference with an absolute path if it names a Python file relative to a folder."""
+    """Return a reference with an absolute path if it names a Python file relative to a folder.
+
+    ``NAME`` names the file ``NAME.py`` if this file exists and no module NAME can be imported.
+    Other references are returned unchanged.
+    """
     module, name = split_reference(reference)
     if is_object_reference(reference) or (not name and not whole_module):
         return reference
@@ -230,6 +238,7 @@ def _resolved_reference(reference: str, folder: Path, *, whole_module: bool) -> 
 
 
 def _import_module(name: str, *, what: str) -> ModuleType:
+    """Import a module like `load_module`, and record it in `_user_files` if it is of the user."""
     if name in sys.modules:
         return importlib.import_module(name)  # waits if another thread imports it
     ours = name.partition(".")[0] == "rlhf"
@@ -259,7 +268,10 @@ def _import_module(name: str, *, what: str) -> ModuleType:
 
 
 def _import_file(path: Path, *, what: str) -> ModuleType:
-    """Execute a Python file as a module, unless the same content was executed before."""
+    """Execute a Python file as a module, unless the same content was executed before.
+
+    The folder of the file is added to the end of ``sys.path``. For the errors, see `load_plugins`.
+    """
     file = path.resolve()
     if not os.path.isfile(file):
         siblings = [p.name for p in file.parent.glob("*.py")] if os.path.isdir(file.parent) else []
@@ -282,7 +294,7 @@ def _import_file(path: Path, *, what: str) -> ModuleType:
 
 
 def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> ModuleType:
-    """Execute a file as the module ``name``; return the module if it is imported already."""
+    """Return the module ``name``; execute its file if it is not imported yet, or if ``again``."""
     previous = sys.modules.get(name)
     if previous is not None and not again:
         return previous
@@ -309,8 +321,8 @@ def _execute_as_module(file: Path, name: str, *, again: bool, what: str) -> Modu
 def _module_name(file: Path) -> str:
     """Return the name under which a file is imported.
 
-    It is the name under which other modules import the file. If that name belongs to a different
-    module, the name contains a hash of the path.
+    It is the name under which other modules import the file. If that name is not an identifier or
+    belongs to a different module, the returned name contains a hash of the path.
     """
     stem = file.stem
     if stem.isidentifier():
@@ -354,7 +366,7 @@ def _check_plugin_api_version(file: Path, *, what: str) -> None:
 
 
 def _import_hint(error: Exception) -> str:
-    """Return the end of the message of a failed import: what to do."""
+    """Return the end of the message of a failed import: what to do; "" for a UserError."""
     if isinstance(error, ModuleNotFoundError):
         return "; install the package, or correct the name"
     return "" if isinstance(error, UserError) else "; correct the file"

@@ -143,7 +143,7 @@ def _condition_in_pydantic_message(message: str) -> str:
     rule = re.sub(r", (unable|got) .*", "", rule)
     for words, sign in (("greater", ">"), ("less", "<")):
         rule = rule.replace(f"{words} than or equal to", f"{sign}=").replace(f"{words} than", sign)
-    if rule.startswith("Unable to parse"):  # the number needs more than 64 bits
+    if rule.startswith("Unable to parse"):  # a text of more than 4,300 digits
         return "a smaller integer"
     return "a finite number" if rule in ("< inf", "> -inf") else rule
 

@@ -33,10 +33,11 @@ class Registry(dict[str, T]):
         Args:
             name: Name of the entry.
             entry: The entry.
-            definition: Function or class of the entry, whose module is the source of the entry.
+            definition: Function or class of the entry, from which its source is determined.
 
         Raises:
-            UserError: The name is not a text, or different code has an entry of this name.
+            UserError: The name is not a text or is empty, or different code has an entry of this
+                name.
         """
         check_and_record_new_name(self.what, name, self, self.sources, definition)
         self[name] = entry
@@ -72,10 +73,10 @@ def check_and_record_new_name(
         definition: Function or class of the new entry.
 
     Raises:
-        UserError: The name is not a text, or different code has an entry of this name.
+        UserError: The name is not a text or is empty, or different code has an entry of this name.
     """
     if not isinstance(name, str) or not name:
-        raise UserError(f"the name of a new {what} must be a text, got {name!r}")
+        raise UserError(f"the name of a new {what} must be a text that is not empty, got {name!r}")
     source = _source_of(definition)
     if name in known_names and sources.get(name) != source:
         owner = sources.get(name, "the toolkit")

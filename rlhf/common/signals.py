@@ -13,7 +13,7 @@ STOP_SIGNALS = tuple(
 class StopSignal(BaseException):
     """Exception for a signal, outside the training loop, that ends the command like Ctrl-C.
 
-    It is no KeyboardInterrupt, because Ctrl-C only cancels a line or a reply of `rlhf chat`.
+    It is no KeyboardInterrupt, because in `rlhf chat` Ctrl-C cancels only a line or a reply.
 
     Args:
         number: Number of the signal.

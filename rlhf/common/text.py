@@ -64,7 +64,7 @@ def escape_invisible(text: str) -> str:
     r"""Replace control characters and similar characters by their JSON escapes.
 
     These are control characters except tabs and line ends, characters that reorder text, line
-    separators and lone surrogates. The value of a JSON text stays the same.
+    separators and lone surrogates. If the text is JSON, the result is JSON with the same value.
 
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
@@ -93,8 +93,8 @@ def formula_safe_csv_cell(cell: Any) -> Any:
     """Return a cell for a CSV file whose text a spreadsheet does not evaluate as a formula.
 
     An apostrophe is added before text that begins with ``= + - @``, one of their full-width forms,
-    a tab or a line end. Numbers such as ``-0.5`` get no apostrophe. Values that are not text are
-    returned unchanged.
+    a tab or a line end. Numbers such as ``-0.5`` get no apostrophe. Every text is escaped with
+    `escape_invisible`. Values that are not text are returned unchanged.
     """
     if not isinstance(cell, str):
         return cell
@@ -133,7 +133,7 @@ def mask_secrets(text: str) -> str:
 
 
 def mask_secret_options(words: Sequence[str]) -> list[str]:
-    """Return a command line without the values of secret options."""
+    """Return a command line with ``***`` instead of secrets and of the values of secret options."""
     result, hide = [], False
     for word in words:
         option, equals, _ = word.partition("=")

@@ -91,7 +91,7 @@ def guarded_call(code: Any, *, what: str, advice: str = "") -> Iterator[None]:
     """Return a context manager for a call of the user's code in this thread.
 
     Exceptions have a location, an exit of the process is an exception, and a slow call is
-    reported. Code of the toolkit and of installed packages is called as it is.
+    reported. Code without a `definition_location` is called as it is.
 
     Args:
         code: The function or class of the user.
@@ -147,7 +147,7 @@ def check_accepts_arguments(
         raise UserError(
             f"{what} is a {type(code).__name__}: write it as a function, {required_signature}"
         )
-    methods = code, getattr(code, "__call__", None)  # noqa: B004  of a function, or an object
+    methods = code, getattr(code, "__call__", None)  # noqa: B004  of an object with __call__
     if any(inspect.iscoroutinefunction(m) or inspect.isasyncgenfunction(m) for m in methods):
         raise UserError(
             f"{what}{definition_location_text(code)} is defined with async def, but nothing "
@@ -209,7 +209,7 @@ def copy_of_argument(value: T) -> T:
 def warn_if_argument_changed(
     before: Any, after: Any, *, what: str, code: Any, argument: str
 ) -> None:
-    """Warn, once, that code of the user has changed the copy of an argument that it was given.
+    """Warn, once, if code of the user has changed the copy of an argument that it was given.
 
     Args:
         before: The argument.

@@ -132,6 +132,7 @@ class _Worker:
         self._lock = threading.Lock()
 
     def call(self, task: Any) -> Any:
+        """Return the result of the process for a task; see `WorkerPool.map` for the errors."""
         with self._lock:
             try:
                 self._connection.send(task)
@@ -153,6 +154,8 @@ class _Worker:
 
 def run_worker_tasks(descriptor: int) -> None:
     """Apply the function of a pool to tasks until the connection is closed.
+
+    The first message is the factory of the function and its arguments; the answer is None.
 
     Args:
         descriptor: File descriptor of the connection to the pool.

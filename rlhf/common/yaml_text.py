@@ -1,4 +1,4 @@
-"""Read and write YAML with limits on size and depth, and without numbers in surprising notation."""
+"""Read and write YAML with limits on size and depth, and without dates and octal numbers."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def read_yaml_or_json(path: Path) -> Any:
     Raises:
         UserError: The file is a JSON file and cannot be parsed.
         yaml.YAMLError: The file is a YAML file and cannot be parsed (see `load_yaml`).
+        UnicodeDecodeError: The file is a YAML file and not UTF-8 text.
     """
     return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
 
@@ -75,8 +76,8 @@ class _Loader(yaml.SafeLoader):
     """Loader with the floats of YAML 1.2, unique keys, and limits on size and depth.
 
     ``1e-5`` is read as a number, although it is a string in YAML 1.1. Dates, times such as ``1:30``
-    and numbers that begin with a zero, such as ``010``, are read as text, although times and octal
-    numbers are the integers 90 and 8 in YAML 1.1. Tags of types other than `_PLAIN_TAGS` are
+    and integers with a leading zero, such as ``010``, are read as text, although ``1:30`` and
+    ``010`` are the integers 90 and 8 in YAML 1.1. Tags of types other than `_PLAIN_TAGS` are
     errors.
     """
 
@@ -116,8 +117,8 @@ def _check_and_count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) 
 
     Args:
         node: The value.
-        counts: Node id -> number of nodes, so that a node with several aliases is visited only
-            once.
+        counts: Node id -> number of nodes, which is extended, so that a node with several aliases
+            is visited only once.
         depth: Number of mappings and lists that contain the value.
 
     Raises:

@@ -55,7 +55,7 @@ class TrainingConfig(RunConfig):
     the name of a registered callback, or {callback: file.py:name, ...} with keyword arguments
     (docs/extending.md)."""
     keep_last: PositiveInt = 2
-    """Number of checkpoints to keep. If the last checkpoint is damaged, a run resumes from the
+    """Number of newest checkpoints to keep. If the last one is damaged, a run resumes from the
     previous one."""
     alarms: dict[AlarmName, AlarmAction] = field(default_factory=dict)
     """Alarm -> action: halt (end training), warn, or state (mention in the report only). Alarms

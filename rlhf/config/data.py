@@ -80,9 +80,9 @@ class DataSpec:
     other fields are recognized by their names. A dot selects a key inside a column: {answer:
     reward_model.ground_truth}."""
     reward_columns: list[str] | None = None
-    """Columns of the dataset that rewards read, such as [difficulty, test_cases]. Their values
-    become keys of the row's last user message, which models do not receive. Only for prompts and
-    for the pairs of evaluate and reward-report."""
+    """Columns of the dataset that rewards read, such as [difficulty, test_cases]. Each column
+    becomes a key of the row's last user message; models do not receive these keys. Only for prompts
+    and for the pairs of evaluate and reward-report."""
     system: str | None = None
     """System message for prompts without a system message."""
     limit: PositiveInt | None = None
@@ -118,7 +118,7 @@ def check_reward_columns(columns: Sequence[str], key: str) -> None:
         key: Configuration key, for messages.
 
     Raises:
-        UserError: A column has the name of a key that messages have without it, or is named twice.
+        UserError: A name is blank, is that of a key that messages already have, or occurs twice.
     """
     for i, column in enumerate(columns):
         if column in ("answer", "tests"):
@@ -129,7 +129,7 @@ def check_reward_columns(columns: Sequence[str], key: str) -> None:
         if column in RESERVED_KEYS or not column.strip():
             raise UserError(
                 f"{key}: a column cannot become the key {column!r} of a message, because that key "
-                "has a meaning of its own; rename the column in the dataset"
+                "is empty or reserved; rename the column in the dataset"
             )
         if column in columns[:i]:
             raise UserError(f"{key}: column {column!r} is named twice")

@@ -78,7 +78,7 @@ _SERVER_KEYS = {item.name for item in fields(EngineSpec)} - {"kind", "options"}
 
 
 def _check_url(url: str) -> None:
-    """Raise ValueError if a URL is not an address of a server, or contains a password."""
+    """Raise ValueError if a URL is not an address of a server, or has a user name or a password."""
     if "@" in url:
         raise ValueError(
             "rollout.engine.urls contains a user name or a password, which would be saved in the "

@@ -158,8 +158,9 @@ class EvaluateConfig(RunConfig):
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512
-    """Maximum number of tokens of a text example, and of a classified text with its prompt and
-    label. A longer text example is truncated; a longer classified text is an error."""
+    """Maximum number of tokens of a text example, and of a classified text with its prompt,
+    few-shot examples and label. A longer text example is truncated; a longer classified text is
+    an error."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks

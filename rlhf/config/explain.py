@@ -30,7 +30,8 @@ class AttributionSpec:
     counterfactual edits try."""
     tolerance: PositiveFraction = 0.01
     """Largest accepted completeness gap of integrated gradients, relative to the larger of |margin|
-    and the standard deviation of the margins. More steps are computed until it is reached."""
+    and the standard deviation of the margins. Steps are added until the gap is accepted or
+    max_steps is reached."""
     max_steps: PositiveInt = 600
     """Maximum number of gradients for one text."""
     orders: PositiveInt = 20
@@ -97,10 +98,10 @@ class ExplainConfig(RunConfig):
     """Configuration of `rlhf explain`: a reward, a policy, or stages of training, and texts."""
 
     pairs: list[DataSpec] = field(default_factory=list)
-    """Preference pairs to explain. Their replies are also those of the policy and the stages."""
+    """Preference pairs to explain. The policy and the stages are shown on their replies, too."""
     texts: list[DataSpec] = field(default_factory=list)
     """Single texts, or prompts with completions, whose scores are explained, for example those of a
-    text classifier. They are also replies of the policy and the stages."""
+    text classifier. The policy and the stages are shown on them, too."""
     shown: PositiveInt = 10
     """Maximum number of pairs and of texts that are explained on the page."""
     reward: str | None = None

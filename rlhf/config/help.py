@@ -148,7 +148,7 @@ def sections_of(
 
 
 def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
-    """Yield each field that the constructor accepts, with its type and its docstring."""
+    """Yield each field that the constructor accepts, with its type and its description."""
     hints = typing.get_type_hints(cls, include_extras=True)
     descriptions: dict[str, str] = {}
     for base in reversed(cls.__mro__):

@@ -25,9 +25,10 @@ def check_annotator(name: str) -> None:
     """Check the id of an annotator.
 
     Raises:
-        ValueError: The id is empty, too long, or has invisible characters or spaces at its ends.
+        ValueError: The id is empty or too long, has invisible characters, tabs or line ends, or has
+            spaces at its ends.
     """
-    is_plain = name == name.strip() == escape_invisible(name)
+    is_plain = name == name.strip() == escape_invisible(name) and not {"\t", "\n"} & set(name)
     if not name or len(name) > MAX_ANNOTATOR_LENGTH or not is_plain:
         raise ValueError(
             f"annotator must be a visible text of 1 to {MAX_ANNOTATOR_LENGTH} characters, without "

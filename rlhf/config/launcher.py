@@ -18,11 +18,11 @@ class LauncherConfig:
     """Program that starts the jobs: local (processes on this machine), slurm (job arrays), or ray
     (tasks of a Ray cluster)."""
     jobs: PositiveInt | None = None
-    """Maximum number of jobs that run at the same time. The default is 1 with the launcher local,
-    and what the cluster admits with the others."""
+    """Maximum number of jobs that run at the same time. The default is 1 with the launcher local;
+    with slurm and ray, only the cluster limits the number by default."""
     cpus_per_job: PositiveInt | None = None
     """Number of CPU cores of a job. By default, the launcher local divides the cores of this
-    machine by the number of jobs, and the others reserve one core."""
+    machine by the number of jobs, and slurm and ray reserve one core."""
     gpus_per_job: PositiveInt | None = None
     """Number of GPUs of a job, with slurm or ray. By default, a job reserves no GPU."""
     sbatch_options: list[str] = field(default_factory=list)

@@ -1,9 +1,8 @@
 """Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
 In ``--config base.yaml --config overlay.yaml --a.b value``, the later file takes precedence over
-the earlier one, and the option, at any position, over both.
-Mappings are merged key by key, and lists are replaced. ``--rewards.0.weight 2`` changes a key of
-the first entry of a list.
+the earlier one, and the option, at any position, over both. Mappings are merged key by key, and
+lists are replaced. ``--rewards.0.weight 2`` changes a key of the first entry of a list.
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ def assemble_tree_and_load_plugins(
 
 
 def set_dotted_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted key such as ``a.b.0.c``, in place.
+    """Set the value at a dotted key such as ``a.b.0.c``, in place; create missing mappings.
 
     Raises:
         UserError: A parent of the last part of the key is neither a mapping nor a list, or an index

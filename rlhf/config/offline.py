@@ -38,8 +38,8 @@ class OfflineConfig(TrainingConfig):
     head on a decoder, otherwise trl."""
     evaluations: PositiveInt = 4
     """Approximate number of evaluations during training; the steps between them are the number of
-    steps divided by this number, rounded down. A checkpoint is saved at each evaluation, and the
-    model with the best evaluation is saved as final/."""
+    steps divided by this number, rounded down, but at least 1. A checkpoint is saved at each
+    evaluation, and the model with the best evaluation is saved as final/."""
     patience: PositiveInt | None = None
     """Stop training after this number of consecutive evaluations without an improvement. By
     default, training does not stop early."""
@@ -120,7 +120,8 @@ def trainer_defaults(command: str) -> dict[str, Any]:
 def trl_specific_defaults(trl_config_class: type) -> dict[str, Any]:
     """Return the defaults of the options that a configuration class of TRL adds to transformers'.
 
-    Options without a value, and those that other keys of the configuration set, are omitted.
+    Options whose default is not a text, number or boolean, and those that other keys of the
+    configuration set, are omitted.
 
     Args:
         trl_config_class: The class, such as ``trl.KTOConfig``.

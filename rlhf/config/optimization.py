@@ -57,7 +57,7 @@ class NativeOptions:
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
     """Number of steps of linear warm-up. The default is the smaller of 10 and a tenth of all
-    optimizer steps."""
+    optimizer steps, rounded down."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     adam_beta1: FractionBelowOne = 0.9
@@ -70,7 +70,7 @@ class NativeOptions:
     """Gradients are clipped to this global norm."""
     logging_steps: PositiveInt | None = None
     """Number of steps between logged metrics. The default is the smaller of 10 and 1/20 of all
-    optimizer steps."""
+    optimizer steps, rounded down, but at least 1."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def native_options(
 
 
 def _check_optimizer(options: NativeOptions) -> None:
+    """Raise UserError for an unknown optimizer, or for an option of Adam that sgd does not have."""
     known = native_optimizer_by_trainer_name()
     if options.optim not in known:
         raise UserError(

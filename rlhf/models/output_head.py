@@ -50,8 +50,8 @@ def logits_of(model: Any, hidden: Tensor, *, head_weight: Tensor | None = None) 
 def head_is_weight_product(model: Any) -> bool:
     """Return whether ``_product_logits`` gives a model's logits.
 
-    These are the product of the states and the output weight, scaled and capped by values of the
-    configuration. The comparison with the model's own logits is made once per model.
+    `_product_logits` multiplies the states by the output weight, and scales and caps the product by
+    values of the configuration. The comparison with the model's own logits is made once per model.
 
     Raises:
         UserError: Neither ``_product_logits`` nor ``forward_from_states`` gives the model's logits.
@@ -83,7 +83,10 @@ def hidden_state_size(model: Any) -> int:
 
 
 def _product_logits(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Return states times output weight, scaled and capped by values of the configuration."""
+    """Return states times output weight, scaled and capped by values of the configuration.
+
+    If ``weight`` is None, the output head of the model is applied.
+    """
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype

@@ -161,6 +161,8 @@ class Policy:
     ) -> TokenLogprobsAndValues:
         """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
+        If the policy is sharded, every process must call this method.
+
         Args:
             tokens: [B, T], padded on the right.
             attention_mask: [B, T], True for tokens that are not padding.
@@ -287,7 +289,7 @@ def _scatter_to_actions(values: torch.Tensor, action_mask: torch.Tensor) -> torc
 
 
 class ReferencePolicy:
-    """The frozen policy from the start of training. The KL is exactly 0 at step 0.
+    """The frozen policy from the start of training. The KL of the policy from it is 0 at step 0.
 
     The weights are copied from the policy's model. With LoRA, the policy's own model with disabled
     adapters is used instead, which needs no additional memory.
@@ -314,7 +316,10 @@ class ReferencePolicy:
         *,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Return the log-probabilities [B, T] of the sampled tokens under the reference policy."""
+        """Return the log-probabilities [B, T] of the sampled tokens under the reference policy.
+
+        They are 0 for other tokens; see `Policy.score`.
+        """
         model = self.policy.model
         base = model.disable_adapter() if self.policy.is_lora else contextlib.nullcontext()
         with base:

@@ -45,7 +45,10 @@ class PolicyCopy:
 
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
-        """Replace the trained weights of the copy; call it in the thread that samples."""
+        """Replace the trained weights of the copy; call it in the thread that samples.
+
+        A snapshot of the version that was loaded last is not copied again.
+        """
         if snapshot.version == self._version:
             return
         for name, weight in snapshot.weights.items():

@@ -132,7 +132,8 @@ class MasterOptimizer(torch.optim.Optimizer):
     def clip_at_next_step(self, max_norm: float) -> float:
         """Measure the global norm of the gradients. The next step clips it to ``max_norm``.
 
-        The optimizer step scales the gradients, so they are not read and written once more.
+        The optimizer step scales the gradients, so they are not read and written once more. If a
+        gradient is sharded, every process must call this method.
 
         Returns:
             The norm before clipping.

@@ -32,7 +32,7 @@ _MAX_CONFIG_VALUES = {
 
 
 def small_random_model_like(model: Any, *, device: torch.device | None = None) -> Any | None:
-    """Return a small model with the architecture of ``model``, in evaluation mode.
+    """Return a small random float32 model with the architecture of ``model``, in evaluation mode.
 
     The result is None if no model with a reduced configuration can be made and run, or if every
     such model has more than MAX_PARAMS parameters.

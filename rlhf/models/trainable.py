@@ -72,7 +72,8 @@ def copy_model(model: Any, memo: dict[int, Any] | None = None) -> Any:
     """Return a copy of a model, also if its modules keep results of the last forward pass.
 
     For example, the layers of RecurrentGemma keep their recurrent states. After a forward pass with
-    gradients, these are tensors of its graph, which cannot be copied. They are detached.
+    gradients, these are tensors of its graph, which cannot be copied. They are detached in the
+    model before it is copied.
 
     Args:
         model: The model or module.

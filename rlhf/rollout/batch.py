@@ -92,7 +92,10 @@ class Rollout:
         self.policy_versions += [policy_version] * len(ids)
 
     def record_step(self, reply: str, result: StepResult) -> None:
-        """Add a reply, whose tokens are appended already, and the result of its step."""
+        """Add a reply, whose tokens are appended already, and the result of its step.
+
+        The attribute ``truncated`` is not changed.
+        """
         observation, reward, self.terminated, _, info = result
         self.conversation.append({"role": "assistant", "content": reply})
         if not self.terminated:

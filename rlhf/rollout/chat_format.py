@@ -45,7 +45,7 @@ LEFT_CONTEXT = 48
 
 @dataclass(frozen=True)
 class ClosingToken:
-    """The token that ends the assistant's turn; EOS if no chat template is used."""
+    """The token that ends the assistant's turn; see `ChatFormat._find_closing_token`."""
 
     token: int
     text: str
@@ -70,7 +70,8 @@ class ChatFormat:
         chat: Whether to use the chat template. By default, it is used if there is one.
         separator: Text between the turns if the chat template is not used.
         stop: Text that ends a reply if the chat template is not used, for example a newline.
-        stop_ids: Additional tokens that end a reply; see `generation_stop_ids`.
+        stop_ids: Additional tokens that end a reply; see `generation_stop_ids`. Ids that are not
+            added or special tokens of the tokenizer are ignored.
 
     Raises:
         UserError: No token can end a reply, no token contains ``stop``, the template cannot be
@@ -108,6 +109,9 @@ class ChatFormat:
 
     def encode_prompt(self, messages: Messages) -> list[int]:
         """Encode the messages before a reply, and the beginning of the assistant's turn.
+
+        If no template is used and all texts are empty, the result is BOS, or the closing token if
+        there is no BOS.
 
         Raises:
             UserError: The template cannot render the messages, or no template is used and a message
@@ -163,7 +167,7 @@ class ChatFormat:
         return ids[ids.index(self.closing.token) + 1 :] if closed else ids
 
     def decode_reply(self, ids: Sequence[int]) -> str:
-        """Decode the tokens of a reply, without the stop token.
+        """Decode the tokens of a reply, without the stop token, but with its text before ``stop``.
 
         If the template writes a header of special tokens before a reply, such as the channel of
         gpt-oss, the result begins after the last header.
@@ -230,7 +234,7 @@ class ChatFormat:
     # -- text ---------------------------------------------------------------------------------
 
     def join_contents(self, messages: Messages) -> str:
-        """Join the contents of messages, and write the separator after every message."""
+        """Join the contents of messages by the separator; it also ends a text that is not empty."""
         text = self.separator.join(message["content"] for message in messages)
         return text if not text or text.endswith(self.separator) else text + self.separator
 
@@ -238,6 +242,9 @@ class ChatFormat:
         """Render messages with the template.
 
         If ``prompt`` is True, the start of the assistant's turn is added.
+
+        Raises:
+            TemplateRefused: The template cannot render the messages.
         """
         return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
 
@@ -310,7 +317,8 @@ class ChatFormat:
         """Return the token ids of ``text`` after ``left``, without the ids of ``left``.
 
         The left context is necessary because SentencePiece adds a space before the first word of a
-        text.
+        text. Its last `LEFT_CONTEXT` characters are used. If they are encoded differently before
+        ``text``, the context is a newline, or else ``text`` is encoded alone.
         """
         if not text:
             return []
@@ -342,7 +350,7 @@ class ChatFormat:
     # -- properties of the template -----------------------------------------------------------
 
     def _find_closing_token(self) -> ClosingToken:
-        """Find the token that ends a reply.
+        """Find the token that ends a reply, and set ``text_after_reply``.
 
         Candidates are the special tokens that the template writes after a reply. If there are none,
         the added tokens after a reply are candidates. Tokens that the template writes both after
@@ -379,6 +387,9 @@ class ChatFormat:
         """Return the template's text after the last reply, and its text between two replies.
 
         If the template cannot render several turns, both are the text after the last reply.
+
+        Raises:
+            UserError: The template cannot render one turn, or omits the reply.
         """
         try:
             whole = self.render([PROBE_USER, PROBE_REPLY])
@@ -393,7 +404,12 @@ class ChatFormat:
             return last, last
 
     def _render_between_replies(self, observation: str) -> str:
-        """Return the text between a reply and the next reply, which contains the observation."""
+        """Return the text between a reply and the next reply, which contains the observation.
+
+        Raises:
+            TemplateRefused: The template cannot render the messages.
+            UserError: The template omits the first reply.
+        """
         user_turn = {"role": "user", "content": observation}
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)

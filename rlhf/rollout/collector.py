@@ -323,7 +323,10 @@ class _Collection:
         return self.finished
 
     def _submit_reset(self, env: gym.Env, index: int, seed: EpisodeSeed) -> None:
-        """Reset an environment, and start an episode with the result."""
+        """Reset an environment, and start an episode with the result.
+
+        If the reset fails, there is no episode, and the environment is replaced.
+        """
 
         def receive(start: tuple[str, dict[str, Any]] | None) -> None:
             if start is None:
@@ -337,7 +340,10 @@ class _Collection:
         self._submit(env, seed.seed, lambda: reset_environment(env, seed.seed), receive)
 
     def _submit_step(self, episode: Episode, completion: Completion) -> None:
-        """Step an episode's environment with a reply, and continue or end the episode."""
+        """Step an episode's environment with a reply, and continue or end the episode.
+
+        If the step fails, the episode is dropped, and the environment is replaced.
+        """
         env, spec = episode.env, self.collector.spec
         text = self.collector.chat_format.decode_reply(completion.tokens)
 

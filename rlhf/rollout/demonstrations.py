@@ -198,9 +198,9 @@ def _encode_without_template(
 ) -> TokensAndLossMask:
     """Encode a demonstration without a chat template, up to the last reply to train on.
 
-    Replies from ``first_trained_index`` on, the index of the first message that may be trained on,
-    end with the closing token. The earlier messages are joined as in a prompt. Tools and reasoning
-    are omitted and counted in ``notes``.
+    ``first_trained_index`` is the index of the first message that may be trained on. Replies from
+    it on end with the closing token. The earlier messages are joined as in a prompt. Tools and
+    reasoning are omitted and counted in ``notes``.
 
     Raises:
         RowDropped: A message has tool calls, or no reply can be trained on.
@@ -245,7 +245,8 @@ class _RenderedConversation:
     def split_into_pieces(self, first_trained_index: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at the replies to train on. The text after the last of them is omitted.
 
-        Reasoning that the template omits from the last reply is inserted into its piece.
+        Reasoning that the template omits from the last reply is inserted into its piece if the
+        prompt of the reply ends with an open <think> tag.
 
         Args:
             first_trained_index: Index of the first message that may be trained on.

@@ -26,7 +26,7 @@ class EpisodeSeed:
     """The seeds of one episode.
 
     The environment is reset with ``seed``, which is the same for all episodes of a group.
-    ``sample_index`` is their index in the group, so that their sampled tokens differ.
+    ``sample_index`` distinguishes the episodes of a group, so that their sampled tokens differ.
     """
 
     seed: int
@@ -87,6 +87,9 @@ class Episode:
 
         Returns:
             Whether the episode is over.
+
+        Raises:
+            UserError: The chat template cannot render the observation after the reply.
         """
         rollout = self.rollout
         observation, _, terminated, truncated, _ = result
@@ -152,9 +155,9 @@ def start_episode(
     budget = min(spec.max_tokens or context, context)
     if len(ids) >= budget:
         raise UserError(
-            f"the prompt of seed {seed.seed} has {len(ids)} tokens, but an episode is limited "
-            f"to {budget} tokens (rollout.max_tokens or the model's context); shorten the "
-            "prompts or raise the limit"
+            f"the prompt of seed {seed.seed} has {len(ids)} tokens, but with a reply, an "
+            f"episode is limited to {budget} tokens (rollout.max_tokens or the model's context); "
+            "shorten the prompts or raise the limit"
         )
     rollout.append(ids, turn=0, logprobs=None, policy_version=policy_version)
     return Episode(next(_episode_ids), index, env, rollout, budget, settings)

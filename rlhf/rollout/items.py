@@ -39,7 +39,7 @@ class SeenOpenings:
     seen: set[str] = field(default_factory=set)
 
     def add(self, rollouts: Iterable[Rollout]) -> None:
-        """Add the openings of these episodes."""
+        """Add the openings of these episodes, until `MAX_OPENINGS` are stored."""
         for rollout in rollouts:
             if len(self.seen) >= MAX_OPENINGS:
                 return

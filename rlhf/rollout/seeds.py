@@ -9,7 +9,8 @@ EVALUATION_BLOCK = 2**30
 def training_seed(run_seed: int, counter: int) -> int:
     """Return the seed of start state number ``counter`` of a training run, in [0, 2**30).
 
-    Consecutive counters give consecutive seeds, so an epoch of a prompt dataset has no repetitions.
+    Consecutive counters give consecutive seeds modulo 2**30, so an epoch of a prompt dataset has no
+    repetitions.
     """
     return (run_seed * 7_368_787 + counter) % EVALUATION_BLOCK
 

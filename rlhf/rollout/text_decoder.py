@@ -58,9 +58,7 @@ class IncrementalTextDecoder:
 
 
 class IncrementalReplyDecoder:
-    """Decodes an unfinished reply step by step.
-
-    The text of the whole reply is that of `ChatFormat.decode_reply`.
+    """Decodes a reply as it is sampled; `ChatFormat.decode_reply` decodes a finished reply.
 
     The time for a token does not depend on the number of earlier tokens.
 
@@ -78,7 +76,7 @@ class IncrementalReplyDecoder:
         """Text so far, without an incomplete character at its end."""
 
     def append(self, ids: Sequence[int]) -> None:
-        """Add tokens."""
+        """Add tokens. Their text is added to ``text``, which is emptied at the end of a header."""
         if not self._header:
             self.text += self._decoder.append(ids)
             return

@@ -32,7 +32,8 @@ def opening_messages(
     Args:
         env: The environment, which may have a ``system_prompt``.
         observation: First observation.
-        info: The environment's ``info`` of the start state.
+        info: The environment's ``info`` of the start state. Its ``messages`` precede the
+            observation. The keys of ``message``, if it is a mapping, are added to the last message.
         spec: Sampling settings, which may have a system message.
         examples: Messages that are inserted after the system message.
     """

@@ -9,7 +9,7 @@ from rlhf.rollout.collector import Collector
 
 
 def unused_rollout_key_message(collector: Collector) -> str:
-    """Return that one of ``separator``, ``stop``, ``invalid`` or ``invalid_reward`` has no effect.
+    """Return a message if ``separator``, ``stop``, ``invalid`` or ``invalid_reward`` has no effect.
 
     The message gives the reason. The result is "" if all of these keys that differ from their
     defaults have an effect.

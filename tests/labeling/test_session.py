@@ -15,6 +15,7 @@ import pytest
 
 from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
+from rlhf.config.labeling import check_annotator
 from rlhf.data.labels import label_id_of, labels_not_undone
 from rlhf.data.load import load
 from rlhf.errors import UserError
@@ -513,3 +514,10 @@ def test_numbered_annotators_cannot_be_found_by_trying_names():
 def test_live_labels_ignore_what_was_undone():
     rows = [{"label_id": "1"}, {"label_id": "2"}, {"label_id": "3", "undoes": "1"}]
     assert labels_not_undone(rows) == [{"label_id": "2"}]
+
+
+@pytest.mark.parametrize("name", ["", " ann", "a\nb", "a\r\nb", "a\tb", "a\x1bb", "x" * 101])
+def test_an_invalid_annotator(name: str):
+    with pytest.raises(ValueError, match="annotator must be a visible text"):
+        check_annotator(name)
+    check_annotator("Ana María 2")

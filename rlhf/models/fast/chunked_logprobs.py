@@ -68,6 +68,8 @@ def target_logprobs_and_entropies(
 class ChunkedLogProb(torch.autograd.Function):
     """Compute the log-softmax of logits [N, V] at one target per row, and the entropy of each row.
 
+    The logits are first multiplied by ``scale``. Without ``with_entropy``, the entropies are 0.
+
     Rows are computed in chunks that stay in the cache, so the logits are read from memory once.
     Only one tensor of size [N, V], the logits in their own dtype, is stored for the backward pass.
     """

@@ -201,7 +201,7 @@ def flat_states_and_token_index(
 def states_and_index_row_by_row(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute the states and index row by row, for models whose states depend on padding."""
+    """Compute `flat_states_and_token_index` row by row, for states that depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []

@@ -114,6 +114,9 @@ def enable_fast_paths_of_small_model(model: Any, small: Any) -> None:
     Args:
         model: Model on the meta device.
         small: Small model of the same architecture, with weights.
+
+    Raises:
+        UserError: See `enable_fast_paths`, for the small model.
     """
     rows = max(max_comparison_tokens(small), 64)
     level = _enable_agreeing_paths(small, max_row_tokens=rows, num_disabled=0)

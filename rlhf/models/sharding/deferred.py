@@ -133,7 +133,11 @@ class _InitialRows:
         return self._rows[name][1]
 
     def tensor_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the rows [start, stop) of a parameter."""
+        """Return the rows [start, stop) of a parameter.
+
+        Raises:
+            IndexError: The rows are in another process.
+        """
         first, rows = self._rows[name]
         if not first <= start < stop <= first + len(rows):
             raise IndexError(f"the rows {start} to {stop} of {name} are in another process")

@@ -39,9 +39,9 @@ class _Root(nn.Module):
 class ShardedModules:
     """Modules whose weights are sharded over all processes.
 
-    The weights of a block are whole only while the block is computed. The weights of the root are
-    whole in `run`, and after it until the end of the backward pass. At other times, the parameters
-    of the modules are `DTensor` objects with the rows of this process.
+    Outside `whole_weights`, the weights of a block are whole only while the block is computed, and
+    the weights of the root are whole in `run`, and after it until the end of the backward pass. At
+    other times, the parameters of the modules are `DTensor` objects with the rows of this process.
 
     Args:
         modules: Name -> module. Modules whose weights are not loaded are filled.
@@ -93,7 +93,9 @@ class ShardedModules:
             self.run(lambda: None)  # FSDP completes its initialization in the first forward pass
 
     def run(self, function: Callable[[], Outputs]) -> Outputs:
-        """Call a function that runs the modules. Every process must call this method.
+        """Return the result of a function that runs the modules.
+
+        Every process must call this method.
 
         Args:
             function: Function whose result is a tensor or a (named) tuple of tensors.

@@ -154,8 +154,8 @@ class WholeTensors(Mapping[str, Tensor]):
     """Mapping of names to whole tensors, each of which is gathered when it is read.
 
     Reading a sharded tensor is a collective operation, so every process must read the same names in
-    the same order. The mapping keeps no whole tensor. A tensor with several names,
-    such as a tied weight, has only its first name in the mapping.
+    the same order. The mapping keeps no whole tensor. A tensor with several names, such as a tied
+    weight, has only its first name in the mapping.
 
     Args:
         tensors: Name -> sharded or other tensor.

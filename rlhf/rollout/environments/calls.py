@@ -77,7 +77,7 @@ class EnvironmentCaller:
             return None
 
     def record_failure(self, seed: int, error: Exception) -> None:
-        """Count the failure of an episode's environment.
+        """Count the failure of an episode's environment, and log a warning.
 
         Raises:
             UserError: The error is a UserError, or ``errors`` is "raise".
@@ -126,7 +126,7 @@ def make_env_factory(
 
 
 def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) -> gym.Env:
-    """Make an environment; the arguments are those of `make_env_factory`."""
+    """Make an environment; `make_env_factory` describes the arguments and the errors."""
     from rlhf import envs
     from rlhf.envs.items import kwargs_for_split
     from rlhf.envs.prompts import PromptEnv
@@ -165,7 +165,10 @@ def _make_environment(spec: EnvSpec, prompts: Sequence[Any], split: str | None) 
 def temporary_environment(
     make_env: Callable[[], gym.Env], *, timeout: float | None
 ) -> Iterator[gym.Env]:
-    """Make an environment whose attributes are read, and close it within ``timeout`` seconds."""
+    """Return a context manager that makes an environment, and closes it within ``timeout`` seconds.
+
+    A failure of the closing is only logged as a warning.
+    """
     env = make_env()
     try:
         yield env
@@ -187,7 +190,7 @@ def reset_environment(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
     """Reset an environment. Return the observation as text, and the info.
 
     Raises:
-        TypeError: A returned value has the wrong type.
+        TypeError: A returned value has the wrong type, or a message has no role or content.
         ValueError: The number of values is wrong, or a text contains half of a surrogate pair.
     """
     with _errors_located_at(env, "reset"):
@@ -245,7 +248,7 @@ def _checked_step_result(
 
 
 def _errors_located_at(env: gym.Env, method: str) -> contextlib.AbstractContextManager[None]:
-    """Give the location of a method of an environment to errors without a line in its code."""
+    """Return a context manager that gives the location of a method to errors without a location."""
     task = env.unwrapped
     location = task.definitions.get(method) if isinstance(task, ProcessEnvironment) else None
     return add_location_to_errors(getattr(type(task), method, None), type(task), location=location)
@@ -293,6 +296,7 @@ def _require_zero_or_one(value: Any, name: str) -> None:
 
 
 def _require_finite_number(value: Any, name: str) -> float:
+    """Return a value as a float; raise TypeError if it is no number, ValueError if not finite."""
     wrong_type = f"{name} is of type {type(value).__name__}"
     if isinstance(value, str):
         raise TypeError(wrong_type)

@@ -34,7 +34,8 @@ class ProcessEnvironment(gym.Env):
     """Passes the calls of `reset`, `step` and `close` to an environment in another process.
 
     The actions, observations and infos must be picklable. The attributes that a collector reads
-    (action space, system message and turn limits) are copied when the environment is made.
+    (action space, system message and turn limits) are copied when the environment is made. If the
+    process has ended, a call raises RuntimeError.
 
     Args:
         make_env: Picklable function that makes the environment.
@@ -54,7 +55,7 @@ class ProcessEnvironment(gym.Env):
         )
         try:
             self._process.start()
-            # Python waits at its exit for processes that it asks to end by SIGTERM.
+            # At its exit, Python sends SIGTERM, which the worker ignores, and waits for its end.
             atexit.register(self._process.kill)
             other.close()
             if timeout is not None and not self._connection.poll(timeout + START_SECONDS):
@@ -108,7 +109,10 @@ class ProcessEnvironment(gym.Env):
         return self._receive()
 
     def _receive(self) -> Any:
-        """Return the next result of the process, or raise its error."""
+        """Return the next result of the process, or raise its error.
+
+        An error other than UserError is an Exception whose class has the name of the original one.
+        """
         try:
             is_result, content = self._connection.recv()
         except (EOFError, OSError) as error:
@@ -129,7 +133,7 @@ class ProcessEnvironment(gym.Env):
 
 
 def _serve_environment_calls(connection: Connection, make_env: Callable[[], gym.Env]) -> None:
-    """Make an environment and run calls until the connection is closed."""
+    """Make an environment and run calls until the connection is closed; send every outcome."""
     _ignore_stop_signals()
     end_with_parent()
     os.dup2(2, 1)  # standard output is reserved for results

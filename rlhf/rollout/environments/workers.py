@@ -164,7 +164,7 @@ class _EnvironmentThread:
             task()
 
     def user_code_location(self) -> CodeLocation | None:
-        """Return the line of the user's code that the thread executes now."""
+        """Return the line of the user's code that the thread executes now, or None."""
         return user_code.user_code_location_of_thread(self._thread.ident)
 
     def enqueue(self, task: Callable[[], None]) -> None:
@@ -202,8 +202,8 @@ def _log_close_failure(caller: EnvironmentCaller, outcome: _Outcome) -> None:
 class ThreadedWorkers:
     """``EnvironmentWorkers`` with one thread for each environment.
 
-    A call that exceeds the time limit fails, but its thread continues until the call returns. Its
-    environment is then discarded.
+    A call that exceeds the time limit fails, and its environment is discarded. Its thread continues
+    until the call returns.
 
     Args:
         caller: Handling of failures, and time limit of a call.
@@ -221,7 +221,7 @@ class ThreadedWorkers:
         """Make an environment in a new thread, which runs all its calls.
 
         Raises:
-            UserError: It takes longer than the time limit, or its process cannot make it.
+            UserError: The environment cannot be made, or this takes longer than the time limit.
         """
         thread, made = _EnvironmentThread(), queue.SimpleQueue()
         limit, make = self.caller.timeout, make_env
@@ -250,7 +250,10 @@ class ThreadedWorkers:
         self._threads[id(call.env)].enqueue(lambda: self._results.put((call, self._run(call))))
 
     def _run(self, call: EnvironmentCall) -> _Outcome:
-        """Run a call in the thread of its environment."""
+        """Run a call in the thread of its environment.
+
+        The outcome of a call that took longer than the time limit is a TimeoutError.
+        """
         start, limit = time.monotonic(), self.caller.timeout
         outcome = _run_for_outcome(call.run)
         # The engine may have been busy at the time limit, so the result was not yet awaited.
@@ -281,8 +284,8 @@ class ThreadedWorkers:
     def _pop_next_outcome(self, *, wait: bool) -> tuple[EnvironmentCall, _Outcome] | None:
         """Return a finished call with its outcome, or a call that exceeds the time limit.
 
-        The call is then no longer running. The environment of a call that exceeds the time limit is
-        discarded.
+        The call is removed from the running calls. The environment of a call that exceeds the time
+        limit is discarded.
 
         Returns:
             The call and its outcome; None if there is none and ``wait`` is False.
@@ -359,7 +362,7 @@ class ThreadedWorkers:
 
     @contextlib.contextmanager
     def limit_side_effects_of_calls(self) -> Iterator[None]:
-        """Limit the side effects of all threads; see `limit_side_effects`.
+        """Return a context manager that limits the side effects of all threads.
 
         Standard output is redirected, and no environment can end the process. The state of the
         process is restored at the end.

@@ -73,6 +73,8 @@ class CheckedEngine(EngineBase):
     def poll(self) -> list[Completion]:
         """Return the completions that are ready, after checks.
 
+        If there were none for a long time, a warning is logged once.
+
         Raises:
             UserError: The engine returned something else, or a completion is not valid.
         """

@@ -77,7 +77,7 @@ class ContinuousEngine:
                 self._sampler.start_request(request)
 
     def poll(self) -> list[Completion]:
-        """Run one forward pass and return the completions that ended in it."""
+        """Run one step of the sampler, and return the completions that ended in it."""
         if self._sampler is None and self._queue:
             rows = self.max_rows if self.open_ended else min(self.max_rows, len(self._queue))
             self._sampler = Sampler(
@@ -93,7 +93,10 @@ class ContinuousEngine:
         return self._sampler.step()
 
     def new_tokens(self, episode_id: int, start: int) -> NewTokens:
-        """Return the tokens, from index ``start``, of the unfinished completion of an episode."""
+        """Return the tokens, from index ``start``, of the unfinished completion of an episode.
+
+        The result is empty if there is no such completion, or if its request is still queued.
+        """
         if self._sampler is None or episode_id not in self._sampler.requests:
             return NewTokens([], [], [])
         return self._sampler.new_tokens(episode_id, start)
@@ -152,7 +155,7 @@ class Sampler:
         self.decoding = np.zeros(rows, dtype=bool)
 
     def start_request(self, request: Request) -> None:
-        """Start a completion, in the row of its episode or in a free row."""
+        """Start a completion, in the row of its episode or in a free row, which must exist."""
         episode_id = request.episode_id
         if episode_id not in self.row_of:
             row = min(self.free_rows, default=len(self.episode_ids))

@@ -328,7 +328,8 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 def make_fastest_matching_decoder(model: Any) -> Decoder:
     """Return the fastest decoder whose logits equal those of the model's own forward pass.
 
-    Differences up to the rounding tolerance are ignored.
+    Differences up to the rounding tolerance are ignored. If no decoder with a cache agrees, the
+    result is the decoder without one. The comparison is made once per model.
     """
     trunk = trunk_of(model)
     if (

@@ -46,7 +46,7 @@ class DecoderOption:
     Args:
         description: Text for the log that follows the words "replies are sampled".
         make: Function that makes the decoder.
-        safer_index: Index of a slower option, or None. It is compared with this option if the
+        safer_index: Index of a slower option, or None. The two options are compared if the
             difference of this option exceeds ``TOLERANCE``, or if the model has half precision. The
             slower option is selected if its difference is smaller by a factor of more than 1.25.
     """

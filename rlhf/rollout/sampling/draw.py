@@ -93,7 +93,7 @@ def _interval_index(cumulative: torch.Tensor, numbers: torch.Tensor) -> torch.Te
 
 
 def truncated_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
-    """Set the logits [n, V] of excluded tokens to -inf (top-k, top-p and min-p).
+    """Return logits [n, V] with -inf for the tokens that top-k, top-p or min-p excludes.
 
     Each rule is applied to the whole distribution. A token is kept if every rule keeps it. The most
     likely token is always kept.

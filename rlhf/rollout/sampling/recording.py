@@ -113,7 +113,8 @@ class RecordingEngine:
     def finish_batch(self) -> list[Completion]:
         """End the batch, and return its completions.
 
-        From now on, `replies_of_unfinished_batch` does not contain these completions.
+        From now on, `replies_of_unfinished_batch` does not contain these completions. Replies to
+        replay in this or an earlier step that no request asked for are dropped with a warning.
         """
         unused = [seed for seed, reply in self._to_replay.items() if reply.step <= self._step]
         for seed in unused:
@@ -154,7 +155,7 @@ class RecordingEngine:
         self.engine.update_policy(version)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Submit the requests that no recorded reply answers to the other engine."""
+        """Submit requests to the other engine, except those for which a recorded reply is used."""
         missing = []
         for request in requests:
             reply = self._to_replay.pop(request.seed, None)

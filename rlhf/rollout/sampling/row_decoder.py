@@ -87,7 +87,7 @@ class RowDecoder:
         return logits_of(self.model, torch.stack(states))
 
     def _last_hidden_state_of_new_tokens(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
-        """Process new tokens [L] of a row. Return the last hidden state [D]."""
+        """Process new tokens [L] of a row, and add them to it. Return the last hidden state [D]."""
         trunk = trunk_of(self.model)
         if not self.cached:
             row.tokens += ids.tolist()

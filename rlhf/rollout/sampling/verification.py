@@ -1,9 +1,9 @@
 """Verify the sampler's log-probabilities against forward passes over whole episodes.
 
 A model is verified once, before the first rollout. Two episodes with two turns and different
-lengths are sampled in one batch. They are longer than the attention windows of the model if this
-does not take too long. The sampler's log-probabilities are compared with those of one forward pass
-over each whole episode.
+lengths are sampled in one batch. The first is longer than the attention windows of the model if
+this does not take too long. The sampler's log-probabilities are compared with those of one forward
+pass over each whole episode.
 """
 
 from __future__ import annotations

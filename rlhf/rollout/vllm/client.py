@@ -23,7 +23,7 @@ _UNAVAILABLE_STATUS = (408, 425, 429)
 
 
 class ServerUnavailable(Exception):
-    """A server does not answer, answers too slowly, reports an internal error, or restarted."""
+    """A server does not answer, is slow, reports a temporary or internal error, or restarted."""
 
 
 class ServerRefusal(UserError):
@@ -43,7 +43,7 @@ class Cancellation:
         self._lock = threading.Lock()
 
     def attach(self, connection: http.client.HTTPConnection | None) -> None:
-        """Set the connection of the request; close it if the request is canceled already."""
+        """Set the connection of the request, None after its end; close it if already canceled."""
         with self._lock:
             self._connection = connection
             if self.canceled and connection is not None:
@@ -69,6 +69,9 @@ class Client:
     Args:
         url: Address of the server, such as ``http://localhost:8000``.
         timeout: Time limit of a request, in seconds.
+
+    Raises:
+        UserError: The key in VLLM_API_KEY contains a character that is not allowed in a header.
     """
 
     def __init__(self, url: str, *, timeout: float) -> None:
@@ -115,7 +118,7 @@ class Client:
             return True
 
     def answers(self) -> bool:
-        """Return whether the server answers within `PROBE_SECONDS`."""
+        """Return whether the server answers within `PROBE_SECONDS` and within ``timeout``."""
         try:
             Client(self.url, timeout=min(self.timeout, PROBE_SECONDS)).get("/v1/models")
         except ServerUnavailable:
@@ -141,10 +144,10 @@ class Client:
             cancel: Cancels the request from another thread.
 
         Returns:
-            JSON of the response, or its text if it is not JSON.
+            JSON of the response, its text if it is not JSON, or None if it is empty.
 
         Raises:
-            ServerUnavailable: The request may succeed later.
+            ServerUnavailable: The request may succeed later, or it was canceled.
             ServerRefusal: The server refuses the request.
             UserError: The response is too large.
         """

@@ -1,8 +1,9 @@
 """``RolloutEngine`` that samples on one or more vLLM servers.
 
 Each request is one HTTP request in a thread. If a server does not answer, or restarted, its reply
-is discarded, the current weights are loaded into it again, and the request is repeated. A request
-has therefore exactly one completion, which was sampled by the current weights.
+is discarded, and the request is repeated on the next server. A server that restarted loads the
+current weights first. A request has therefore exactly one completion, which was sampled by the
+current weights.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class VLLMEngine:
 
     @property
     def max_mean_logprob_difference(self) -> float:
-        """Largest mean absolute difference, in nats, of the used servers at their last check."""
+        """Largest mean log-probability gap of the used servers in their last check, in nats."""
         used = (server for index, server in enumerate(self.servers) if index not in self._lost)
         return max(server.logprob_gap for server in used)
 
@@ -98,10 +99,10 @@ class VLLMEngine:
     def update_policy(self, version: int) -> None:
         """Publish the policy's current weights, load them into all servers and check them.
 
-        If the engine has the weights of this version already, only servers that restarted load
-        them again. At the first call, every server must answer, because an address can be wrong.
-        Later, the run continues without a server that does not answer for ``retry_seconds``, and
-        uses it again after the first update at which it answers.
+        If the engine has the weights of this version already, only servers that do not use them,
+        for example after a restart, load them. At the first call, every server must answer, because
+        an address can be wrong. Later, the run continues without a server that does not answer for
+        ``retry_seconds``, and uses it again after the first update at which it answers.
 
         Args:
             version: Number of completed training steps, after which the policy has these weights.
@@ -232,7 +233,7 @@ class VLLMEngine:
         }
 
     def close(self) -> None:
-        """Cancel all requests, close the connections and delete the published weights."""
+        """Cancel all requests, unload adapters, close connections, delete the published weights."""
         self.reset()
         self._pool.shutdown()
         for server in self.servers:
@@ -242,7 +243,7 @@ class VLLMEngine:
             self.publisher.remove(self.publisher.current)
 
     def _sample_and_queue_result(self, request: Request, cancel: Cancellation) -> None:
-        """Sample a completion, in a thread, and queue the result."""
+        """Sample a completion, in a thread, and queue it, or the exception of the request."""
         count, episode = len(self.servers), request.episode_id
         # An episode stays with its server's cache. A lost or slow server is tried last.
         last = self._lost | self._slow

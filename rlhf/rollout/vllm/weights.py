@@ -70,10 +70,10 @@ class WeightPublisher:
         self._prefix, self._count = f"policy-{uuid.uuid4().hex[:8]}", 0
 
     def publish(self) -> PublishedWeights:
-        """Write the current weights; return the publication.
+        """Write the current weights; return the publication, which becomes ``current``.
 
         Raises:
-            UserError: The folder cannot be written.
+            OSError: The folder cannot be written; the file name of the error is its path.
         """
         self._count += 1
         name = f"{self._prefix}-{self._count}"
@@ -180,7 +180,11 @@ class ServedPolicy:
         self._loaded = publication
 
     def _find_base_name(self) -> str:
-        """Return the name of the model that the server was started with."""
+        """Return the name of the model that the server was started with.
+
+        Raises:
+            UserError: The server lists no model.
+        """
         try:
             return next(name for name, is_adapter in self._list_models().items() if not is_adapter)
         except StopIteration:
@@ -189,7 +193,7 @@ class ServedPolicy:
             ) from None
 
     def _list_models(self) -> dict[str, bool]:
-        """Return name -> whether it is an adapter, for all models of the server."""
+        """Return name -> whether it is an adapter, for all models of the server; {} if unknown."""
         answer = self.client.get("/v1/models")
         try:
             return {str(row["id"]): bool(row.get("parent")) for row in answer["data"]}
@@ -201,6 +205,9 @@ class ServedPolicy:
 
         A server refuses a name that it has. Names are unique, so it has loaded the adapter in an
         earlier attempt, whose answer was lost or which failed later.
+
+        Raises:
+            UserError: The server refuses the adapter and does not have it.
         """
         body = {"lora_name": publication.name, "lora_path": str(publication.folder)}
         if publication.name not in self._adapters:
@@ -227,7 +234,12 @@ class ServedPolicy:
             self._adapters.remove(name)
 
     def _load_full_weights(self, publication: PublishedWeights) -> None:
-        """Replace all weights, and empty the prefix cache, which was computed with the old ones."""
+        """Replace all weights, and empty the prefix cache, which was computed with the old ones.
+
+        Raises:
+            ServerUnavailable: The prefix cache is in use.
+            UserError: The server refuses a request.
+        """
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(publication.folder)}}
         try:
             self.client.post("/collective_rpc", body)
@@ -311,7 +323,11 @@ class ServedPolicy:
             )
 
     def _fixed_token_logprobs(self, model_name: str) -> np.ndarray:
-        """Return the server's log-probabilities of the fixed tokens, from the second one on."""
+        """Return the server's log-probabilities of the fixed tokens, from the second one on.
+
+        Raises:
+            UserError: The response does not contain them.
+        """
         probe = self.publisher.probe_ids
         body = completion_request_body(model_name, probe, max_tokens=1, temperature=1.0, seed=0)
         answer = self.client.post("/v1/completions", {**body, "prompt_logprobs": 0})
