@@ -70,6 +70,9 @@ def label_logprobs(
     """Return the log-probability in nats of each of C labels as the reply to N texts, [N, C].
 
     `classification_report` describes the arguments.
+
+    Raises:
+        UserError: A text is too long, or the chat template cannot render a question.
     """
     rows = []
     for text in texts:

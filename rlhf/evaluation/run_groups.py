@@ -22,7 +22,8 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""Environment and decoding of an evaluation. Methods are compared only within one setting."""
+"""Environment and decoding of an evaluation. Methods are compared only within one setting, except
+with the random or expert policy as the baseline."""
 ValuesByUnit = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
 MethodValues = dict[Setting, dict[int, ValuesByUnit]]

@@ -160,7 +160,7 @@ def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """Return the messages of a policy's few-shot examples, without system messages.
 
     Raises:
-        UserError: The examples are plain text.
+        UserError: The examples are plain text, or cannot be loaded.
     """
     rows = load_and_log(spec.examples, "sft", data_name="examples", seed=seed)
     if any("text" in row for row in rows):

@@ -310,7 +310,11 @@ def make_callback(entry: Any) -> Callback:
 
 
 def _check_methods(callback: Callback, reference: str) -> None:
-    """Check that every method ``on_...`` is one that is called, and the arguments of methods."""
+    """Check the names of the methods ``on_...`` and the arguments of all called methods.
+
+    Raises:
+        UserError: A method ``on_...`` is never called, or a method has other arguments.
+    """
     arguments = {"state_dict": "self", "load_state_dict": "self, state"}
     for name in dir(callback):
         if name in CALLBACK_METHODS or name in arguments:

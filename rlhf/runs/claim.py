@@ -105,8 +105,8 @@ ONLY_WRITTEN_BY = {
     "sweep": ("logs", "runs", "sweep.yaml", "tables"),
     "tune": ("logs", "optuna.log", "runs", "trials", "trials.csv", "tune.yaml", "tuned.yaml"),
 }
-"""Command -> names of `DESCRIPTIONS` and `RESULTS` that only this command writes. In the directory
-of another command, a file with such a name is a file of the user."""
+"""Command -> names of `DESCRIPTIONS` and `RESULTS` that it writes and that commands without this
+entry do not write. In the directory of such a command, a file with the name is one of the user."""
 NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
     ("demos", "pairs", "split"),
     frozenset(
@@ -451,7 +451,7 @@ def check_writable(directory: Path) -> None:
     """Check without any change that an output directory can be written or created.
 
     Raises:
-        UserError: It cannot, or its path is not valid (see `check_output_path`).
+        UserError: The directory cannot be written or created, or `check_output_path` rejects it.
     """
     check_output_path(directory)
     with convert_write_errors_to_user_errors(directory):
@@ -486,7 +486,7 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
 
 
 def working_or_home_directory_within(directory: Path) -> str:
-    """Return which of the two a directory is or contains: a name for messages, or ""."""
+    """Return "working directory" or "home directory" if a directory is or contains it, else ""."""
     target = directory.resolve()
     places = {"working directory": Path.cwd(), "home directory": expand_user("~")}
     return next((n for n, place in places.items() if place.resolve().is_relative_to(target)), "")
@@ -512,9 +512,9 @@ def _declared_entries(directory: Path) -> list[str]:
 
 
 def entries_written_by_toolkit(directory: Path) -> list[Path]:
-    """Return the files and folders in a directory of the toolkit that its command wrote.
+    """Return the files and folders in a run directory that the command of this run wrote.
 
-    The stages of a pipeline belong to it. Any other run inside a run directory is a run of its own.
+    The stages of a pipeline are included. Other runs inside a run directory are not.
     """
     names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
     stages = _stage_names(directory)
@@ -596,6 +596,7 @@ def remove_written_files(path: Path) -> None:
     """Remove what the toolkit wrote at a path; a file of the user stays, with its folders.
 
     The checksums beside such a file stay too, because they show that the toolkit did not write it.
+    If a checksum file cannot be read, everything is removed.
     """
     try:
         foreign = set(files_not_written_by_toolkit(path))

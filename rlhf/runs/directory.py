@@ -267,7 +267,7 @@ class Run:
 
 
 def _warn_of_incomplete_row(path: Path, step: int) -> None:
-    """Warn if the last line of a log is a part of a row up to ``step``, which is lost.
+    """Warn if the last line of a log is incomplete and its step is not after ``step``.
 
     A kill leaves only incomplete rows of later steps, which the resumed run writes again.
     """

@@ -25,7 +25,7 @@ PATH_KEYS = frozenset(
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 GAME_FOLDER_KEY = "env.kwargs.folder"
 """Key of the folder to which an environment writes compiled games. Its content may change during a
-run. In the settings of a study, it is the end of the key."""
+run. In the settings of a study, dotted keys end with this key."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""

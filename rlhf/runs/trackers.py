@@ -102,7 +102,7 @@ class _CallThread:
 
 
 def check_trackers_installed(names: Sequence[str]) -> None:
-    """Check that the packages of all trackers are installed.
+    """Check that the packages of the built-in trackers among ``names`` are installed.
 
     Raises:
         UserError: A package is missing. The message contains the command that installs it.
