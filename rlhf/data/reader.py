@@ -104,7 +104,7 @@ class TableReader:
         self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        """Column -> number of rows with a value in it, but read with a layout without it."""
+        """Column -> number of rows with a value in it that were read with a layout without it."""
         self.used_columns = {name for name in keep if name in self.column_names}
 
     @property
@@ -375,8 +375,8 @@ def notes_on_skipped_cells(
     """Return notes on values that were skipped, because the layout of their row lacks the column.
 
     Args:
-        skipped_counts: Column -> number of rows with a value in it, but read with a layout without
-            it.
+        skipped_counts: Column -> number of rows with a value in it that were read with a layout
+            without it.
         used_columns: Columns that were used for any row.
     """
     return {f"{column} column": n for column, n in skipped_counts.items() if column in used_columns}

@@ -234,7 +234,10 @@ def _arena_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
 
 
 def _judged_turns(row: Row, column: str) -> list[Any]:
-    """Return the messages of a conversation up to the judged turn, as they are in the row."""
+    """Return the messages of a conversation up to the judged turn, as they are in the row.
+
+    Without the number of the turn, all messages are returned.
+    """
     conversation, turns = decode_if_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
@@ -329,7 +332,9 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
         labels.append(marked[position : position + 1])
         position += 1
     question, mark, first = pieces[0].partition("Step 1:")
-    if not set(labels) <= {"+", "-"} or not mark or not question.strip():
+    if not mark or not question.strip():
+        raise RowDropped('input has no question before "Step 1:"')
+    if not set(labels) <= {"+", "-"}:
         raise RowDropped("a step is marked neither + nor -")
     steps = [f"{mark}{first}".strip(), *(piece.strip() for piece in pieces[1:-1])]
     yield {
@@ -342,8 +347,8 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
 def _prm800k_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the labeled steps of a solution.
 
-    The result has a row for the path of chosen steps, and a row for each alternative of a step, in
-    which only the alternative is labeled.
+    The result has a row for the path of chosen steps, and a row for each rated alternative of a
+    step, in which only the alternative is labeled. A path without ratings has no row.
     """
     question = row["question"]
     if kind == "prompt":
@@ -379,7 +384,7 @@ def _steps_cells(
 
 
 def _rating_label(value: Any) -> int | None:
-    """Convert a rating (-1, 0 or 1) to a label; neutral steps (0) count as correct.
+    """Convert a rating (-1, 0 or 1) to a label; neutral steps (0) count as correct, None is kept.
 
     Lightman et al. (2023, arXiv:2305.20050) count them in the same way.
     """

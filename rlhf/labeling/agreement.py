@@ -32,7 +32,7 @@ class AnnotatorSummary:
     """Median time for a label, in seconds; None if no time is known."""
     first_shown: Interval | None
     """Fraction of preferences for the reply that was shown first. Its expected value is 0.5 without
-    a bias, because the order is random. None if there are no preferences."""
+    a bias, because the order is random. None if no preference has a recorded order."""
     checks: Interval | None
     """Fraction of correct answers to check items; None if there are none."""
 

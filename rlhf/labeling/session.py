@@ -90,7 +90,7 @@ class Progress:
     skipped: int
     total: int
     last_label_id: str | None
-    """Id of the annotator's last label in this queue, which `undo` accepts."""
+    """Id of the annotator's last label in this queue, which `undo` accepts; None without labels."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Submission:
     """
     note: str = ""
     seconds: float | None = None
-    """Time that the annotator needed."""
+    """Time that the annotator needed, in seconds; None if it is unknown."""
     settings_id: str | None = None
     """`LabelSettings.id` of the page that showed the item; None if it cannot be outdated."""
 

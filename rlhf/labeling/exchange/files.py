@@ -43,6 +43,9 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
 
     Returns:
         Reason -> number of labels that the format cannot express completely.
+
+    Raises:
+        UserError: A column cannot be stored in a dataset.
     """
     problems: Counter[str] = Counter()
 
