@@ -183,6 +183,7 @@ def _add_strings_in(value: Any, texts: list[str]) -> None:
 
 
 def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    """Return a row of prompt and completion, or of text, unless the text is an HH-RLHF dialogue."""
     if "text" in cells and not (isinstance(cells["text"], str) and is_hh_dialogue(cells["text"])):
         return _text_row(cells, notes)
     if "messages" in cells or "text" in cells:
@@ -278,6 +279,10 @@ def winner_is_second(value: Any) -> bool:
 
 
 def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    """Return a row with the prompt.
+
+    Replies at the end of messages are omitted; their answer and tests are added to `cells`.
+    """
     if "prompt" in cells:
         return {"prompt": read_prompt(cells, notes)}
     if "chosen" in cells:

@@ -177,6 +177,10 @@ class TableReader:
         return items
 
     def _convert(self, cells: dict[str, Any], row: Row) -> RowOrDropped:
+        """Return the canonical row of some cells of `row`, or the reason why it is dropped.
+
+        `ignored` and `used_columns` are updated.
+        """
         notes: Notes = set()
         try:
             if self.has_row_weights:
@@ -284,6 +288,7 @@ class TableReader:
         return find_schema(self.kind, table, self.column_names)
 
     def _check_kept_columns(self) -> None:
+        """Raise UserError if a column of `keep` does not exist or has a reserved name."""
         reserved = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
         computed = self.schema.gives if self.schema else ()
         for name in self.keep:
@@ -299,6 +304,11 @@ class TableReader:
                 )
 
     def _check_reward_columns(self) -> None:
+        """Check that the reward columns exist, and that rewards can read them in these rows.
+
+        Raises:
+            UserError: A column does not exist, or the rows have no answers and tests or are merged.
+        """
         if not self.reward_columns:
             return
         what = f"{self.spec.path}: reward_columns"

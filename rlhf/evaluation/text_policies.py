@@ -137,6 +137,11 @@ class FunctionPolicy:
         return replies
 
     def _call_user_function(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return the result of a call, with a warning if it is slow.
+
+        Raises:
+            UserError: The function raised an exception.
+        """
         try:
             with (
                 add_location_to_errors(function),

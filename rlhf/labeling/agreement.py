@@ -224,6 +224,7 @@ def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
 
 
 def _annotator_summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
+    """Return the summary of all rows of an annotator, including undone labels."""
     live = labels_not_undone(rows)
     labeled = [row for row in live if not row.get("skipped")]
     seconds = [row["seconds"] for row in labeled if row.get("seconds") is not None]

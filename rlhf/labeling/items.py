@@ -147,6 +147,7 @@ def _rankings_from_single_replies(rows: Sequence[dict[str, Any]]) -> list[dict[s
 
 
 def _items_of_row(row: Mapping[str, Any], mode: LabelMode) -> Iterator[LabelItem]:
+    """Yield the items of a canonical row: each pair of replies, each reply, or the whole row."""
     prompt = row["prompt"]
     if mode == "demonstrations":
         yield LabelItem(item_id_of(prompt), prompt, ())

@@ -147,8 +147,8 @@ WRITTEN_FILE_PATTERNS = {
 _REPLACED_FOLDERS = (DESCRIPTIONS | RESULTS | LOCK_FILES) - CONTAINERS
 """Names of the entries of a run directory that the next run replaces as a whole."""
 MAX_NAME_BYTES = 200
-"""Maximum length of the name of an output directory. Names of temporary files in its evaluation
-contain it and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
+"""Maximum length of the name of an output directory. Temporary names of its evaluation contain this
+name and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
 
 
 class DirectoryClaim:

@@ -104,6 +104,7 @@ class StopSignalRecorder:
             signal.signal(number, handler)
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
+        """Record the first signal; pass another one, unless it is repeated, to the old handler."""
         now = time.monotonic()
         if self.number is None:
             self.number, self._received = number, now
