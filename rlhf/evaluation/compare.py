@@ -367,7 +367,7 @@ def _method_score(
 
 @dataclass(frozen=True)
 class _PairedMethodRuns:
-    """Training runs of a method and of the baseline in one setting."""
+    """Training runs of a method in one setting, and of its baseline."""
 
     method: str
     baseline: str

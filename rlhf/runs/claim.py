@@ -105,8 +105,9 @@ ONLY_WRITTEN_BY = {
     "sweep": ("logs", "runs", "sweep.yaml", "tables"),
     "tune": ("logs", "optuna.log", "runs", "trials", "trials.csv", "tune.yaml", "tuned.yaml"),
 }
-"""Command -> names of `DESCRIPTIONS` and `RESULTS` that it writes and that commands without this
-entry do not write. In the directory of such a command, a file with the name is one of the user."""
+"""Command -> names of `DESCRIPTIONS` and `RESULTS` that only some commands write. Other commands do
+not write them: in the directory of such a command, a file with such a name is a file of the user.
+"""
 NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
     ("demos", "pairs", "split"),
     frozenset(
@@ -631,7 +632,8 @@ def _first_missing_file_for_resume(directory: Path, required: Sequence[str]) -> 
     """Return the first required file that a directory lacks, or None if it can be resumed.
 
     A directory without content can be resumed, because its run was killed before it wrote a file.
-    The jobs of ``rlhf bench --array`` write only folders of run directories.
+    A directory with a folder of run directories can be resumed too, because the jobs of
+    ``rlhf bench --array`` write nothing else.
     """
     entries = [e for e in _entries_except_locks(directory) if not is_partial_path(e)]
     if not any(_has_content(e) for e in entries) or any(_contains_only_runs(e) for e in entries):

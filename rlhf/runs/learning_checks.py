@@ -53,7 +53,7 @@ def _constant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the scores are equal within most groups but not all, and the reward did not rise."""
+    """Warn if most groups have equal scores, but groups differ, and the reward did not rise."""
     equal = log.series("groups/equal")[1][-WINDOW:]
     constant = not any(log.series("rewards/std")[1][-WINDOW:])
     if len(equal) < WINDOW or mean_or_zero(equal) < _EQUAL_GROUPS or constant or reward_rose(log):

@@ -76,7 +76,7 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
 
 
 def rounded_to_13_digits(values: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Return values [n] rounded to a power of two near 2^-44 of the largest magnitude (13 digits).
+    """Return values [n] rounded to multiples of about 2^-44 of the largest magnitude (13 digits).
 
     Values that differ only by rounding errors become equal, so that rounding errors do not count as
     variance or as differences. `largest` is the largest magnitude of the numbers from which the
