@@ -112,7 +112,10 @@ def unused_columns(loaded: LoadedRows) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Find rows that equal an earlier row, except for case, white space and Unicode forms."""
+    """Find rows that equal an earlier row, except for case, white space and Unicode forms.
+
+    Prompts, tools, answers, tests, replies and labels are compared, but not margins.
+    """
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):

@@ -337,7 +337,11 @@ def _contains_passage(text: str, context: str) -> bool:
 
 
 def _read_history(value: Any, notes: Notes) -> Conversation:
-    """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
+    """Convert a history column, a list of [question, answer] pairs or messages, to messages.
+
+    Raises:
+        RowDropped: The column is neither empty nor such a list.
+    """
     value = decode_if_json(value)
     if value in (None, "", []):
         return []

@@ -133,7 +133,11 @@ def _with_system_message(
 
 
 def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> None:
-    """Add the answer and the tests of the row to the last user message of the prompt, in place."""
+    """Add the answer and the tests of the row to the last user message of the prompt, in place.
+
+    They are removed from `cells`. Values that the message has already are kept, and a difference is
+    noted.
+    """
     last_user = _last_user_index(prompt)
     facts: dict[str, Any] = {}
     if "answer" in cells:

@@ -154,7 +154,13 @@ def labels_with_undone_marks(rows: Sequence[Row]) -> list[Row]:
 
 
 def read_pair_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
-    """Yield the pair of a label of mode pairs; the margin is the strength of the preference."""
+    """Yield the pair of a label of mode pairs; the margin is the strength of the preference.
+
+    For the kind "prompt", only the prompt is yielded.
+
+    Raises:
+        RowDropped: The label is a tie or cannot be used for training.
+    """
     _check_usable(row, "pairs")
     if kind == "prompt":
         yield {"prompt": row["prompt"]}

@@ -248,7 +248,13 @@ def _judged_turns(row: Row, column: str) -> list[Any]:
 
 
 def _arena_text_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
-    """Yield the pair of a row with one column per verdict and with JSON lists of turns."""
+    """Yield the pair of a row with one column per verdict and with JSON lists of turns.
+
+    For the kind "prompt", only the first user turn is yielded.
+
+    Raises:
+        RowDropped: There is a tie or no winner, or the turns do not match.
+    """
     cells = [decode_if_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":

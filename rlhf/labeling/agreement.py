@@ -207,7 +207,10 @@ def _pair_agreement(
 
 
 def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
-    """Return the items of a label with their categories; a ranking has one for each pair."""
+    """Return the items of a label with their categories: one for each pair of a ranking.
+
+    The list is empty for a demonstration.
+    """
     item = label["item_id"]
     match label["mode"]:
         case "pairs":

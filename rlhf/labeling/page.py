@@ -139,7 +139,8 @@ def submission_of(body: Mapping[str, Any]) -> Submission:
 def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
     """Return the endpoint that calls a function with the JSON body of a request.
 
-    An error becomes a response with the key ``error`` and the status 400, 409, 422 or 507.
+    A malformed request, a refused label or a failed write becomes a response with the key
+    ``error``.
     """
 
     async def endpoint(request: Request) -> Response:

@@ -16,7 +16,10 @@ from rlhf.common.text import mask_secret_options
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the content of ``environment.json``: versions, hardware, command line and date."""
+    """Return the content of ``environment.json``: versions, hardware, command line and date.
+
+    Secrets in the command line are masked. The version of a missing package is None.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")

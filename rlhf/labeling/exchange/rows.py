@@ -142,7 +142,10 @@ def has_only_plain_messages(row: Row) -> bool:
 
 
 def plain_messages_by_name(row: Row) -> dict[str, list[dict[str, str]]]:
-    """Return the prompt and the replies of a label by name, as plain messages."""
+    """Return the prompt and the replies of a label by name, as plain messages.
+
+    The written reply of a demonstration is not included.
+    """
     fields = {"prompt": plain_messages(row["prompt"])}
     match row["mode"]:
         case "pairs":
