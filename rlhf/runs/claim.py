@@ -386,7 +386,7 @@ def check_new_directory(directory: Path) -> None:
     """Check that a directory can be created.
 
     Raises:
-        UserError: It exists and is not empty, or its path is not valid, contains a link to a
+        UserError: It is a file or is not empty, or its path is not valid, contains a link to a
             missing folder, or is inside a folder of another run.
     """
     check_output_path(directory)

@@ -300,7 +300,8 @@ def lock_directory_and_write_config(
 
     Raises:
         UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-            directory is in use, cannot be written, or contains no ``config_file_name`` to resume.
+            directory is in use, cannot be written, or is to be resumed without ``config_file_name``
+            or the marker of the toolkit.
     """
     claim = DirectoryClaim.open(
         path_without_dot_dot(root),

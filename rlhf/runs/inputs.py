@@ -93,7 +93,7 @@ def fingerprint(path: Path) -> str:
     """Return a hexadecimal digest of the content of a file or folder.
 
     The digest of a folder includes the relative paths and the contents of its files. It excludes
-    hidden files and the files of run directories below the folder, which change while a run writes.
+    hidden files and folders, and run directories below the folder, which change while a run writes.
     The digest of a folder with an adapter also includes the base model, if the base model is in a
     local folder. The digest does not change if both folders are moved together.
     """
