@@ -305,7 +305,11 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _prompt_from_turns(value: Any, notes: Notes) -> Conversation:
-    """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn."""
+    """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn.
+
+    Raises:
+        RowDropped: The value is not a list that begins with a text or a message.
+    """
     value = decode_if_json(value)
     if not isinstance(value, list) or not value:
         raise RowDropped("turns are not a list of texts")

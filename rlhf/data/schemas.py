@@ -156,7 +156,8 @@ def _pair_cell_reader_by_strength(
 ) -> CellReader:
     """Return a function that selects the better of two replies by the sign of `strength_column`.
 
-    A negative value means that the first reply is better. The margin is the absolute value.
+    A negative value means that the first reply is better, and 0 is a tie, which is dropped. The
+    margin is the absolute value.
     """
 
     def chosen_rejected_and_margin(row: Row) -> dict[str, Any]:
@@ -237,6 +238,9 @@ def _judged_turns(row: Row, column: str) -> list[Any]:
     """Return the messages of a conversation up to the judged turn, as they are in the row.
 
     Without the number of the turn, all messages are returned.
+
+    Raises:
+        RowDropped: The cell is not a list of messages.
     """
     conversation, turns = decode_if_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
@@ -325,6 +329,9 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the row of a solution with its steps and their labels.
 
     Input and label columns are equal except for the marks at the ends of the steps.
+
+    Raises:
+        RowDropped: The columns do not have this form, or there is no question before the steps.
     """
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)

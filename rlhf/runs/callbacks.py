@@ -81,7 +81,11 @@ class TrainingEvent:
         self.run.log(self.step, numbers)
 
     def _number(self, name: str, value: Any) -> float:
-        """Return a value of `log` as a plain number."""
+        """Return a value of `log` as a plain number.
+
+        Raises:
+            ValueError: The name is not valid, or the value is not a number.
+        """
         if not isinstance(name, str) or not name:  # type: ignore[redundant-expr]
             raise ValueError(f"event.log: the name of a metric must be a text, got {name!r}")
         if name in self.metrics or name in ("step", "time"):

@@ -88,6 +88,9 @@ def _mode_columns(
         label: The label.
         replies: Its replies, in the order of the other tool.
         ordered: The same replies, in canonical order.
+
+    Raises:
+        RowDropped: The strength of a preference is not a number or is negative.
     """
     match label.mode:
         case "pairs":
