@@ -337,7 +337,7 @@ class TableReader:
 
     @property
     def winner_column(self) -> str | None:
-        """Column of the winners of pairs, if the rows are read with one."""
+        """Column of the winners of pairs; None if the rows are not read with one."""
         return self.layouts[0].columns.get("winner") if self.layouts else None
 
     def check_winners_count_from_zero(self, values: Collection[str]) -> None:
