@@ -49,8 +49,8 @@ def classification_report(
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):
         raise UserError(
-            f"classes: the data have the label {outside[0]}, but classes.labels has only "
-            f"{len(spec.labels)} names"
+            f"classes: the data have the label {outside[0]}, but classes.labels names only 0 to "
+            f"{len(spec.labels) - 1}"
         )
     texts = [conversation_of_labeled_row(row)[-1]["content"] for row in rows]
     scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
