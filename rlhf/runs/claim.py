@@ -475,8 +475,8 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
     target = directory.resolve()
     if place := working_or_home_directory_within(directory):
         raise UserError(
-            f"{directory} is not overwritten, because it contains the {place}: choose another "
-            "--output_dir"
+            f"{directory} is not overwritten, because it is or contains the {place}: choose "
+            "another --output_dir"
         )
     for path in inputs:
         if path.resolve().is_relative_to(target):
