@@ -78,9 +78,9 @@ def boxed_answer(text: str) -> str | None:
 def solution_answer(value: Any) -> Answer | None:
     r"""Return the final answer in a solution, or None if it contains none.
 
-    The answer is the content of the last \boxed{...}. Without it, the answer is the text after the
-    last `####`. Without both, it is the whole solution, provided that this is a single line. A
-    value that is not a text is read by `reference_answer`.
+    The answer is the content of the last \boxed{...} or \fbox{...}. Without a box, the answer is
+    the text after the last `####`. Without both, it is the whole solution, provided that this is a
+    single line. A value that is not a text is read by `reference_answer`.
     """
     if not isinstance(value, str):
         return reference_answer(value)

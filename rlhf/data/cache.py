@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder(configured_folder: str | None = None) -> Path:
-    """Return the folder of the entries: the configured one, or one in the cache of `datasets`."""
+    """Return the folder of the entries: `configured_folder`, or one in the cache of `datasets`."""
     if configured_folder:
         return expand_user(configured_folder)
     if folder := os.environ.get("HF_DATASETS_CACHE"):

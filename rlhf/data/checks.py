@@ -112,7 +112,10 @@ def unused_columns(loaded: LoadedRows) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Find rows that equal an earlier row, except for case, white space and Unicode forms."""
+    """Find rows that equal an earlier row, except for case, white space and Unicode forms.
+
+    Prompts, tools, answers, tests, replies and labels are compared, but not margins.
+    """
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
@@ -175,7 +178,7 @@ def _rows_with_several_values(keys: Sequence[Hashable], values: Sequence[Hashabl
 
 
 def _reference_answer(row: Row) -> str | None:
-    """Return the answer of the last message of the prompt that has one, as text."""
+    """Return the answer of the last prompt message that has one, as text; None if none has."""
     answers = [str(turn["answer"]) for turn in row["prompt"] if "answer" in turn]
     return answers[-1] if answers else None
 

@@ -280,6 +280,11 @@ def _check_mapping(
     source: str,
     optional_fields: Sequence[str],
 ) -> None:
+    """Check the user's mapping, see `find_column_assignments`.
+
+    Raises:
+        UserError: A field or column is unknown, or a path has no value in the first rows.
+    """
     allowed = {field for fields in KIND_FIELDS[kind].required for field in fields} | set(
         optional_fields
     )

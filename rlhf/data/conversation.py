@@ -123,8 +123,8 @@ def checked_prompt(messages: Conversation) -> Conversation:
     """Return a validated prompt, without an empty assistant turn at its end.
 
     Raises:
-        RowDropped: The prompt is empty, has an empty turn, does not end with a user or tool turn,
-            or fails `check_role_order`.
+        RowDropped: The prompt has no user turn with text, has an empty turn, does not end with a
+            user or tool turn, or fails `check_role_order`.
     """
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages = messages[:-1]  # the empty "\n\nAssistant:" at the end of a dialogue prompt
@@ -337,7 +337,11 @@ def _contains_passage(text: str, context: str) -> bool:
 
 
 def _read_history(value: Any, notes: Notes) -> Conversation:
-    """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
+    """Convert a history column, a list of [question, answer] pairs or messages, to messages.
+
+    Raises:
+        RowDropped: The column is neither empty nor such a list.
+    """
     value = decode_if_json(value)
     if value in (None, "", []):
         return []
@@ -359,8 +363,11 @@ def _read_prompt_and_reply_cell(
 ) -> tuple[Conversation, Conversation]:
     """Return (prompt, reply) from the reply column `field`.
 
-    The reasoning column of a completion is added to its last turn if this has no reasoning.
-    A system message in the reply column is moved to the prompt.
+    The reasoning column of a completion is added to the last turn of the completion if this turn
+    has no reasoning. A system message in the reply column is moved to the prompt.
+
+    Raises:
+        RowDropped: The reply is not valid, or its prompt or system message differs from the prompt.
     """
     value, cell = cells[field], cells.get("prompt")
     if isinstance(value, str) and isinstance(cell, str) and is_hh_dialogue(cell):

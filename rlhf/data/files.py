@@ -77,7 +77,7 @@ def read_file(path: str | Path) -> list[Row]:
 
 @contextlib.contextmanager
 def decoding_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Return a context manager that reports the errors of the encoding and of gzip in one line."""
+    """Return a context manager that converts errors of the encoding and of gzip to UserErrors."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -154,7 +154,7 @@ def iterate_parquet(path: Path) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def parquet_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Return a context manager that reports the errors of a Parquet file in one line."""
+    """Return a context manager that converts the errors of a Parquet file to UserErrors."""
     import pyarrow as pa
 
     try:

@@ -133,7 +133,11 @@ def _with_system_message(
 
 
 def _add_answer_and_tests(prompt: Conversation, cells: Cells, notes: Notes) -> None:
-    """Add the answer and the tests of the row to the last user message of the prompt, in place."""
+    """Add the answer and the tests of the row to the last user message of the prompt, in place.
+
+    They are removed from `cells`. Values that the message has already are kept, and a difference is
+    noted.
+    """
     last_user = _last_user_index(prompt)
     facts: dict[str, Any] = {}
     if "answer" in cells:
@@ -183,6 +187,7 @@ def _add_strings_in(value: Any, texts: list[str]) -> None:
 
 
 def _sft_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    """Return a row of prompt and completion, or of text, unless the text is an HH-RLHF dialogue."""
     if "text" in cells and not (isinstance(cells["text"], str) and is_hh_dialogue(cells["text"])):
         return _text_row(cells, notes)
     if "messages" in cells or "text" in cells:
@@ -278,6 +283,10 @@ def winner_is_second(value: Any) -> bool:
 
 
 def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
+    """Return a row with the prompt.
+
+    Replies at the end of messages are omitted; their answer and tests are added to `cells`.
+    """
     if "prompt" in cells:
         return {"prompt": read_prompt(cells, notes)}
     if "chosen" in cells:
@@ -296,7 +305,11 @@ def _prompt_row(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _prompt_from_turns(value: Any, notes: Notes) -> Conversation:
-    """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn."""
+    """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn.
+
+    Raises:
+        RowDropped: The value is not a list that begins with a text or a message.
+    """
     value = decode_if_json(value)
     if not isinstance(value, list) or not value:
         raise RowDropped("turns are not a list of texts")

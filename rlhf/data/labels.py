@@ -7,10 +7,13 @@ its column `undoes`. Every row has these columns:
 - item_id: id of the prompt and the replies, see `item_id_of`
 - mode: pairs, ratings, rankings or demonstrations
 - annotator: id or pseudonym of the annotator
-- time: time of the row (UTC, ISO 8601); seconds: time that the annotator needed
+- time: time of the row (UTC, ISO 8601); empty if it is unknown
+
+A label also has these columns:
+
 - prompt, and the columns of the mode, see `MODE_COLUMNS`
-- optional: note; skipped (true); gold, the known answer of a check item; strengths or scale, see
-  `RANGE_COLUMNS`
+- optional: note; skipped (true); seconds, the time that the annotator needed; gold, the known
+  answer of a check item; strengths or scale, see `RANGE_COLUMNS`
 
 The schemas make such a file training data: undone and skipped labels, ties, and check items are
 dropped and counted.
@@ -89,7 +92,7 @@ def label_id_of(annotator: str, item_id: str, *, attempt: int = 0) -> str:
     Args:
         annotator: Id or pseudonym of the annotator.
         item_id: Id of the item.
-        attempt: Number of the annotator's labels of this item that were undone.
+        attempt: Number that distinguishes the annotator's labels of this item; 0 for the first.
     """
     key = f"{annotator}\0{item_id}\0{attempt}"
     return hashlib.sha256(key.encode(errors="backslashreplace")).hexdigest()[:16]
@@ -151,7 +154,13 @@ def labels_with_undone_marks(rows: Sequence[Row]) -> list[Row]:
 
 
 def read_pair_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
-    """Yield the pair of a label of mode pairs; the margin is the strength of the preference."""
+    """Yield the pair of a label of mode pairs; the margin is the strength of the preference.
+
+    For the kind "prompt", only the prompt is yielded.
+
+    Raises:
+        RowDropped: The label is a tie or cannot be used for training.
+    """
     _check_usable(row, "pairs")
     if kind == "prompt":
         yield {"prompt": row["prompt"]}
@@ -170,7 +179,7 @@ def read_pair_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
 
 
 def read_rating_label(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
-    """Yield the reply of a label of mode ratings; its rating is in the column `rating`."""
+    """Yield the reply of a label of mode ratings, without the rating, which `keep` can add."""
     _check_usable(row, "ratings")
     cells = {"prompt": row["prompt"], "completion": row["completion"]}
     yield cells | _answer_range(row, "ratings")
@@ -210,7 +219,7 @@ MODE_COLUMNS: Mapping[LabelMode, tuple[str, ...]] = {
 """Mode -> columns of its labels.
 
 - winner: a, b or tie; margin: strength of the preference, 0 for a tie
-- rating: a whole number from 1, the worst
+- rating: a whole number from 0 to `MAX_RATING`; a higher rating is better
 - ranks: rank of each of `replies`; 1 is the best
 """
 

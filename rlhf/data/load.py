@@ -174,7 +174,7 @@ def checked_specs(specs: DataSpec | Sequence[DataSpec], kind: Kind) -> list[Data
 
 
 def source_seed(seed: int | None, index: int) -> str | None:
-    """Return the seed of the shuffle of the source with this index."""
+    """Return the seed of the shuffle of the source with this index; None without a `seed`."""
     return None if seed is None else f"{seed}/{index}"
 
 

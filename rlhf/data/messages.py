@@ -51,9 +51,9 @@ ROLES = {
 """Role name in a dataset, in lower case -> role of the Hugging Face chat format."""
 
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-"""Names of the arguments of a tool call, in order of preference."""
+"""Names under which a tool call can have its arguments; a call with several is dropped."""
 TEXT_PART_TYPES = frozenset({"text", "input_text", "output_text"})
-"""Types of the parts of a content whose key `text` is a part of the text."""
+"""Types of the parts of a content that have text under the key `text`."""
 _CALL_KEYS = {"id", "type", "index", "function", "name", *ARGUMENT_KEYS}
 
 
@@ -98,7 +98,7 @@ def messages_of_alternating_texts(value: Any) -> Any:
 
 
 def is_message(value: Any) -> bool:
-    """Return whether a value is an object with a role and a content, under one of their names."""
+    """Return whether a value is an object {role, content} or {from, value}."""
     return isinstance(value, Mapping) and (
         {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
     )
@@ -175,6 +175,10 @@ def _add_reply_keys(
 
     `reasoning` and `calls` are those of the content parts. If `message` is not an assistant
     message, the values are not added but noted.
+
+    Raises:
+        RowDropped: The reasoning is not text, the tool calls are malformed, or a weight is neither
+            0 nor 1.
     """
     values = [item[key] for key in REASONING_KEYS if is_filled(item.get(key))]
     if not all(isinstance(value, str) for value in values):
@@ -220,7 +224,11 @@ def add_reasoning(message: Message, reasoning: str, notes: Notes) -> None:
 
 
 def _text_reasoning_and_calls(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
-    """Split message content (text, None, or a list of parts) into (text, reasoning, tool calls)."""
+    """Split message content (text, None, or a list of parts) into (text, reasoning, tool calls).
+
+    Raises:
+        RowDropped: The content or one of its parts has another type.
+    """
     if value is None or isinstance(value, str):
         return value, "", []
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -282,6 +290,8 @@ def _parse_tool_calls(value: Any, notes: Notes) -> list[Message]:
 
 def parse_tools(value: Any) -> list[Message]:
     """Convert tool descriptions to [{type, function}]; the result is [] if there are none.
+
+    Descriptions that have the key `function` or no key `name` are not changed.
 
     Raises:
         RowDropped: The value is neither a list of objects nor the JSON of a list of objects.

@@ -221,7 +221,13 @@ def _label_pair(
 def _pairs_by_score(
     rows: Sequence[Mapping[str, Any]], field: str, *, min_gap: float, with_margin: bool
 ) -> LoadedRows:
-    """Return the pairs of replies whose scores in `field` differ by more than `min_gap`."""
+    """Return the pairs of replies whose scores in `field` differ by more than `min_gap`.
+
+    The reply with the higher score is chosen. `with_margin` adds the difference as `margin`.
+
+    Raises:
+        UserError: A row does not have one score per reply, or a prompt is not valid.
+    """
     preferences, dropped = [], Counter()
     for index, row in enumerate(rows):
         prompt, replies = _prompt_and_replies(row, index)

@@ -26,7 +26,8 @@ def items_from_scored_replies(
     """Yield the rows of `kind` for one list of scored replies.
 
     Depending on `kind`, the rows are the prompt, one ranking, or all pairs of replies with
-    different scores.
+    different scores. A RowDropped is yielded for each reply without a score, for each tied pair,
+    and for a ranking with ties.
 
     Args:
         prompt: The prompt cell.
@@ -114,6 +115,8 @@ def items_of_message_tree(tree: Mapping[str, Any], kind: Kind) -> Iterator[Cells
     - preference: for every user message, all pairs of replies with different ranks (0 is best)
     - ranking: for every user message, all ranked replies
     - prompt: every path from the root to a user message
+
+    A deleted message and the messages below it are dropped.
 
     Raises:
         RowDropped: The tree is an orphan or an unread row.

@@ -104,7 +104,7 @@ class TableReader:
         self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        """Column -> number of rows with a value in it, but read with a layout without it."""
+        """Column -> number of rows with a value in it that were read with a layout without it."""
         self.used_columns = {name for name in keep if name in self.column_names}
 
     @property
@@ -177,6 +177,10 @@ class TableReader:
         return items
 
     def _convert(self, cells: dict[str, Any], row: Row) -> RowOrDropped:
+        """Return the canonical row of some cells of `row`, or the reason why it is dropped.
+
+        `ignored` and `used_columns` are updated.
+        """
         notes: Notes = set()
         try:
             if self.has_row_weights:
@@ -284,6 +288,7 @@ class TableReader:
         return find_schema(self.kind, table, self.column_names)
 
     def _check_kept_columns(self) -> None:
+        """Raise UserError if a column of `keep` does not exist or has a reserved name."""
         reserved = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
         computed = self.schema.gives if self.schema else ()
         for name in self.keep:
@@ -299,6 +304,11 @@ class TableReader:
                 )
 
     def _check_reward_columns(self) -> None:
+        """Check that the reward columns exist, and that rewards can read them in these rows.
+
+        Raises:
+            UserError: A column does not exist, or the rows have no answers and tests or are merged.
+        """
         if not self.reward_columns:
             return
         what = f"{self.spec.path}: reward_columns"
@@ -327,7 +337,7 @@ class TableReader:
 
     @property
     def winner_column(self) -> str | None:
-        """Column of the winners of pairs, if the rows are read with one."""
+        """Column of the winners of pairs; None if the rows are not read with one."""
         return self.layouts[0].columns.get("winner") if self.layouts else None
 
     def check_winners_count_from_zero(self, values: Collection[str]) -> None:
@@ -375,8 +385,8 @@ def notes_on_skipped_cells(
     """Return notes on values that were skipped, because the layout of their row lacks the column.
 
     Args:
-        skipped_counts: Column -> number of rows with a value in it, but read with a layout without
-            it.
+        skipped_counts: Column -> number of rows with a value in it that were read with a layout
+            without it.
         used_columns: Columns that were used for any row.
     """
     return {f"{column} column": n for column, n in skipped_counts.items() if column in used_columns}

@@ -95,7 +95,10 @@ class BlockReader:
         return winner_values((row for row in self.table.read(indices) if row), column)
 
     def convert(self, header: TableHeader, indices: np.ndarray) -> ConvertedBlock | None:
-        """Convert rows. The result is None if a row cannot be stored as JSON without a change."""
+        """Convert the rows with these indices, none of which is a blank line.
+
+        The result is None if a row cannot be stored as JSON without a change.
+        """
         reader = self._reader or self._make_reader(header)
         self._reader = reader
         index_by_record: dict[RowConversionRecord, int] = {}

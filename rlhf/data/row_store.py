@@ -50,7 +50,7 @@ class Unstorable(Exception):
 
 @dataclass(frozen=True)
 class SeededRowSubset:
-    """The rows that come first in the order of a seed, for a source with a limit."""
+    """The first `count` rows in the order of a seed (`row_order`), for a source with a limit."""
 
     seed: str | None
     count: int
@@ -361,7 +361,7 @@ def _pool_size(length: int, processes: int) -> int:
 
 
 def _rows_to_convert(length: int, subset: SeededRowSubset | None) -> np.ndarray:
-    """Return the sorted indices of the rows to convert."""
+    """Return the sorted indices of the rows to convert; those of all rows without a `subset`."""
     if subset is None or subset.count >= length:
         return np.arange(length)
     return np.sort(row_order(length, subset.seed)[: subset.count])

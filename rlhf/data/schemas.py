@@ -156,7 +156,8 @@ def _pair_cell_reader_by_strength(
 ) -> CellReader:
     """Return a function that selects the better of two replies by the sign of `strength_column`.
 
-    A negative value means that the first reply is better. The margin is the absolute value.
+    A negative value means that the first reply is better, and 0 is a tie, which is dropped. The
+    margin is the absolute value.
     """
 
     def chosen_rejected_and_margin(row: Row) -> dict[str, Any]:
@@ -234,7 +235,13 @@ def _arena_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
 
 
 def _judged_turns(row: Row, column: str) -> list[Any]:
-    """Return the messages of a conversation up to the judged turn, as they are in the row."""
+    """Return the messages of a conversation up to the judged turn, as they are in the row.
+
+    Without the number of the turn, all messages are returned.
+
+    Raises:
+        RowDropped: The cell is not a list of messages.
+    """
     conversation, turns = decode_if_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
@@ -245,7 +252,13 @@ def _judged_turns(row: Row, column: str) -> list[Any]:
 
 
 def _arena_text_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
-    """Yield the pair of a row with one column per verdict and with JSON lists of turns."""
+    """Yield the pair of a row with one column per verdict and with JSON lists of turns.
+
+    For the kind "prompt", only the first user turn is yielded.
+
+    Raises:
+        RowDropped: There is a tie or no winner, or the turns do not match.
+    """
     cells = [decode_if_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
@@ -316,6 +329,9 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the row of a solution with its steps and their labels.
 
     Input and label columns are equal except for the marks at the ends of the steps.
+
+    Raises:
+        RowDropped: The columns do not have this form, or there is no question before the steps.
     """
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
@@ -329,7 +345,9 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
         labels.append(marked[position : position + 1])
         position += 1
     question, mark, first = pieces[0].partition("Step 1:")
-    if not set(labels) <= {"+", "-"} or not mark or not question.strip():
+    if not mark or not question.strip():
+        raise RowDropped('input has no question before "Step 1:"')
+    if not set(labels) <= {"+", "-"}:
         raise RowDropped("a step is marked neither + nor -")
     steps = [f"{mark}{first}".strip(), *(piece.strip() for piece in pieces[1:-1])]
     yield {
@@ -342,8 +360,8 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
 def _prm800k_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
     """Yield the labeled steps of a solution.
 
-    The result has a row for the path of chosen steps, and a row for each alternative of a step, in
-    which only the alternative is labeled.
+    The result has a row for the path of chosen steps, and a row for each rated alternative of a
+    step, in which only the alternative is labeled. A path without ratings has no row.
     """
     question = row["question"]
     if kind == "prompt":
@@ -379,7 +397,7 @@ def _steps_cells(
 
 
 def _rating_label(value: Any) -> int | None:
-    """Convert a rating (-1, 0 or 1) to a label; neutral steps (0) count as correct.
+    """Convert a rating (-1, 0 or 1) to a label; neutral steps (0) count as correct, None is kept.
 
     Lightman et al. (2023, arXiv:2305.20050) count them in the same way.
     """

@@ -48,7 +48,8 @@ def split_by_prompt(
 
     Args:
         rows: Rows with a prompt.
-        fraction: Fraction of the rows to hold out; give either `fraction` or `count`.
+        fraction: Fraction of the rows to hold out, at least one row; give either `fraction` or
+            `count`.
         count: Number of rows to hold out.
         seed: Seed of the split.
 
@@ -132,7 +133,7 @@ def check_distinct_prompts(num_rows: int, num_prompts: int) -> None:
 
 
 def held_out_size(total: int, fraction: float | None, count: int | None) -> int:
-    """Return the number of rows to hold out, see `split_by_prompt`.
+    """Return the number of rows to hold out, at least 1, see `split_by_prompt`.
 
     Raises:
         UserError: Neither or both of `fraction` and `count` are given, or one is out of range.

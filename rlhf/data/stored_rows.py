@@ -194,7 +194,11 @@ def _prompt_keys(rows: Sequence[dict[str, Any]]) -> np.ndarray:
 def _open_store_and_select_rows(
     settings: RowConversionSettings, seed: str | None, preparation: DataPreparationSettings
 ) -> tuple[RowStore, tuple[Any, np.ndarray]]:
-    """Open the store of a source, which is built if necessary, and select its rows."""
+    """Open the store of a source, which is built if necessary, and select its rows.
+
+    Returns:
+        The store, and its counts and positions, see `RowStore.counts_and_positions`.
+    """
     limit = settings.spec.limit
     subsets: list[SeededRowSubset | None] = [None]
     if limit is not None:

@@ -38,8 +38,8 @@ def cross_fitted_margins(
 
     The features of a pair are the difference (chosen - rejected) of TF-IDF vectors over words and
     word pairs. The model has no intercept, so swapping the replies of a pair negates its margin.
-    Folds have no common prompts. A bag of words is a weak model, so check `accuracy` before using
-    the margins.
+    Folds have no common prompts. The margins of a fold are 0 if no word occurs in two replies of
+    the other folds. A bag of words is a weak model, so check `accuracy` before using the margins.
 
     Args:
         rows: Preference rows.

@@ -67,7 +67,7 @@ class JsonLinesTable:
 
     @classmethod
     def open(cls, path: Path, name: str) -> JsonLinesTable:
-        """Return the table of a file, whose lines are searched. A line ends only at a newline."""
+        """Find the lines of a file and return its table. A line ends only at a newline."""
         positions, position, last = [np.zeros(1, np.int64)], 0, b"\n"
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

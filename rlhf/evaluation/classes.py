@@ -49,8 +49,8 @@ def classification_report(
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):
         raise UserError(
-            f"classes: the data have the label {outside[0]}, but classes.labels has only "
-            f"{len(spec.labels)} names"
+            f"classes: the data have the label {outside[0]}, but classes.labels names only 0 to "
+            f"{len(spec.labels) - 1}"
         )
     texts = [conversation_of_labeled_row(row)[-1]["content"] for row in rows]
     scores = label_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
@@ -70,6 +70,9 @@ def label_logprobs(
     """Return the log-probability in nats of each of C labels as the reply to N texts, [N, C].
 
     `classification_report` describes the arguments.
+
+    Raises:
+        UserError: A text is too long, or the chat template cannot render a question.
     """
     rows = []
     for text in texts:

@@ -85,7 +85,7 @@ class Comparison:
         return "\n".join(parts) + "\n"
 
     def _repr_html_(self) -> str:
-        """Return the differences as a table, with the results in words, for a notebook."""
+        """Return the differences as an HTML table, with the results in words and the notes."""
         head = "".join(f"<th>{name}</th>" for name in ("comparison", "difference", "unit"))
         rows = "".join(
             f"<tr><td>{html.escape(f'{d.method} - {d.baseline} ({d.env}, {d.decoding})')}</td>"
@@ -367,7 +367,7 @@ def _method_score(
 
 @dataclass(frozen=True)
 class _PairedMethodRuns:
-    """Training runs of a method and of the baseline in one setting."""
+    """Training runs of a method in one setting, and of its baseline."""
 
     method: str
     baseline: str
@@ -390,6 +390,8 @@ class _PairedMethodRuns:
     def paired_unit_means(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the unit means of the method and of the baseline, for each pair of runs.
 
+        Notes on omitted training seeds and units are added to `notes`.
+
         Returns:
             For each pair of runs, two arrays [units] in the order of the common units.
 
@@ -403,7 +405,7 @@ class _PairedMethodRuns:
 
     @property
     def trained_run_counts(self) -> list[int]:
-        """Number of training runs of each of the two methods, without reference policies."""
+        """Number of training runs of each of the two methods that is trained."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in self.untrained_methods]
 

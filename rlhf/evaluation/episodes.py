@@ -80,6 +80,9 @@ def play_model_episodes(
             none.
         counts: Counter to which the numbers of truncated texts, of missing scores by reason and of
             environment failures are added.
+
+    Raises:
+        UserError: See `Collector.collect`.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -215,7 +218,8 @@ def scored_episode_rows(
     The values of ``rewards`` are the component "score", unless they are equal to the only
     component. Those of ``gold``, a reward that is only measured, are the component "gold".
     ``seconds_per_episode`` is a mean. ``tokens_known`` is False if the policy does not report its
-    numbers of tokens. Reasons for missing scores are added to ``counts``.
+    numbers of tokens. Missing scores by reason, and truncated texts, are added to ``counts`` unless
+    it is None.
     """
     conversations = [rollout.scored_conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}

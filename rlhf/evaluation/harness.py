@@ -79,7 +79,7 @@ def with_default_template_options(tokenizer: Any) -> Any:
     """Return a tokenizer whose chat template uses the stored template options by default.
 
     The harness renders the template without options. The result is a copy of the tokenizer, or
-    `tokenizer` itself if it has no options.
+    `tokenizer` itself if it has no options or not exactly one template.
     """
     options = chat_template_kwargs(tokenizer)
     if not options or not isinstance(tokenizer.chat_template, str):
@@ -114,8 +114,8 @@ def _task_interval(
     """Return a metric with its interval.
 
     The interval of a proportion is exact. Other metrics have a normal interval that is computed
-    from `standard_error`. If it is unknown, or there are too few documents, these
-    metrics have no interval.
+    from `standard_error`. They have no interval if this error is unknown or 0, or if there are too
+    few documents.
     """
     if name in PROPORTION_METRICS and num_documents and 0 <= value <= 1:
         return share_interval(value * num_documents, num_documents)

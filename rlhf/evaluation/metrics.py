@@ -146,8 +146,8 @@ def unit_name(units: Sequence[Hashable]) -> UnitName:
 def start_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
     """Return the id of the entry of a fixed list with which an episode starts.
 
-    Entries with equal texts have the same id. The result is None if the environment has no list,
-    that is, if `info` has none of `ITEM_KEYS`.
+    Entries with equal texts and equal `game` have the same id. The result is None if the
+    environment has no list, that is, if `info` has none of `ITEM_KEYS`.
 
     Args:
         messages: Messages before the first reply.
@@ -161,7 +161,7 @@ def start_entry_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any
 
 
 def messages_before_first_reply(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the messages before the first reply."""
+    """Return the messages before the first reply; all messages if there is no reply."""
     roles = [message.get("role") for message in messages]
     return list(messages[: roles.index("assistant")] if "assistant" in roles else messages)
 

@@ -101,7 +101,7 @@ def missing_scores_text(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _repetition_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return notes on episodes that repeat a seed, a prompt or a conversation."""
+    """Return notes on repeated seeds, and on repeated prompts or replies of a greedy policy."""
     notes = []
     samples = Counter((row["seed"], row.get("sample", 0)) for row in rows)
     if repeated := sum(number - 1 for number in samples.values()):

@@ -169,11 +169,18 @@ def is_run_directory(directory: Path) -> bool:
 
 
 def read_run(directory: str | Path) -> RunRecord:
-    """Read one run directory. If a file is missing, the field with its content is empty."""
+    """Read one run directory. If a file is missing, the field with its content is empty.
+
+    The evaluations have the order of `policies` in the configuration; others follow by name.
+
+    Raises:
+        UserError: A file is damaged.
+    """
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
-    names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
+    # The names of unfinished folders begin with a dot.
+    names = [p for p in children if p.is_dir() and not p.name.startswith(".")]
     config = upgraded_config(read_mapping_or_empty(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
@@ -243,7 +250,7 @@ def read_summary_file(path: Path) -> dict[str, Any]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    """Read a folder of `evaluation/`, and add the normalized return to its episodes.
+    """Read a folder of `evaluation/`, and add the normalized return to its episodes if it is known.
 
     Raises:
         UserError: A file is damaged.

@@ -42,10 +42,10 @@ def as_reward_accuracy_runs(runs: Sequence[RunRecord]) -> RewardAccuracyRuns | N
         return None
     common = set.intersection(*({row["pair"] for row in rows} for _, rows in scored))
     if not common:
+        names = " and ".join(run.name for run, _ in scored)
         raise UserError(
-            f"{scored[0][0].name} and {scored[1][0].name} have no preference pair in common, so "
-            "their accuracies cannot be compared: evaluate them on the same data with rlhf "
-            "reward-report"
+            f"{names} have no preference pair in common, so their accuracies cannot be compared: "
+            "evaluate them on the same data with rlhf reward-report"
         )
     notes = ["every prompt has the same weight in the accuracy, whatever its number of pairs"]
     most = max(len({row["pair"] for row in rows}) for _, rows in scored)

@@ -22,7 +22,8 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""Environment and decoding of an evaluation. Methods are compared only within one setting."""
+"""Environment and decoding of an evaluation. Methods are compared only within one setting, except
+with the random or expert policy as the baseline."""
 ValuesByUnit = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
 MethodValues = dict[Setting, dict[int, ValuesByUnit]]
@@ -97,7 +98,10 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
 def _evaluations_and_omission_notes(
     runs: Sequence[RunRecord],
 ) -> tuple[list[MethodEvaluation], list[str]]:
-    """Return the evaluations to use, and notes on those that are omitted because of equal names."""
+    """Return the evaluations to use, and notes on those that are omitted because of equal names.
+
+    There are no notes on untrained policies, and on evaluations that `method_evaluations` replaces.
+    """
     # Runs of `rlhf evaluate` with named policies come first: their evaluations replace those of
     # training runs, and the table has the same order.
     ordered = sorted(runs, key=lambda run: not _methods_named_after_policies(run))

@@ -160,7 +160,7 @@ def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """Return the messages of a policy's few-shot examples, without system messages.
 
     Raises:
-        UserError: The examples are plain text.
+        UserError: The examples are plain text, or cannot be loaded.
     """
     rows = load_and_log(spec.examples, "sft", data_name="examples", seed=seed)
     if any("text" in row for row in rows):
@@ -308,7 +308,8 @@ def text_loss_metrics(
     if not any(losses.tokens):
         raise UserError(
             f"text: none of the {len(losses.tokens)} examples has a completion token within "
-            "max_length: increase max_length, or use shorter prompts"
+            "max_length: increase max_length, use shorter prompts, or correct the rows that the "
+            "log reports as left out"
         )
     columns = np.array([losses.nats, losses.tokens, losses.bytes], dtype=float)
     has_tokens = columns[1] > 0

@@ -64,7 +64,7 @@ def plan_seeds(
     distributed differences. The verdict needs more seeds than the t test if there are few.
 
     Args:
-        difference: True mean difference between two methods.
+        difference: True mean difference between two methods, positive.
         seed_sd: Standard deviation of the difference over training seeds.
         episode_sd: Standard deviation of the difference over the episodes of one training seed.
         episodes: Number of evaluation episodes of each trained model.
@@ -123,9 +123,11 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
     episode_sd = scale * math.sqrt(np.mean([column.var(ddof=1) for column in columns]))
     names = " and ".join(trained)
     if len(columns) < 2:
+        common = "common " if len(trained) == 2 else ""
         raise UserError(
-            f"plan-seeds: {names}: there is only one training seed, so the variance between seeds "
-            f"is unknown: give --seed_sd and --episode_sd {episode_sd:.3g}, or runs with more seeds"
+            f"plan-seeds: {names}: there is only one {common}training seed, so the variance "
+            "between seeds is unknown: give --seed_sd and --episode_sd "
+            f"{episode_sd:.3g}, or runs with more seeds"
         )
     means = np.array([column.mean() for column in columns])
     total_sd = scale * float(means.std(ddof=1))
@@ -152,6 +154,8 @@ def estimate_deviations(runs: Sequence[RunRecord], metric: str) -> DifferenceDev
 
 def _values_or_differences_by_seed(methods: Mapping[str, MethodValues]) -> list[np.ndarray]:
     """Return the value, or the paired difference, of each unit, for each training seed.
+
+    Training seeds and units that only one of two methods has are omitted.
 
     Args:
         methods: Name -> values of one or two methods.

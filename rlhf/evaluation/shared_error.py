@@ -61,7 +61,8 @@ class ReferenceUncertainty:
         """Return the error of the mean of `differences` [n].
 
         For binary metrics, whose values differ by at most `span`, the error is that of the adjusted
-        Wald interval, which is positive even if all values are equal.
+        Wald interval, which is positive even if all values are equal. `span` is None for other
+        metrics. With fewer than `FEWEST_SHARED_UNITS` units, the error is unknown.
         """
         data = rounded_to_13_digits(require_finite_vector(differences))
         if data.size < FEWEST_SHARED_UNITS:

@@ -241,7 +241,10 @@ def _difference_interval(
     shared_error: ReferenceUncertainty | None,
     level: float = 0.95,
 ) -> Interval:
-    """Return the interval of a mean difference, widened by the shared error, if any."""
+    """Return the interval of a mean difference, widened by the shared error, if any.
+
+    With the `span` of a binary metric, the interval is that of the kind "share".
+    """
     if span:
         # Differences of outcomes such as 0.5 and 0.6 are multiples of the span only up to rounding.
         shares, whole = deltas / span, np.rint(deltas / span)

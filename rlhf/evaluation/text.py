@@ -50,8 +50,8 @@ def completion_losses(
         policy: The model.
         rows: Canonical SFT rows. In plain text, all tokens except the first are the completion.
         max_length: Maximum number of tokens of a row; longer rows are truncated. A row has no
-            completion tokens if its prompt has at least this length, or if the chat template cannot
-            render it. The log reports the number of truncated rows and of rows without a rendering.
+            completion tokens if its prompt has at least this length, or if `encode_example` drops
+            it. The log reports the numbers of truncated, dropped and changed rows.
         batch_size: Number of rows in one forward pass.
     """
     whole, changes = _encode_and_count_omissions(policy, rows)

@@ -96,7 +96,7 @@ class FunctionPolicy:
         path: The function or class, as ``file.py:name`` or ``module:name``.
 
     Raises:
-        UserError: It cannot be imported or called.
+        UserError: The function or class cannot be imported or called.
     """
 
     parallel = 1
@@ -137,6 +137,11 @@ class FunctionPolicy:
         return replies
 
     def _call_user_function(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return the result of a call, with a warning if it is slow.
+
+        Raises:
+            UserError: The function raised an exception.
+        """
         try:
             with (
                 add_location_to_errors(function),
@@ -191,7 +196,11 @@ class ApiPolicy:
             return list(pool.map(self._reply_with_retries, conversations))
 
     def _reply_with_retries(self, messages: Messages) -> Reply:
-        """Return the reply to one conversation; repeat a request that failed temporarily."""
+        """Return the reply to one conversation; repeat a request that failed temporarily.
+
+        Raises:
+            UserError: `ATTEMPTS` requests failed, or a request failed permanently.
+        """
         result: Reply | Exception = TimeoutError("no request was sent")
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -204,7 +213,8 @@ class ApiPolicy:
             log.warning("%s: %s", self.what, _error_text(result))
         raise UserError(
             f"{self.what}: {self.spec.model} on {self.spec.url} gave no reply: "
-            f"{_error_text(result)}; finished policies are continuing: continue with --resume"
+            f"{_error_text(result)}; the results of finished policies are kept: continue with "
+            "--resume"
         ) from result
 
     def _request_reply(self, messages: Messages) -> Reply | Exception:
@@ -355,10 +365,11 @@ class TextEpisodePlayer:
         return _Episode(index, env, rollout, rng)
 
     def _take_turns(self, active: Sequence[_Episode]) -> tuple[list[_Episode], list[gym.Env]]:
-        """Take one turn of every episode.
+        """Take one turn of every episode, and add those that end to `finished`.
 
         Returns:
-            The episodes that continue, and the environments of the others.
+            The episodes that continue, and the environments of the others. A failed environment is
+            replaced by a new one.
         """
         replies = self.policy.reply(
             [e.messages_for_policy() for e in active], [e.rng for e in active]

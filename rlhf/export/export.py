@@ -112,7 +112,8 @@ def _check_target_is_new_or_replaceable(target: Path, *, overwrite: bool) -> Non
         raise UserError(f"{target} exists already: choose another folder, or set overwrite")
     if place := working_or_home_directory_within(target):
         raise UserError(
-            f"{target} is not replaced, because it contains the {place}: choose another folder"
+            f"{target} is not replaced, because it is or contains the {place}: choose another "
+            "folder"
         )
     check_folder_is_unchanged(target, MARKER_FILE, "an export")
 

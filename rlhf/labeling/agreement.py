@@ -32,7 +32,7 @@ class AnnotatorSummary:
     """Median time for a label, in seconds; None if no time is known."""
     first_shown: Interval | None
     """Fraction of preferences for the reply that was shown first. Its expected value is 0.5 without
-    a bias, because the order is random. None if there are no preferences."""
+    a bias, because the order is random. None if no preference has a recorded order."""
     checks: Interval | None
     """Fraction of correct answers to check items; None if there are none."""
 
@@ -207,7 +207,10 @@ def _pair_agreement(
 
 
 def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
-    """Return the items of a label with their categories; a ranking has one for each pair."""
+    """Return the items of a label with their categories: one for each pair of a ranking.
+
+    The list is empty for a demonstration.
+    """
     item = label["item_id"]
     match label["mode"]:
         case "pairs":
@@ -224,6 +227,7 @@ def _items_with_categories(label: Row) -> list[tuple[Hashable, Hashable]]:
 
 
 def _annotator_summary(annotator: str, rows: Sequence[Row]) -> AnnotatorSummary:
+    """Return the summary of all rows of an annotator, including undone labels."""
     live = labels_not_undone(rows)
     labeled = [row for row in live if not row.get("skipped")]
     seconds = [row["seconds"] for row in labeled if row.get("seconds") is not None]

@@ -56,7 +56,8 @@ def read_items(specs: Sequence[DataSpec], mode: LabelMode) -> list[LabelItem]:
     """Return the distinct items of several sources, in the order of their first rows.
 
     Raises:
-        UserError: A source cannot be read or does not have the columns of the mode.
+        UserError: A source cannot be read, does not have the columns of the mode, or has no row
+            that can be labeled.
     """
     items = (item for spec in specs for item in _items_of_source(spec, mode))
     return list({item.item_id: item for item in items}.values())
@@ -93,7 +94,11 @@ def _items_of_source(spec: DataSpec, mode: LabelMode) -> Iterator[LabelItem]:
 
 
 def _read_source(spec: DataSpec, mode: LabelMode) -> TableReader:
-    """Read a source with the first kind of rows for which it has the columns."""
+    """Read a source as the first kind of rows for which it has the columns.
+
+    Raises:
+        UserError: It has the columns of no kind, or no row can be labeled.
+    """
     table = _with_replies_of_unlabeled_pairs(read_rows(spec))
     for kind in _KINDS_BY_MODE[mode]:
         try:
@@ -121,7 +126,11 @@ def _with_replies_of_unlabeled_pairs(table: Sequence[Mapping[str, Any]]) -> Sequ
 
 
 def _rankings_from_single_replies(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row with the distinct replies of each prompt that has at least two."""
+    """Return one row with the distinct replies of each prompt that has at least two.
+
+    Raises:
+        UserError: No prompt has two distinct replies.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
         key = item_id_of(row["prompt"])  # replies to different system messages are not comparable
@@ -138,6 +147,7 @@ def _rankings_from_single_replies(rows: Sequence[dict[str, Any]]) -> list[dict[s
 
 
 def _items_of_row(row: Mapping[str, Any], mode: LabelMode) -> Iterator[LabelItem]:
+    """Yield the items of a canonical row: each pair of replies, each reply, or the whole row."""
     prompt = row["prompt"]
     if mode == "demonstrations":
         yield LabelItem(item_id_of(prompt), prompt, ())

@@ -137,7 +137,11 @@ def submission_of(body: Mapping[str, Any]) -> Submission:
 
 
 def _post_endpoint(action: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[..., Any]:
-    """Return the endpoint that calls a function with the JSON body of a request."""
+    """Return the endpoint that calls a function with the JSON body of a request.
+
+    A malformed request, a refused label or a failed write becomes a response with the key
+    ``error``.
+    """
 
     async def endpoint(request: Request) -> Response:
         try:

@@ -35,7 +35,7 @@ def order_items(
         items: The items; for disagreement and suspicion they are pairs.
         order: See `LabelOrder`.
         seed: Seed of the random order, and of the cross-validation folds for suspicion.
-        load_rewards: Function that loads the members of the ensemble.
+        load_rewards: Function that loads the members of the ensemble, called for disagreement.
 
     Raises:
         UserError: The order needs several reward models, or more pairs, all with labels.
@@ -155,7 +155,7 @@ def insert_check_items(
     Args:
         items: Ordered items.
         checks: Check items, which are shuffled.
-        every: Size of a block, including the check item.
+        every: Size of a block, including the check item; at least 2.
         seed: Seed of the positions and of the order of the check items.
     """
     rng = random.Random(seed)

@@ -90,7 +90,7 @@ class Progress:
     skipped: int
     total: int
     last_label_id: str | None
-    """Id of the annotator's last label in this queue, which `undo` accepts."""
+    """Id of the annotator's last label in this queue, which `undo` accepts; None without labels."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Submission:
     """
     note: str = ""
     seconds: float | None = None
-    """Time that the annotator needed."""
+    """Time that the annotator needed, in seconds; None if it is unknown."""
     settings_id: str | None = None
     """`LabelSettings.id` of the page that showed the item; None if it cannot be outdated."""
 
@@ -266,7 +266,10 @@ class LabelingSession:
         return next((row for row in self._rows_of_annotator() if row["label_id"] == label_id), None)
 
     def _task(self, item: LabelItem) -> LabelingTask:
-        """Return the task of an item. The id of its next label does not change at a restart."""
+        """Return the task of an item. The id of its next label does not change at a restart.
+
+        The order of the replies is random, and determined by the seed, the annotator and the item.
+        """
         # The number of undone labels is not enough: an imported label that was undone can have the
         # id of a later attempt, because its earlier attempts are not in this file.
         undone = undone_ids(self._rows_of_annotator())

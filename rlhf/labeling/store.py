@@ -47,7 +47,8 @@ class LabelFile:
         path: The file, which is created if it does not exist.
 
     Raises:
-        UserError: Another process has opened the file, or the file contains other rows.
+        UserError: The name does not end in ``.jsonl``, another process has opened the file, or the
+            file contains other rows.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -32,7 +32,7 @@ STRENGTH_NAMES: dict[int, tuple[str, ...]] = {
 def label_in_terminal(
     session: LabelingSession, *, read: Read = input, write: Callable[[str], Any] = print
 ) -> None:
-    """Show items until all are labeled or skipped, the annotator quits, or the input ends.
+    """Label items until all are labeled or skipped, the annotator quits, or the input ends.
 
     Args:
         session: The annotator's session.
@@ -132,7 +132,11 @@ def _submission(
 
 
 def _answer_of_line(line: str, settings: LabelSettings, read: Read) -> dict[str, Any]:
-    """Return the answer of a line; for a written reply, also read the lines of the reply."""
+    """Return the answer of a line; for a written reply, also read the lines of the reply.
+
+    Raises:
+        InvalidLabel: The line is not an answer.
+    """
     if settings.mode == "pairs":
         for key, _, answer in pair_answers(settings.strengths):
             if line == key:

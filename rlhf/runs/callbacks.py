@@ -81,7 +81,11 @@ class TrainingEvent:
         self.run.log(self.step, numbers)
 
     def _number(self, name: str, value: Any) -> float:
-        """Return a value of `log` as a plain number."""
+        """Return a value of `log` as a plain number.
+
+        Raises:
+            ValueError: The name is not valid, or the value is not a number.
+        """
         if not isinstance(name, str) or not name:  # type: ignore[redundant-expr]
             raise ValueError(f"event.log: the name of a metric must be a text, got {name!r}")
         if name in self.metrics or name in ("step", "time"):
@@ -310,7 +314,11 @@ def make_callback(entry: Any) -> Callback:
 
 
 def _check_methods(callback: Callback, reference: str) -> None:
-    """Check that every method ``on_...`` is one that is called, and the arguments of methods."""
+    """Check the names of the methods ``on_...`` and the arguments of all called methods.
+
+    Raises:
+        UserError: A method ``on_...`` is never called, or a method has other arguments.
+    """
     arguments = {"state_dict": "self", "load_state_dict": "self, state"}
     for name in dir(callback):
         if name in CALLBACK_METHODS or name in arguments:

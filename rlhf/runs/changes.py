@@ -238,7 +238,8 @@ def too_many_steps_message(directory: Path, steps_done: int, configured_steps: i
 def record_changes(directory: Path, step: int, changes: Sequence[Change]) -> None:
     """Add changes to the record of a run.
 
-    Several changes of a key after the same step are merged into one.
+    Several changes of a key after the same step are merged into one, or removed if the key has its
+    first value again.
 
     Args:
         directory: The run directory.

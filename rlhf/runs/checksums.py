@@ -12,7 +12,7 @@ from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 
 CHECKSUMS_FILE = "checksums.json"
-"""Name of the file with the SHA-256 digests of all other files in the same folder."""
+"""Name of the file with the SHA-256 digests of other files in the same folder."""
 
 
 class DamagedFolderError(UserError):
@@ -20,7 +20,7 @@ class DamagedFolderError(UserError):
 
 
 def write_checksums(folder: Path, *, exclude: Collection[Path] = ()) -> None:
-    """Write a file with the checksums of all files in a folder, and flush all files to the disk.
+    """Write the checksums of the files in a folder to `CHECKSUMS_FILE`, and flush them to the disk.
 
     Args:
         folder: The folder.
@@ -34,7 +34,7 @@ def write_checksums(folder: Path, *, exclude: Collection[Path] = ()) -> None:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 digest of every file in a folder, by its path relative to the folder."""
+    """Return relative path -> SHA-256 digest of the files in a folder, except checksum files."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS_FILE)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
@@ -91,8 +91,8 @@ def verify_checksums(folder: Path) -> None:
     """Verify every file that the checksum file of a folder lists.
 
     Raises:
-        DamagedFolderError: A file is missing or its content has changed. The message contains its
-            path.
+        DamagedFolderError: The checksum file is missing or cannot be read, or a listed file is
+            missing or has changed. The message contains the path of the file.
     """
     for name, digest in _read_checksums(folder).items():
         path = folder / name
@@ -122,7 +122,7 @@ def files_without_checksum(folder: Path) -> Iterator[Path]:
 
 
 def list_files_without_checksum(folder: Path) -> list[Path]:
-    """Return `files_without_checksum`; [] if the checksum file cannot be read."""
+    """Return the files of `files_without_checksum`; [] if the checksum file cannot be read."""
     try:
         return list(files_without_checksum(folder))
     except DamagedFolderError:

@@ -105,8 +105,9 @@ ONLY_WRITTEN_BY = {
     "sweep": ("logs", "runs", "sweep.yaml", "tables"),
     "tune": ("logs", "optuna.log", "runs", "trials", "trials.csv", "tune.yaml", "tuned.yaml"),
 }
-"""Command -> names of `DESCRIPTIONS` and `RESULTS` that only this command writes. In the directory
-of another command, a file with such a name is a file of the user."""
+"""Command -> names of `DESCRIPTIONS` and `RESULTS` that only some commands write. Other commands do
+not write them: in the directory of such a command, a file with such a name is a file of the user.
+"""
 NOT_WRITTEN_BY: dict[str, frozenset[str]] = dict.fromkeys(
     ("demos", "pairs", "split"),
     frozenset(
@@ -147,8 +148,8 @@ WRITTEN_FILE_PATTERNS = {
 _REPLACED_FOLDERS = (DESCRIPTIONS | RESULTS | LOCK_FILES) - CONTAINERS
 """Names of the entries of a run directory that the next run replaces as a whole."""
 MAX_NAME_BYTES = 200
-"""Maximum length of the name of an output directory. Names of temporary files in its evaluation
-contain it and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
+"""Maximum length of the name of an output directory. Temporary names of its evaluation contain this
+name and up to 36 other bytes, and most file systems limit a file name to 255 bytes."""
 
 
 class DirectoryClaim:
@@ -385,7 +386,7 @@ def check_new_directory(directory: Path) -> None:
     """Check that a directory can be created.
 
     Raises:
-        UserError: It exists and is not empty, or its path is not valid, contains a link to a
+        UserError: It is a file or is not empty, or its path is not valid, contains a link to a
             missing folder, or is inside a folder of another run.
     """
     check_output_path(directory)
@@ -451,7 +452,7 @@ def check_writable(directory: Path) -> None:
     """Check without any change that an output directory can be written or created.
 
     Raises:
-        UserError: It cannot, or its path is not valid (see `check_output_path`).
+        UserError: The directory cannot be written or created, or `check_output_path` rejects it.
     """
     check_output_path(directory)
     with convert_write_errors_to_user_errors(directory):
@@ -474,8 +475,8 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
     target = directory.resolve()
     if place := working_or_home_directory_within(directory):
         raise UserError(
-            f"{directory} is not overwritten, because it contains the {place}: choose another "
-            "--output_dir"
+            f"{directory} is not overwritten, because it is or contains the {place}: choose "
+            "another --output_dir"
         )
     for path in inputs:
         if path.resolve().is_relative_to(target):
@@ -486,7 +487,7 @@ def _check_replaceable(directory: Path, inputs: Iterable[Path]) -> None:
 
 
 def working_or_home_directory_within(directory: Path) -> str:
-    """Return which of the two a directory is or contains: a name for messages, or ""."""
+    """Return "working directory" or "home directory" if a directory is or contains it, else ""."""
     target = directory.resolve()
     places = {"working directory": Path.cwd(), "home directory": expand_user("~")}
     return next((n for n, place in places.items() if place.resolve().is_relative_to(target)), "")
@@ -512,9 +513,9 @@ def _declared_entries(directory: Path) -> list[str]:
 
 
 def entries_written_by_toolkit(directory: Path) -> list[Path]:
-    """Return the files and folders in a directory of the toolkit that its command wrote.
+    """Return the files and folders in a run directory that the command of this run wrote.
 
-    The stages of a pipeline belong to it. Any other run inside a run directory is a run of its own.
+    The stages of a pipeline are included. Other runs inside a run directory are not.
     """
     names = {*_names_written_by(_recorded_command(directory)), *_declared_entries(directory)}
     stages = _stage_names(directory)
@@ -596,6 +597,7 @@ def remove_written_files(path: Path) -> None:
     """Remove what the toolkit wrote at a path; a file of the user stays, with its folders.
 
     The checksums beside such a file stay too, because they show that the toolkit did not write it.
+    If a checksum file cannot be read, everything is removed.
     """
     try:
         foreign = set(files_not_written_by_toolkit(path))
@@ -630,7 +632,8 @@ def _first_missing_file_for_resume(directory: Path, required: Sequence[str]) -> 
     """Return the first required file that a directory lacks, or None if it can be resumed.
 
     A directory without content can be resumed, because its run was killed before it wrote a file.
-    The jobs of ``rlhf bench --array`` write only folders of run directories.
+    A directory with a folder of run directories can be resumed too, because the jobs of
+    ``rlhf bench --array`` write nothing else.
     """
     entries = [e for e in _entries_except_locks(directory) if not is_partial_path(e)]
     if not any(_has_content(e) for e in entries) or any(_contains_only_runs(e) for e in entries):

@@ -312,7 +312,7 @@ def _recent_fraction(log: MetricLog, key: str) -> float:
 
 def _not_finite_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     for key, step in log.first_not_finite_steps().items():
-        yield "finite", f"{key} is not finite from step {step} on."
+        yield "finite", f"{key} is not finite, first at step {step}."
 
 
 def _unchanged_model_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
@@ -463,8 +463,8 @@ def _dead_critic_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
     if len(explained) == _CRITIC_STEPS and max(map(abs, explained)) < 1e-3:
         yield (
             "value/explained_variance",
-            f"the critic does not predict the returns: value/explained_variance was 0 in each of "
-            f"the last {_CRITIC_STEPS} logged steps.",
+            f"the critic does not predict the returns: value/explained_variance was between -0.001 "
+            f"and 0.001 in each of the last {_CRITIC_STEPS} logged steps.",
         )
 
 

@@ -267,7 +267,7 @@ class Run:
 
 
 def _warn_of_incomplete_row(path: Path, step: int) -> None:
-    """Warn if the last line of a log is a part of a row up to ``step``, which is lost.
+    """Warn if the last line of a log is incomplete and its step is not after ``step``.
 
     A kill leaves only incomplete rows of later steps, which the resumed run writes again.
     """
@@ -300,7 +300,8 @@ def lock_directory_and_write_config(
 
     Raises:
         UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set. Or the
-            directory is in use, cannot be written, or contains no ``config_file_name`` to resume.
+            directory is in use, cannot be written, or is to be resumed without ``config_file_name``
+            or the marker of the toolkit.
     """
     claim = DirectoryClaim.open(
         path_without_dot_dot(root),

@@ -25,7 +25,7 @@ PATH_KEYS = frozenset(
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 GAME_FOLDER_KEY = "env.kwargs.folder"
 """Key of the folder to which an environment writes compiled games. Its content may change during a
-run. In the settings of a study, it is the end of the key."""
+run. In the settings of a study, dotted keys end with this key."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""
@@ -93,7 +93,7 @@ def fingerprint(path: Path) -> str:
     """Return a hexadecimal digest of the content of a file or folder.
 
     The digest of a folder includes the relative paths and the contents of its files. It excludes
-    hidden files and the files of run directories below the folder, which change while a run writes.
+    hidden files and folders, and run directories below the folder, which change while a run writes.
     The digest of a folder with an adapter also includes the base model, if the base model is in a
     local folder. The digest does not change if both folders are moved together.
     """

@@ -72,8 +72,8 @@ def stop_signals_as_exceptions() -> Iterator[None]:
 class StopSignalRecorder:
     """Context manager that records the first signal in ``number`` instead of ending the process.
 
-    A second signal ends the process. A worker process is not ended by the same signal within
-    `REPEAT_SECONDS`.
+    A second signal is passed to the previous handler, which usually ends the process. A worker
+    process ignores the same signal within `REPEAT_SECONDS`.
 
     Args:
         raise_at_once_for: If set, the first signal raises Interrupted with this directory in the
@@ -104,6 +104,7 @@ class StopSignalRecorder:
             signal.signal(number, handler)
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
+        """Record the first signal; pass another one, unless it is repeated, to the old handler."""
         now = time.monotonic()
         if self.number is None:
             self.number, self._received = number, now

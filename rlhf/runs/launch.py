@@ -69,7 +69,7 @@ def _open_closed_streams() -> None:
 
 
 def collect_garbage_and_trim_heap() -> None:
-    """Return to the operating system the freed memory that the allocator would otherwise keep."""
+    """Collect garbage, and return the memory that the allocator would keep to the system."""
     gc.collect()
     trim_heap()
 

@@ -32,14 +32,14 @@ _DOMINANT_SHARE = 0.99
 _LENGTH_FACTOR = 2.0
 """Smallest factor between the mean lengths at the start and at the end for a warning."""
 _CLIPPED = 0.9
-"""Smallest proportion of clipped tokens for a warning. In GSPO, most tokens are clipped in healthy
-runs."""
+"""A warning is given above this proportion of clipped tokens. In GSPO, most tokens are clipped in
+healthy runs."""
 _EFFECTIVE_SAMPLE = 0.5
-"""Largest effective sample size, as a fraction of the tokens, for a warning."""
+"""A warning is given below this effective sample size, as a fraction of the tokens."""
 
 
 def _constant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if all episodes of a step have the same score, step after step."""
+    """Warn if all episodes of each recent step have the same score, and the reward did not rise."""
     deviations = log.series("rewards/std")[1][-WINDOW:]
     rewards = log.series("reward/mean")[1]
     if len(deviations) < WINDOW or any(deviations) or not rewards or reward_rose(log):
@@ -53,7 +53,7 @@ def _constant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _equal_groups_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if the scores are equal within most groups, although they differ between groups."""
+    """Warn if most groups have equal scores, but groups differ, and the reward did not rise."""
     equal = log.series("groups/equal")[1][-WINDOW:]
     constant = not any(log.series("rewards/std")[1][-WINDOW:])
     if len(equal) < WINDOW or mean_or_zero(equal) < _EQUAL_GROUPS or constant or reward_rose(log):
@@ -85,7 +85,7 @@ def _solved_before_training_warnings(log: MetricLog) -> Iterator[tuple[str, str]
 
 
 def _unsolved_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Warn if no episode is solved."""
+    """Warn if no episode is solved and the reward did not rise."""
     success = log.series("rollout/success")[1][-_UNSOLVED_STEPS:]
     if len(success) == _UNSOLVED_STEPS and not any(success) and not reward_rose(log):
         yield (
@@ -114,7 +114,7 @@ def _dominant_reward_warnings(log: MetricLog) -> Iterator[tuple[str, str]]:
         yield (
             "dominant_reward",
             f"{name} has at least {100 * share:.4g}% of the variance of the score in each of the "
-            f"last {NUM_RECENT} logged steps; {', '.join(small)} also varied, with less than "
+            f"last {NUM_RECENT} logged steps; {', '.join(small)} also varied, with at most "
             f"{1 - _DOMINANT_SHARE:.0%}.",
         )
 

@@ -16,7 +16,10 @@ from rlhf.common.text import mask_secret_options
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the content of ``environment.json``: versions, hardware, command line and date."""
+    """Return the content of ``environment.json``: versions, hardware, command line and date.
+
+    Secrets in the command line are masked. The version of a missing package is None.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")
@@ -43,8 +46,8 @@ def describe_machine() -> dict[str, Any]:
 def describe_gpus() -> list[dict[str, Any]]:
     """Return the name and the power limit in watts of each NVIDIA GPU that this process may use.
 
-    `nvidia-smi` reports them, so that PyTorch need not be imported. A limit that it does not know
-    is None. The list is empty on a machine without `nvidia-smi`.
+    They are read from `nvidia-smi`, so that PyTorch need not be imported. An unknown limit is None.
+    The list is empty if `nvidia-smi` is missing or fails.
     """
     if not shutil.which("nvidia-smi"):
         return []
@@ -75,7 +78,7 @@ def _number_or_none(text: str) -> float | None:
 def total_memory_bytes(device: Any) -> int:
     """Return the bytes of the memory of a torch device; for a CPU, those of the machine.
 
-    A limit of the control group of this process, for example of a container, is taken into account.
+    For a CPU, the result is at most the limit of the control group, for example of a container.
     """
     if device.type == "cuda":
         import torch
@@ -105,7 +108,7 @@ def _processor_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Return the git commit of the toolkit's checkout; None if the toolkit is not a checkout."""
+    """Return the git commit of the toolkit's checkout; None without a checkout or without git."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None

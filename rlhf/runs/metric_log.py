@@ -46,7 +46,7 @@ CHECKED_KEYS = (
     "train/updates",
     "value/explained_variance",
 )
-"""Keys of the metrics that the alarms read, besides the gold score."""
+"""Keys of the metrics whose series the alarms read, besides the gold score."""
 NUM_RECENT = 5
 """Number of last logged values whose mean represents the end of training."""
 

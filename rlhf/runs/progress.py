@@ -66,13 +66,14 @@ _RETURN_NAMES = {"eval/return": "held-out", "eval/env": "held-out", "reward/env"
 class ProgressDisplay:
     """Displays completed steps, remaining time, at most five numbers, and warnings.
 
-    The display is active in the ``with`` block of the object.
+    The display is active in the ``with`` block of the object. If the output is not a terminal,
+    about `LOG_LINES` lines are logged instead, without the remaining time.
 
     Args:
         what: Name of the run.
         total: Number of steps.
         num_completed: Number of steps that are already completed.
-        displayed_metrics: The metrics to show; by default, the first metrics under their keys.
+        displayed_metrics: The metrics to show; by default, the first logged ones under their keys.
         console: Output; standard error by default.
     """
 
@@ -158,7 +159,7 @@ def metric_key_by_displayed_name(
 
     Args:
         last_values: Key -> last value of all metrics that have been logged.
-        displayed_metrics: The metrics to show; if empty, the first metrics under their keys.
+        displayed_metrics: The metrics to show; if empty, the first logged ones under their keys.
     """
     chosen: dict[str, str] = {}
     for names in displayed_metrics or [{key: key} for key in last_values]:

@@ -102,7 +102,7 @@ class _CallThread:
 
 
 def check_trackers_installed(names: Sequence[str]) -> None:
-    """Check that the packages of all trackers are installed.
+    """Check that the packages of the built-in trackers among ``names`` are installed.
 
     Raises:
         UserError: A package is missing. The message contains the command that installs it.
@@ -138,7 +138,10 @@ def open_trackers(
 def log_to_trackers(
     trackers: Mapping[str, Tracker], step: int, metrics: Mapping[str, float]
 ) -> dict[str, Tracker]:
-    """Send the metrics of a step to every tracker; return the trackers that did not fail."""
+    """Send the metrics of a step to every tracker; return the trackers that did not fail.
+
+    A failure is logged as a warning.
+    """
     working = {}
     for name, tracker in trackers.items():
         with _log_tracker_failures(name):

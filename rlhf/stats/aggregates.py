@@ -39,6 +39,9 @@ def aggregate_interval(
     The mean and the optimality gap are means of scores or of clipped scores, so their interval is
     Student's t interval, corrected for skewness. Other statistics have the bootstrap interval of
     `widened_bootstrap_interval`. The bootstrap resamples the runs of each task separately.
+
+    Raises:
+        ValueError: `scores` is empty, not two-dimensional, or contains values that are not finite.
     """
     table = _checked_table(scores)
     runs = table.shape[0]
@@ -68,7 +71,8 @@ def iqm_intervals_by_step(
     the intervals is smooth.
 
     Raises:
-        ValueError: `curves` does not have three axes, or contains values that are not finite.
+        ValueError: `curves` does not have three axes, has no runs or tasks, or contains values that
+            are not finite.
     """
     data = np.asarray(curves, dtype=float)
     if data.ndim != 3:
@@ -170,7 +174,12 @@ def improvement_probability_interval(
 
     Let n be the smaller of the two numbers of runs. In each task, the variance of the estimate is
     at most the variance of a proportion in n runs (Birnbaum & Klose 1957). The interval is
-    therefore the exact interval of a proportion with n outcomes for each task.
+    therefore the exact interval of a proportion with n outcomes for each task. There is no interval
+    if n is less than 5.
+
+    Raises:
+        ValueError: The numbers of tasks differ, or an argument is invalid as in
+            `aggregate_interval`.
     """
     left, right = _checked_table(first), _checked_table(second)
     probability = float(probability_of_improvement(left, right))

@@ -35,7 +35,7 @@ _MIN_DEGREES_OF_FREEDOM = 0.7
 _FEWEST_UNITS_OF_UNEQUAL_SIZE = 50
 """Minimum number of units for the interval of a ratio whose denominators differ. With fewer units,
 the coverage is below 90% if the logarithms of the denominators have a standard deviation of 1.5 and
-the numerator grows faster than the denominator, because the largest units are often missing."""
+the numerator grows faster than the denominator, because samples often lack the largest units."""
 
 
 def interval(
@@ -70,7 +70,8 @@ def interval(
             default every value is a unit.
         kind: "share" for a proportion of outcomes in [0, 1], "count" for whole numbers, "mean" for
             other values.
-        bounds: Smallest and largest possible value, if they are known.
+        bounds: Smallest and largest possible value, if they are known; by default 0 and 1 for the
+            kind "share".
         weigh: "units" gives each unit the same weight in the mean; "values" gives each value the
             same weight.
         level: Confidence level.
@@ -108,6 +109,9 @@ def ratio_interval(
     Both arguments have one value for each of n units, [n]. The denominators must be positive. The
     width of the interval is that of a mean of the residuals (numerator - ratio * denominator) /
     mean(denominators). It requires 50 units, or five units with equal denominators.
+
+    Raises:
+        ValueError: An argument is empty, or contains values that are not finite.
     """
     top, bottom = require_finite_vector(numerators), require_finite_vector(denominators)
     ratio, n = float(top.sum() / bottom.sum()), bottom.size
@@ -126,7 +130,9 @@ def weighted_mean_interval(
     with a large weight have a large influence on the mean, so their residuals are too small.
     Residuals are therefore divided by one minus the unit's fraction of the total weight, as in the
     jackknife (MacKinnon & White 1985, HC3). The degrees of freedom are Satterthwaite's for
-    residuals whose standard deviation is proportional to the weight.
+    residuals whose standard deviation is proportional to the weight. There is no interval if
+    `no_interval_reason` gives a reason, or if the effective number of units is below
+    `FEWEST_EFFECTIVE`.
     """
     n, share = weights.size, weights / weights.sum()
     if missing := no_interval_reason(unit_values, weights):
@@ -134,7 +140,7 @@ def weighted_mean_interval(
     effective = effective_number_of_units(weights)
     if effective < FEWEST_EFFECTIVE:
         return Interval.without_bounds(
-            point, n, f"the largest of {n} units has {share.max():.0%} of all"
+            point, n, f"the largest of {n} units has {share.max():.0%} of the total weight"
         )
     residuals = (unit_values - point) * weights / weights.mean()
     moments = mean_moments(residuals * (1 - 1 / n) / (1 - share))

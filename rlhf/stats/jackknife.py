@@ -37,10 +37,10 @@ def jackknife(
     """Return a statistic of n rows with an interval over clusters, from jackknife pseudo-values.
 
     The interval is computed on a scale on which the statistic is approximately normal. Its bounds
-    are then mapped back, so they are inside the statistic's range. There is no interval in these
-    cases: there are fewer than twenty clusters; the value, or the value without some clusters, is
-    undefined or at an end of its range (such as an AUC of exactly 1); the pseudo-values have too
-    little variation for the interval of a mean.
+    are then mapped back, so a scale other than "identity" keeps them inside the statistic's range.
+    There is no interval in these cases: there are fewer than twenty clusters; the value, or the
+    value without some clusters, is undefined or at an end of its range (such as an AUC of exactly
+    1); the pseudo-values have too little variation for the interval of a mean.
 
     Args:
         statistic_of_rows: Function from row indices [m] to a number, or nan if the statistic is

@@ -18,7 +18,7 @@ class EstimateMoments(NamedTuple):
     error: np.ndarray
     """Standard error of the mean."""
     skewness: np.ndarray
-    """Skewness of the mean: the skewness of a value divided by sqrt(n)."""
+    """Skewness of the mean; for n independent values, that of one value divided by sqrt(n)."""
     freedom: np.ndarray
     """Degrees of freedom of the standard error."""
 
@@ -60,12 +60,12 @@ def skew_corrected_t_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds [...] of a mean from its moments.
 
-    The interval contains Student's t interval and the interval of Hall's (1992) cubic
-    transformation. The transformation shifts the bounds toward the long tail, because the coverage
-    of Student's t interval alone is only 83 to 90% for skewed values. Let n be the number of
-    degrees of freedom plus one. The sample skewness underestimates the skewness of the population,
-    so it is multiplied by 1.25 + 6 / n. The distance from the mean to a bound is at most 2 + 5 / n
-    times the distance for Student's t interval.
+    Each bound is that of Student's t interval or that of Hall's (1992) cubic transformation,
+    whichever is farther from the mean. The transformation shifts the bounds toward the long tail,
+    because the coverage of Student's t interval alone is only 83 to 90% for skewed values. Let n be
+    the number of degrees of freedom plus one. The sample skewness underestimates the skewness of
+    the population, so it is multiplied by 1.25 + 6 / n. The distance from the mean to a bound is
+    limited to 2 + 5 / n times the distance for Student's t interval.
     """
     units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
@@ -88,6 +88,6 @@ def _invert_hall_transformation(target: np.ndarray, a: np.ndarray) -> np.ndarray
 
 
 def _ratio_or_zero(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return numerator / denominator, or 0 if the denominator is 0."""
+    """Return numerator / denominator, or 0 where the denominator is not positive."""
     safe = np.where(denominator > 0, denominator, 1.0)
     return np.where(denominator > 0, numerator / safe, 0.0)

@@ -28,8 +28,7 @@ MAX_ENUMERATED = 30
 """Maximum number of nonzero differences for which all assignments of signs are enumerated."""
 
 _NUM_ENUMERATED_LARGEST = 14
-"""Number of the largest differences whose signs are enumerated if there are more than
-MAX_ENUMERATED differences."""
+"""Number of the largest differences whose signs are enumerated for an approximate p value."""
 
 _LARGEST_STEP = 1000
 """The exact distribution is used only if the largest difference is at most this multiple of the
@@ -49,7 +48,8 @@ def sign_flip_test(differences: ArrayLike) -> float:
     * If all nonzero differences have the same magnitude, the distribution is binomial.
     * For up to 30 nonzero differences, all assignments are enumerated (meet in the middle).
     * If all differences are multiples of one number, and at most 1000 times this number, the exact
-      distribution is computed by convolution. Examples are proportions and counts.
+      distribution is computed by convolution, unless this needs more than 20 million additions.
+      Examples are proportions and counts.
     * Otherwise, the signs of the 14 largest differences are enumerated. The distribution of the sum
       of the other differences is approximated by an Edgeworth expansion with the fourth cumulant. A
       normal approximation of the whole sum would give too small p values if a few differences are
@@ -89,8 +89,8 @@ def difference(
 
     With kind "share", the interval exists for any number of pairs (see `delta_interval`). Values of
     kind "mean" are treated as shares if `first` and `second` together contain only two distinct
-    values and both occur often enough (see `two_frequent_values`). Otherwise, the interval is that
-    of a mean, which needs at least five independent units.
+    values and both occur often enough (see `two_frequent_values`). Otherwise, the result is that of
+    `interval` for the differences, which usually needs at least five independent units.
 
     Args:
         first: Values, [n].
@@ -173,8 +173,8 @@ def _binomial_p_value(observed_abs_sum: int, n: int) -> float:
 def _enumerated_p_value(sizes: np.ndarray, observed_abs_sum: float) -> float:
     """Return the two-sided p value from all assignments of signs to `sizes` [n].
 
-    `observed_abs_sum` is the absolute value of the sum. The signed sums of each half of the sizes
-    are enumerated, and then combined by a binary search.
+    `observed_abs_sum` is the absolute value of the observed sum. The signed sums of each half of
+    the sizes are enumerated, and then combined by a binary search.
     """
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))

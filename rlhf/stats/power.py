@@ -34,6 +34,9 @@ def paired_t_test_power(effect: float, n: int, *, level: float = 0.95) -> float:
         effect: Mean difference, divided by the standard deviation of one paired difference.
         n: Number of pairs, at least 2.
         level: One minus the significance level.
+
+    Raises:
+        ValueError: `n` is less than 2.
     """
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
@@ -106,6 +109,9 @@ def upper_standard_deviation(
         sd: Estimated standard deviation.
         degrees_of_freedom: Degrees of freedom of the estimate, at least 1.
         confidence: Probability that the limit is at least the true standard deviation.
+
+    Raises:
+        ValueError: `degrees_of_freedom` is less than 1.
     """
     if degrees_of_freedom < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The result type of all interval functions."""
+"""Define the result type of the interval functions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Interval:
         """Return a dictionary for JSON with the keys "mean", "low", "high" and "n".
 
         Numbers that are not finite are None. The key "method" is added if there is an interval, and
-        "needs" if there is none.
+        "needs" if there is none, unless their text is empty.
         """
         record: dict[str, float | int | str | None] = {
             key: value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Estimate pass@k and best-of-n from the scores of several samples for one prompt."""
+"""Estimate pass@k and best-of-n from several samples for one prompt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _best_of_n_probabilities(size: int, n: int) -> np.ndarray:
     """Return the probability that each sample is the best of a random subset of n samples, [size].
 
     The samples are sorted by increasing score. The probability is C(r, n - 1) / C(size, n) for the
-    sample of rank r = 0, ..., size - 1.
+    sample of rank r = 0, ..., size - 1. The array is cached, so callers must not change it.
     """
     weights = np.zeros(size)
     ranks = np.arange(size - 1, n - 1, -1)

@@ -76,7 +76,7 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
 
 
 def rounded_to_13_digits(values: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Return values [n] rounded to 2^-44 of the largest magnitude (about 13 digits).
+    """Return values [n] rounded to multiples of about 2^-44 of the largest magnitude (13 digits).
 
     Values that differ only by rounding errors become equal, so that rounding errors do not count as
     variance or as differences. `largest` is the largest magnitude of the numbers from which the
@@ -111,8 +111,8 @@ def too_few_units_reason(units: int) -> str:
 def no_interval_reason(unit_values: np.ndarray, weights: np.ndarray | None = None) -> str:
     """Return why the mean of `unit_values` [n] has no interval.
 
-    The result is an empty string if the mean has an interval. If the units have different weights
-    `weights` [n], the units that differ are counted by their effective number.
+    The result is an empty string if the mean has an interval. With `weights` [n], the units that
+    differ from the most common value are counted by their effective number.
     """
     if missing := too_few_units_reason(unit_values.size):
         return missing

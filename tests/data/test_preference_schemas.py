@@ -410,6 +410,16 @@ def test_math_shepherd(read):
     ]
 
 
+def test_math_shepherd_rows_without_a_question_and_with_an_unknown_mark_are_dropped(read):
+    texts = [("Q Step 1: a ки", "Q Step 1: a +"), ("Step 1: a ки", "Step 1: a +")]
+    texts += [("Q a ки", "Q a +"), ("Q Step 1: a ки", "Q Step 1: a ?")]
+    loaded = read([{"input": text, "label": label} for text, label in texts], "steps")
+    assert loaded.dropped == {
+        'input has no question before "Step 1:"': 2,
+        "a step is marked neither + nor -": 1,
+    }
+
+
 def completion(text, rating):
     return {"text": text, "rating": rating, "flagged": False}
 

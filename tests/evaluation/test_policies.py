@@ -193,7 +193,7 @@ def test_labeled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mode
         "mean"
     ] == pytest.approx(1 / 3)
     two = ZeroShotClassificationSpec([DataSpec(str(data))], words[:2])
-    with pytest.raises(UserError, match=r"label 2, but classes\.labels has only 2 names"):
+    with pytest.raises(UserError, match=r"label 2, but classes\.labels names only 0 to 1"):
         classification_report(policy, rows, two, max_length=100)
     with pytest.raises(UserError, match="more than max_length = 2: increase max_length"):
         label_logprobs(policy, words, spec, max_length=2)

@@ -243,7 +243,7 @@ def test_run_still_going_on(tmp_path: Path, metrics: list[dict]):
     if metrics:
         assert "Not finished" in page
     if any("train/loss" in row for row in metrics):
-        assert "train/loss is not finite from step 1 on" in page
+        assert "train/loss is not finite, first at step 1" in page
 
 
 def test_proxy_without_gold_is_said(tmp_path: Path):

@@ -51,7 +51,7 @@ def test_quiet_run_has_no_warning():
             "is 2.5 above that of the other episodes",
         ),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),
-        ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite from step 1 on"),
+        ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite, first at step 1"),
         ({"train/moved": [0.0, 0.0]}, "training did not change the model: at step 1 every trained"),
         (
             {"policy/kl": [0.0] * 5, "policy/ratio_max": [1.0] * 5},

@@ -130,7 +130,10 @@ def test_the_command_says_what_is_known(tmp_path, capsys):
     assert "upper 80% confidence limit" in told.out
     code, told = call(capsys, *folders[:2], "--difference", "0.5")
     assert code == 2
-    assert "there is only one training seed, so the variance between seeds is unknown" in told.err
+    assert (
+        "there is only one common training seed, so the variance between seeds is unknown"
+        in told.err
+    )
 
 
 @pytest.mark.parametrize(

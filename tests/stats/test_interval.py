@@ -197,7 +197,7 @@ def test_a_ratio_weighs_its_units_by_their_denominators():
     # One text has nine of ten tokens: the ratio is fitted to it.
     values = np.arange(60.0)
     single = ratio_interval(values, np.r_[531.0, np.ones(59)])
-    assert single.needs == "the largest of 60 units has 90% of all"
+    assert single.needs == "the largest of 60 units has 90% of the total weight"
 
 
 def test_large_clusters_do_not_hide_their_error():

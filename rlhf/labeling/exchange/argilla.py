@@ -36,7 +36,10 @@ def to_argilla(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[st
 
 
 def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[str, Any]:
-    """Return the record of an item from all labels of the item."""
+    """Return the record of an item from all labels of the item.
+
+    A skipped label is counted and has no response.
+    """
     first = labels[0]
     responses: dict[str, list[dict[str, Any]]] = {}
     users: dict[str, str] = {}
@@ -67,7 +70,7 @@ def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[
 
 
 def _answers(row: Row, count_problem: CountProblem) -> Iterator[tuple[str, Any]]:
-    """Yield the questions of a label with their answers."""
+    """Yield the questions of a label with their answers; a tied ranking is counted and has none."""
     match row["mode"]:
         case "pairs":
             names = {"a": "response_a", "b": "response_b", "tie": "tie"}

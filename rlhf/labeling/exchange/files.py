@@ -43,6 +43,9 @@ def export_labels(rows: Sequence[Row], path: Path, form: LabelFormat) -> Counter
 
     Returns:
         Reason -> number of labels that the format cannot express completely.
+
+    Raises:
+        UserError: A column cannot be stored in a dataset.
     """
     problems: Counter[str] = Counter()
 
@@ -114,7 +117,11 @@ def import_labels(
 def _labels_in_file(
     path: str, form: LabelFormat, names: ForeignNames, annotator: str | None, count_problem: Any
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
-    """Yield the labels of a file; labels of an exported dataset are yielded as rows."""
+    """Yield the labels of a file; labels of an exported dataset are yielded as rows.
+
+    Raises:
+        UserError: See `import_labels`.
+    """
     if form == "datasets":
         yield from _dataset_labels(path, names, annotator)
         return
@@ -150,7 +157,13 @@ def _messages_without_nulls(messages: Any) -> Any:
 def _dataset_labels(
     path: str, names: ForeignNames, annotator: str | None
 ) -> Iterator[ForeignLabel | dict[str, Any]]:
-    """Yield the rows of an exported dataset, or labels from a dataset of preference pairs."""
+    """Yield the rows of an exported dataset, or labels from a dataset of preference pairs.
+
+    With another `annotator`, undone labels are omitted.
+
+    Raises:
+        UserError: The rows are invalid, or they are pairs and `annotator` is None.
+    """
     spec = DataSpec(path, columns=dict(names) or None)
     table = read_rows(spec)
     if columns_of(table) >= LABEL_COLUMNS:

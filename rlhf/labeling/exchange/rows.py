@@ -88,6 +88,9 @@ def _mode_columns(
         label: The label.
         replies: Its replies, in the order of the other tool.
         ordered: The same replies, in canonical order.
+
+    Raises:
+        RowDropped: The strength of a preference is not a number or is negative.
     """
     match label.mode:
         case "pairs":
@@ -142,7 +145,10 @@ def has_only_plain_messages(row: Row) -> bool:
 
 
 def plain_messages_by_name(row: Row) -> dict[str, list[dict[str, str]]]:
-    """Return the prompt and the replies of a label by name, as plain messages."""
+    """Return the prompt and the replies of a label by name, as plain messages.
+
+    The written reply of a demonstration is not included.
+    """
     fields = {"prompt": plain_messages(row["prompt"])}
     match row["mode"]:
         case "pairs":

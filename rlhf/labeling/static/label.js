@@ -178,7 +178,7 @@ function rankingChoices() {
   const clear = choiceButton("Clear", "c", () => { ranks = ranks.map(() => 0); showRanks(); });
   const save = choiceButton("Save", "Enter", () => {
     if (ranks.includes(0)) {
-      say("Rank every reply first: press its number, the best reply first.", true);
+      say("Some replies have no rank: press their numbers, the best reply first.", true);
     } else {
       submit({ ranks });
     }
