@@ -61,10 +61,11 @@ class Pipeline(DirectoryConfig):
 def read_pipeline(
     sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Pipeline:
-    """Read a pipeline and check every stage before any of them runs.
+    """Read a pipeline, load its plug-ins, and check every stage before any of them runs.
 
     Raises:
-        UserError: A stage is invalid; the message names the stage and the key.
+        UserError: The pipeline, an override or a stage is invalid; the message names the stage or
+            the key.
     """
     tree = assemble_tree_and_load_plugins(sources, [])
     stages = tree.get("stages")
@@ -168,8 +169,8 @@ def replace_missing_with_initial_model(
     """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
-    with it. The reference is unchanged if the trained model exists, or if the referenced stage has
-    no ``model.path``.
+    with it. The reference is unchanged if the trained model exists, if it is a reference to a file,
+    or if the referenced stage has no ``model.path``.
 
     Returns:
         A copy of the stage.
@@ -207,7 +208,7 @@ def _reference_path(root: Path, reference: str) -> Path:
 
 
 def _verify_reference_checksums(root: Path, stage: Mapping[str, Any]) -> None:
-    """Verify the checksums of the trained models to which a stage refers.
+    """Verify the trained models to which a stage refers, except those without checksums.
 
     Raises:
         DamagedFolderError: A file of a model is missing or damaged.
@@ -226,7 +227,8 @@ def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str,
     """Return the configuration tree of a stage's command.
 
     ``output_dir`` is the directory of the stage. The defaults of ``seed`` and ``resume`` are the
-    values of the pipeline. References to earlier stages are replaced by paths.
+    values of the pipeline. ``plugins`` are those of the pipeline and of the stage. References to
+    earlier stages are replaced by paths.
     """
     root = Path(pipeline.output_dir)
 
@@ -257,8 +259,9 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         Path of the report.
 
     Raises:
-        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, or a stage
-            failed. The results of finished stages are kept.
+        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, a changed
+            stage cannot be resumed, or a stage failed. The results of finished stages are kept.
+        Halt: An alarm ended the training of a stage.
     """
     from rlhf.reports import write_report
 

@@ -73,7 +73,8 @@ def off_policy_metrics(batch: TrainingBatch, settings: Settings) -> dict[str, fl
 
     They are the mean of the weights w, their effective sample size as a fraction of the number N of
     tokens, (sum w)^2 / (N sum w^2) (Kish 1965), and, if there is a sequence mask, the fraction of
-    episodes that it excludes. Without `tis_cap`, the weights are not truncated.
+    scored episodes that it excludes. Without `tis_cap`, the weights are not truncated. The result
+    is empty if no episode has a score.
     """
     scored = ~batch.scores().isnan()
     mask = batch.action_mask & scored[:, None]

@@ -103,7 +103,8 @@ def report(*directories: Directory) -> Path:
         The path of the report.
 
     Raises:
-        UserError: A directory contains no run, or the report would replace a file of the user.
+        UserError: No directory is given, a directory contains no run, or the report would replace a
+            file of the user.
     """
     from rlhf.reports import write_comparison_report, write_report
 

@@ -33,10 +33,11 @@ def to_training_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         options: Configuration keys, whose values can be objects: see `rlhf.train`. In addition,
-            ``tokenizer`` and ``lora`` belong to ``model``, and ``prompts`` to ``env``.
+            ``tokenizer`` and ``lora`` belong to ``model``, and ``prompts`` to ``env``. A key whose
+            value is None is omitted.
 
     Raises:
-        UserError: An object cannot be used.
+        UserError: An object cannot be used, or two arguments exclude each other.
     """
     given = {key: value for key, value in options.items() if value is not None}
     tokenizer, lora = given.pop("tokenizer", None), given.pop("lora", None)
@@ -106,9 +107,13 @@ def to_policy_configs(policies: Any) -> list[dict[str, Any]]:
     """Return the list of policies of an evaluation.
 
     Args:
-        policies: Name -> model, as for `to_model_config`; function of messages, or class of such
-            functions; `ApiSpec`; or None for the random or expert policy of the environment. Or a
-            list of mappings with ``name``, and ``model``, ``path`` or ``api``.
+        policies: Mapping from names to policies, or list of mappings with ``name``, and ``model``,
+            ``path`` or ``api``. A policy is a model as for `to_model_config`, a function of
+            messages, a class of such functions, an `ApiSpec`, or None for the random or expert
+            policy of the environment.
+
+    Raises:
+        UserError: A model cannot be used.
     """
     entries: Any = policies
     if is_mapping(policies):
@@ -119,7 +124,7 @@ def to_policy_configs(policies: Any) -> list[dict[str, Any]]:
 
 
 def _policy_source_key(policy: Any) -> str:
-    """Return the key of an entry of ``policies`` that has a value: model, path or api."""
+    """Return the key that holds a policy in an entry of ``policies``: model, path or api."""
     if isinstance(policy, ApiSpec):
         return "api"
     is_function = callable(policy) and not hasattr(policy, "save_pretrained")
@@ -139,7 +144,10 @@ def _to_policy_entry(entry: Any) -> Any:
 
 
 def to_plain_data(value: Any) -> Any:
-    """Return plain data for a value of a configuration, which can contain configuration classes."""
+    """Return plain data for a value that can contain dataclasses, numpy values and paths.
+
+    A value of another type is returned unchanged.
+    """
     if type(value).__module__ == "numpy":
         return value.tolist()
     if is_instance_of_dataclass(value):
@@ -165,8 +173,8 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
             ``model.name_or_path``.
 
     Raises:
-        UserError: The model is an adapter, it has no tokenizer, or a tokenizer is given for a model
-            that is not loaded.
+        UserError: The model is an adapter or has no tokenizer, the run has no trained model, or a
+            tokenizer is given for a model that is not loaded.
     """
     if not hasattr(model, "save_pretrained"):
         if tokenizer is not None:
@@ -302,7 +310,7 @@ class EnvironmentCopyFactory(Representative):
     """Factory of copies of an environment.
 
     Args:
-        env: The environment, which is not used itself.
+        env: The environment; only copies of it are used.
     """
 
     def __init__(self, env: Any) -> None:
@@ -369,7 +377,7 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
         key: Configuration key of the reward.
 
     Raises:
-        UserError: The value is none of these.
+        UserError: The value is none of these, or the run has no trained model.
     """
     if is_mapping(reward):
         tree = dict(reward)
@@ -469,7 +477,10 @@ def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
 
 
 def _write_file_to_cache(write: Callable[[str], Any], suffix: str) -> Path:
-    """Return the path of a file in the cache folder with the content that ``write`` writes."""
+    """Store the file that ``write(path)`` writes in the cache folder, and return its path.
+
+    Its name is a hash of its content and ``suffix``.
+    """
     with tempfile.TemporaryDirectory(dir=_create_cache_folder()) as name:
         file = Path(name) / f"rows{suffix}"
         write(str(file))
