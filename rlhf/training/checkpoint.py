@@ -84,15 +84,19 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
 
 
 def _writes_unsharded_files(world: World) -> bool:
-    """Return whether this process writes the files that are not sharded."""
+    """Return whether this process writes the files that are not sharded.
+
+    If the model is not sharded, only one process saves it, and the result is True.
+    """
     return not world.sharded_model or world.rank == 0
 
 
 @contextlib.contextmanager
 def _replace_folder_with_checksums(target: Path, world: World) -> Iterator[Path]:
-    """Return a context manager in which a folder is written that then replaces ``target``.
+    """Return a context manager with a new folder, which replaces ``target`` at the end.
 
-    The folder gets checksums. If the model is sharded, every process enters the context manager.
+    The folder gets checksums and the files of the user in ``target``. If the model is sharded,
+    every process enters the context manager.
     """
     with (
         world.lost_process_guard(),
@@ -169,15 +173,16 @@ def remove_damaged_and_find_latest(directory: Path, pattern: str = "step-*") -> 
         try:
             verify_checksums(checkpoint)
         except DamagedFolderError as error:
-            log.warning("%s; using the previous checkpoint instead", error)
             damaged.append((checkpoint, error))
             continue
-        for path, _ in damaged:
+        for path, error in damaged:
+            log.warning("%s; using the previous checkpoint instead", error)
             remove_written_files(path)
         return checkpoint
     if damaged:
         raise UserError(
-            f"{damaged[0][1]}, and there is no other checkpoint; start a new run with --overwrite"
+            f"{damaged[0][1]}, and there is no undamaged checkpoint; start a new run with "
+            "--overwrite"
         )
     return None
 
@@ -196,8 +201,8 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote.
 
     Raises:
-        UserError: The checkpoint is that of another run, or a file has another form. Its checksums
-            are right, so the user copied or changed it.
+        UserError: The checkpoint is that of another run, or a file has an unexpected form although
+            its checksum is right.
     """
     try:
         _restore_state(checkpoint, trainer)

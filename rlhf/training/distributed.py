@@ -138,7 +138,7 @@ class World:
         """Apply a function to a slice of the items in each process, and concatenate the results.
 
         Each process computes a contiguous slice. Every process gets all results, in the order of
-        the items.
+        the items. With several processes, the function is not called for an empty slice.
 
         Args:
             items: The items, equal in all processes.
@@ -302,6 +302,9 @@ def init_distributed() -> World:
     """Initialize the process group from the launcher's environment variables, and return a `World`.
 
     Without a launcher, the group has only this process.
+
+    Raises:
+        UserError: Another process did not start.
     """
     size = launcher_number("WORLD_SIZE")
     if size == 1:

@@ -79,7 +79,10 @@ def evaluate_held_out(
 
 
 def write_final_evaluation(trainer: OnlineTrainerParts, run: Run) -> None:
-    """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
+    """Evaluate the trained policy on held-out episodes; write the summary and all episodes.
+
+    If the run directory contains a complete evaluation of the policy, nothing is done.
+    """
     if is_complete_evaluation(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env

@@ -92,8 +92,8 @@ def check_batch_is_finite(batch: TrainingBatch, *, kl_coef: float) -> None:
     if wrong:
         raise Halt(
             "not_finite",
-            f"alarm not_finite: {', '.join(wrong)} of the batch are not finite, so no update was "
-            "applied",
+            f"alarm not_finite: these inputs of the update are not finite, so it was not applied: "
+            f"{', '.join(wrong)}",
             {"batch": tensors_on_cpu(batch), "kl_coef": kl_coef},
         )
 

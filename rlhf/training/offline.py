@@ -344,7 +344,10 @@ def _load_rows(
     what: str,
     counts: dict[str, Any] | None,
 ) -> Sequence[Row]:
-    """Load datasets and log a summary. The rows of large datasets stay on the disk."""
+    """Load datasets and log a summary.
+
+    The rows of large datasets stay on the disk, unless JSON cannot represent a value.
+    """
     if are_large(specs):
         processes = config.data_processes or available_cpus()
         preparation = DataPreparationSettings(cache_folder(config.data_cache), processes)

@@ -122,7 +122,8 @@ class OnlineTrainer(OnlineTrainerParts):
         config: Configuration of the run.
 
     Raises:
-        UserError: A setting is invalid or has no effect; the message names its key.
+        UserError: A setting is invalid or has no effect, or a model, a reward, the prompts, the
+            environment or the engine cannot be used.
     """
 
     learning_rate_key = "optimizer.learning_rate"
@@ -385,7 +386,10 @@ class OnlineTrainer(OnlineTrainerParts):
         self.policy.save(directory)
 
     def save_unfinished_work(self, checkpoint: Path) -> None:
-        """Write the replies that were sampled for later steps."""
+        """Write the replies that were sampled for later steps, if there are any.
+
+        If training is done, the rollout source is stopped first.
+        """
         if self.done:  # the last batch is not needed, and one of its environments may hang
             self.rollout_source.stop()
         replies = self.rollout_source.replies_of_untrained_steps()

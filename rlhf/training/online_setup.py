@@ -74,7 +74,7 @@ def check_number_of_processes(config: OnlineConfig, *, processes: int) -> None:
     }
     for key, is_set in keys.items():
         if is_set:
-            raise UserError(f"{key} runs with one training process: start the run without torchrun")
+            raise UserError(f"{key} needs a single training process: start rlhf without torchrun")
 
 
 def _check_asynchronous_collection(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:

@@ -2,7 +2,8 @@
 
 Worker processes encode the rows of a `RowStore` once, in the order of the store. The files are
 stored in the cache (`rlhf.data.cache`). Their key is a hash of the rows, the tokenizer with its
-chat template, and the options of the encoding. An example is read from the file when it is used.
+chat template, and the options and the code of the encoding. An example is read from the file when
+it is used.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ class MemoryMappedIntLists:
 def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
     """Return the lengths of the runs of ignored and of trained labels, starting with ignored ones.
 
-    The sum of the lengths is the number of labels.
+    The first length is 0 if the first label is trained. The sum of the lengths is the number of
+    labels.
     """
     trained = np.zeros(len(labels) + 1, bool)
     trained[1:] = np.array(labels, np.int64) != IGNORED

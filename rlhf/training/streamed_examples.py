@@ -84,6 +84,9 @@ class ExampleStream:
     Args:
         source: The source.
         encoder: Encoder of the examples, whose counts are updated.
+
+    Raises:
+        UserError: The source is empty, or its format joins several rows to one.
     """
 
     def __init__(self, source: StreamedSource, encoder: ExampleEncoder) -> None:
@@ -177,7 +180,11 @@ class ExampleStream:
             self._pool = None
 
     def _next_block(self) -> None:
-        """Begin the block after the current one, or the first block of the next epoch."""
+        """Begin the block after the current one, or the first block of the next epoch.
+
+        Raises:
+            UserError: The epoch that ends has no usable row.
+        """
         if self._current is not None:
             self._start, self._block = self._end, self._block + 1
         if self._load_block():

@@ -151,7 +151,7 @@ class SupervisedTrainer(Trainer):
         steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
         if getattr(model, "balancing_loss_weight", 0.0):
-            disable_row_packing(setup.model)  # as for the load-balancing loss
+            disable_row_packing(setup.model)  # the load-balancing loss needs padded rows
         if config.activation_checkpointing:
             model.checkpoint_activations()
         if prepare_for_sharding(config):
@@ -252,7 +252,11 @@ class SupervisedTrainer(Trainer):
         return self._pop_metrics()
 
     def update_on_batch(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
-        """Take an optimizer step on a batch; return its metrics and the gradient norm."""
+        """Take an optimizer step on a batch; return its metrics and the gradient norm.
+
+        Raises:
+            Halt: A check of the loss or of the gradients failed. The model is unchanged.
+        """
         try:
             total = self.compute_checked_gradients(batch)
             return total, self.clip_and_apply_gradients()
@@ -262,6 +266,8 @@ class SupervisedTrainer(Trainer):
 
     def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
         """Compute the gradients of a batch over all processes, and check that its loss is finite.
+
+        The global seed of torch is set, from the seed of the run and the step.
 
         Returns:
             Metrics over all processes.

@@ -245,7 +245,10 @@ class Trainer:
         return norm
 
     def record_weights_without_gradient(self) -> None:
-        """Set ``num_without_gradient``, after the backward passes of this process."""
+        """Set ``num_without_gradient``, and log a warning if it was 0 and increases.
+
+        Every process calls this method after its backward passes.
+        """
         names = parameter_names_without_gradient(self.model.model)
         # A process that had no micro-batch has no gradient at all.
         count = min(self.world.gather(len(names)))

@@ -22,8 +22,10 @@ from rlhf.training.reward_models.trainer import TrainableRewardModel
 def overhead_bytes(state: TrainingState, device: torch.device) -> float:
     """Return the bytes of this process without the tensors of the training state.
 
-    The trainer of the run exists, and no step has been taken. Freed memory that the allocator keeps
-    is not included, because training uses it again.
+    The trainer of the run exists, and no step has been taken. On a CPU, freed memory that the
+    allocator keeps is not included, because training uses it again. On a GPU, the result contains
+    all memory of the device in use, also that of other programs, except the tensors of this
+    process.
     """
     if device.type == "cuda":  # the context, the libraries, and other programs
         free, total = torch.cuda.mem_get_info(device)

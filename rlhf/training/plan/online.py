@@ -70,7 +70,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
     # The check of the sampler has freed its copies of weights. The next phases use their memory.
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
-    watch = trainer.collector.watch  # with rollouts in advance, not that of the trainer
+    watch = trainer.collector.watch  # differs from `trainer.stopwatch` with max_staleness
     watch.pop_time_metrics()
     batches = play_and_make_online_batches(trainer)
     played = num_sampled_groups(trainer) * trainer.algorithm.settings.group_size

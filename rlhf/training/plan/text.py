@@ -129,7 +129,7 @@ def _durations_text(duration: StepDuration) -> str:
 
 
 def bytes_text(number: float) -> str:
-    """Format a number of bytes in MiB, or in GiB if it is at least one."""
+    """Format a number of bytes in MiB, or in GiB from 1 GiB on."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 

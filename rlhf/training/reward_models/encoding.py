@@ -120,7 +120,10 @@ class RewardEncoder:
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
-        """Return the token ids of a conversation. Truncation keeps BOS and the last tokens."""
+        """Return the token ids of a conversation, and set ``truncated`` if they are truncated.
+
+        Truncation keeps BOS and the last tokens.
+        """
         ids, truncated = ids_and_is_truncated(
             self.tokenizer,
             conversation,

@@ -197,7 +197,9 @@ class RunCallback(TrainerCallback):
                 control.should_evaluate = control.should_save = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
-        """Display progress. After a signal to any process, all processes save and stop.
+        """Display progress, and call the user's callbacks if the step is not logged.
+
+        After a signal to any process, all processes save and stop.
 
         Raises:
             Halt: The weights are not finite before an evaluation, a checkpoint or the end.
@@ -219,7 +221,10 @@ class RunCallback(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Write the callbacks' state and the checksums of a checkpoint; remove older ones."""
+        """Complete a checkpoint, remove older checkpoints, and call the user's callbacks.
+
+        The state of the callbacks and the checksums are added to the checkpoint.
+        """
         folder, stopped = Path(args.output_dir) / f"checkpoint-{state.global_step}", False
         if self.run.writes:
             self.run.flush_logs()
