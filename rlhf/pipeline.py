@@ -90,6 +90,11 @@ def read_pipeline(
 
 
 def _validated_stage_name(stage: Any, index: int) -> str:
+    """Return the name of a stage.
+
+    Raises:
+        UserError: The name or the command is missing or invalid.
+    """
     check_no_old_names(stage, f"stages.{index}")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
@@ -106,7 +111,11 @@ def _validated_stage_name(stage: Any, index: int) -> str:
 def _check_stage(
     pipeline: Pipeline, index: int, name: str, names: list[str], commands: CommandTable
 ) -> None:
-    """Check the command, keys, types and references of a stage."""
+    """Check the command, keys, types and references of a stage.
+
+    Raises:
+        UserError: One of them is invalid, or two stages have the same name.
+    """
     if names.count(name) > 1:
         raise UserError(f"stages: two stages have the name {name!r}; names must differ")
     stage = pipeline.stages[index]

@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference) for each token.
 
-All tensors are [B, T], and index t describes token t. `mask` is True for sampled tokens. Entries
-outside the mask may have any value, including nan.
+All tensors are [B, T] unless stated otherwise; index t describes token t. `mask` is True for
+sampled tokens. Entries outside the mask may have any value, including nan.
 """
 
 import torch

@@ -104,6 +104,7 @@ def _in_place_change_counts(kind: str, arguments: tuple[Any, ...]) -> dict[str, 
 
 
 def _check_loss_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if a loss did not return a scalar tensor and `MetricSums`."""
     import torch
 
     from rlhf.algorithms.metrics import MetricSums
@@ -137,6 +138,7 @@ def _warn_if_not_finite(what: str, name: str, values: Any) -> None:
 
 
 def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if an estimator did not return `Advantages` with the shapes of the batch."""
     if not all(hasattr(result, name) for name in _ADVANTAGES_FIELDS):
         raise UserError(f"{what} returned a {type(result).__name__}: return Advantages(advantages)")
     batch = arguments[0]
@@ -165,6 +167,7 @@ def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...])
 
 
 def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if a KL estimator did not return a tensor of the shape of its argument."""
     import torch
 
     expected, shape = list(arguments[0].shape), list(getattr(result, "shape", ()))

@@ -41,7 +41,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
             as ``**{"model.path": "..."}``.
 
     Returns:
-        The folder of the trained model, or the run directory if the command does not train a model.
+        The path of the result: the folder of the trained model, the run directory, or a page of the
+        results.
 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
@@ -133,9 +134,9 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
         sentence that states whether the difference is significant.
 
     Raises:
-        UserError: A directory contains no run or is given twice, no episodes were evaluated, the
-            metric does not exist, or the runs share an environment, but no training seeds or no
-            evaluation seeds.
+        UserError: No directory is given, a directory contains no run or is given twice, no episodes
+            were evaluated, the metric does not exist, or the runs share an environment, but no
+            training seeds or no evaluation seeds.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 

@@ -200,7 +200,10 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def _save_model_in_cache(model: Any, tokenizer: Any) -> Path:
-    """Save a model and its tokenizer in the cache folder; return the folder."""
+    """Save a model and its tokenizer under a hash of their content in the cache; return the folder.
+
+    An existing folder with the same hash is kept.
+    """
     from rlhf.data.cache import content_hash
     from rlhf.models.hub import cache_directory
 
@@ -397,7 +400,10 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
     if is_path(reward):
         return {"kind": "trained", "path": os.fspath(reward)}
     if not callable(reward):
-        raise UserError(f"{key}: a reward must be a function, got {type(reward).__name__}")
+        raise UserError(
+            f"{key}: expected a function, a kind, a trained reward model or a mapping, got "
+            f"{type(reward).__name__}"
+        )
     tree = {"kind": "function", "path": reference_to(reward, key)}
     name = getattr(reward, "__name__", None) or getattr(reward, "name", None)
     return {**tree, "name": str(name).strip("<>")} if name else tree
@@ -464,7 +470,15 @@ def _is_row(item: Any) -> bool:
 
 
 def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
-    """Write rows to a file in the cache folder; ``key`` is the configuration key for messages."""
+    """Write rows to a JSONL file in the cache folder, unless it exists, and return its path.
+
+    Args:
+        rows: The rows.
+        key: Configuration key, for messages.
+
+    Raises:
+        UserError: A value cannot be written as JSON.
+    """
     try:
         text = "".join(json_line(to_plain_data(row)) for row in rows)
     except (TypeError, ValueError) as error:

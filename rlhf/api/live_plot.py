@@ -94,6 +94,7 @@ class LivePlot(Callback):
                 row.append((event.step, event.metrics[key]))
 
     def _draw(self) -> None:
+        """Draw the charts, or replace the drawn ones; outside a notebook, log a line once."""
         if not _is_notebook():
             if not self._explained:
                 log.info("LivePlot draws only in a notebook; metrics.jsonl has the metrics")

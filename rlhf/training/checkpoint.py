@@ -225,6 +225,7 @@ def raise_if_checkpoint_unfit(error: Exception, checkpoint: Path, world: World) 
 
 
 def _restore_state(checkpoint: Path, trainer: Trainer) -> None:
+    """Load all parts of a checkpoint into the trainer, then apply changed settings."""
     device = trainer.model.device
     trainer.model.restore(checkpoint)
     if trainer.config.sharding == "none":

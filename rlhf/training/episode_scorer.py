@@ -83,6 +83,7 @@ class EpisodeScorer:
             self._error = error
 
     def _score_together(self, rollouts: Sequence[Rollout]) -> None:
+        """Score episodes with each reward of the thread, and record the scores."""
         if not rollouts:
             return
         for reward in self._rewards:

@@ -141,7 +141,11 @@ def _verify_best_model(folder: Path) -> None:
 
 
 def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoints: Path) -> None:
-    """Take the remaining steps; evaluate, log and save at the configured intervals."""
+    """Take the remaining steps; evaluate, log and save at the configured intervals.
+
+    Raises:
+        Interrupted: A process received a signal; a checkpoint was saved.
+    """
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
     with ProgressDisplay(

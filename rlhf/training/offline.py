@@ -308,7 +308,7 @@ def load_train_and_eval_rows(
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows
     of ``eval_data`` are not removed, but a warning gives the number of those whose prompt (or text)
-    is also in the training data.
+    is also in the training data. Streamed training data are not compared.
 
     If ``counts`` is given, the numbers of rows of each source are added to it.
     """
@@ -378,7 +378,7 @@ def _load_rows(
 
 def message_texts(rows: Sequence[Row] | StreamedSource) -> Iterator[str]:
     """Yield the texts of all messages. The tokenizer of a new model is trained on these texts."""
-    if isinstance(rows, StreamedSource):  # `_check_streaming` refuses a new model
+    if isinstance(rows, StreamedSource):  # `_check_streaming` permits no new model
         return
     fields = ("prompt", "completion", "chosen", "rejected")
     yield from (row["text"] for row in rows if "text" in row)

@@ -48,7 +48,10 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
     if not algorithm.needs_critic:
         for key in ("critic", "critic_warmup_steps"):
             if getattr(config, key) != getattr(type(config), key):
-                raise UserError(f"{key} has no effect with {name}, which has no critic")
+                advantage = algorithm.settings.advantage
+                raise UserError(
+                    f"{key} has no effect with {name}: advantage {advantage} has no critic"
+                )
     if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.settings_with_effect:
         raise UserError(
             f"kl.controller adaptive has no effect with {name}, because kl_placement is none"

@@ -199,7 +199,7 @@ class ExampleStream:
         self._load_block()
 
     def _load_block(self) -> bool:
-        """Load the block at `_start`; return False at the end of the source."""
+        """Load the block at `_start` and add its counts; return False at the end of the source."""
         if self._blocks is None:
             self._blocks = self._encoded_blocks(self._start)
         loaded = next(self._blocks, None)
@@ -217,6 +217,10 @@ class ExampleStream:
     def _encoded_blocks(
         self, start: StreamPosition
     ) -> Iterator[tuple[EncodedBlock, StreamPosition, int]]:
+        """Yield encoded blocks from a position on, with the position after and the number of rows.
+
+        Worker processes are started at the first call.
+        """
         if self._pool is None:
             arguments = (
                 self.source.spec,

@@ -89,7 +89,7 @@ class Trainer:
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""
     state_is_complete = False
-    """Whether the state is still that after the previous step if ``step`` raises an error now."""
+    """Whether the state is complete after an error in ``step``: ``step`` has not changed it yet."""
     keep_best = False
     """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
     final_is_best = False

@@ -81,7 +81,7 @@ def head_size(model: Any, tokens: int) -> HeadSize | None:
 def measure_training_pass_speeds(
     wrapper: Any, batch: TrainingBatch, *, temperature: float = 1.0
 ) -> tuple[PassSpeed, PassSpeed]:
-    """Measure the passes of a policy or reward model over a micro-batch."""
+    """Measure the passes of a policy or reward model over a micro-batch; see `measure_passes`."""
     policy = isinstance(wrapper, Policy)
     critic = "none"
     if policy and wrapper.value_head is not None:

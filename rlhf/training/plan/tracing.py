@@ -49,10 +49,11 @@ class LiveByteCounter(TorchDispatchMode):
         return outputs
 
     def reset_peak(self) -> None:
-        """Forget the peak so far."""
+        """Set the peak to the current number of bytes."""
         self.peak = self.live
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed, unless it is counted or known already."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._counted:
             return

@@ -249,7 +249,11 @@ class BackgroundSource:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Return a context manager in which no batch is collected."""
+        """Return a context manager in which no batch is collected.
+
+        It first waits until the current batch is complete, a collection fails or the source is
+        stopped.
+        """
         schedule = self._schedule
         if schedule is None:
             yield
@@ -267,7 +271,10 @@ class BackgroundSource:
                 self._changed.notify_all()
 
     def _run(self) -> None:
-        """Collect batches until the source is stopped or a collection fails."""
+        """Collect batches until the source is stopped or a collection fails.
+
+        The error of a failed collection is stored, and ``collect`` raises it.
+        """
         try:
             while (assignment := self._next_assignment()) is not None:
                 batch = self._collect_batch(assignment)
@@ -292,6 +299,7 @@ class BackgroundSource:
             return None if self._stopped else schedule.assignment
 
     def _collect_batch(self, assignment: BatchAssignment) -> _CollectedBatch:
+        """Load the assigned policy into the engine, and collect the batch in this thread."""
         collector, step = self.collector, assignment.step
         self.policy.load(assignment.policy)
         self.engine.update_policy(assignment.policy.version)

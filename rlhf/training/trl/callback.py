@@ -129,7 +129,11 @@ class RunCallback(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Check the clipped gradients before the optimizer step."""
+        """Check the clipped gradients before the optimizer step.
+
+        Raises:
+            Halt: The norm of the gradients is not finite, or a trained parameter is frozen.
+        """
         check_parameters_are_trained(optimizer, self.trained)
         self.num_without_gradient = len(parameter_names_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
