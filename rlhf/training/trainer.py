@@ -121,7 +121,8 @@ class Trainer:
         self.progress = TrainingProgress()
         self.callbacks = Callbacks(config.callbacks)
         self.num_without_gradient = 0
-        """Number of trainable tensors that had no gradient in the first update of the last step."""
+        """Number of trainable tensors, without those of experts, that had no gradient in the first
+        update of the last step."""
 
     def evaluate_initial_model(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a checkpoint was loaded."""
