@@ -178,7 +178,7 @@ def replace_missing_with_initial_model(
     """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
-    with it. The reference is unchanged if the trained model exists, if it is a reference to a file,
+    with it. The reference is unchanged if the trained model exists, if the reference names a file,
     or if the referenced stage has no ``model.path``.
 
     Returns:

@@ -53,7 +53,8 @@ def estimate_advantages(
 
     Baselines and whitening use the whole batch. With several processes, the caller must gather the
     batch of all processes first. An episode with a nan reward could not be scored. It is excluded
-    from baselines and losses.
+    from baselines and losses. Whitened advantages are multiplied by the weights of `tis_cap`, and
+    episodes outside the sequence mask are then excluded from `loss_mask`.
 
     Args:
         algorithm: The algorithm and its settings.
@@ -103,6 +104,8 @@ def penalized_rewards(
 ) -> Tensor:
     """Return the rewards minus the penalties for the KL to the reference and for the cost, [B, T].
 
+    Rewards outside the action mask count as 0. The KL is subtracted only if `kl_placement` is
+    reward.
     For an algorithm with a cost constraint, the result is (reward - kl_coef KL - multiplier cost) /
     (1 + multiplier). The division keeps the scale of the reward (Safe RLHF, Dai et al. 2023).
     """

@@ -89,7 +89,7 @@ class TrainingBatch:
         return torch.where(self.action_mask, rewards, 0.0).sum(dim=1)
 
     def select(self, rows: Tensor) -> TrainingBatch:
-        """Return a batch of the selected rows, without the columns that contain only their padding.
+        """Return a batch of the selected rows, without the columns that are padding in all of them.
 
         Args:
             rows: [N] row indices.

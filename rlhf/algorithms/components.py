@@ -117,6 +117,9 @@ def advantage(
         critic: Whether the function needs `batch.values` and `batch.bootstrap`.
         groups: Whether the function needs `batch.groups`.
         pairs: Whether the estimator forms pairs of rows, for losses that compare these rows.
+
+    Raises:
+        UserError: See `_registering_decorator`.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _registering_decorator("advantages", name, summary, settings, critic, groups, pairs)
@@ -153,6 +156,9 @@ def policy_loss(
             estimator.
         pairs: Whether the loss compares the two rows of a pair.
         reference: Whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
+
+    Raises:
+        UserError: See `_registering_decorator`.
     """
     return _registering_decorator(
         "losses", name, summary, frozenset(reads), pairs=pairs, reference=reference

@@ -68,5 +68,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 def _merge(
     left: dict[str, Tensor], right: dict[str, Tensor], combine: Callable[..., Tensor]
 ) -> dict[str, Tensor]:
+    """Return the entries of both mappings; entries with the same name are combined."""
     both = {name: combine(left[name], right[name]) for name in left if name in right}
     return left | right | both

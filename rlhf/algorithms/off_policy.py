@@ -22,7 +22,7 @@ def old_to_sampler_log_ratio(batch: TrainingBatch, mask: Tensor) -> Tensor:
 
     pi_sampler is the policy that sampled the token (the behavior policy). pi_old is the policy at
     the start of the update, to which the clipped ratio of the losses refers (the proximal policy of
-    Hilton et al. 2021, arXiv:2110.00641). They differ by the rounding of the sampler, and, if
+    Hilton et al. 2021, arXiv:2110.00641). The two policies differ by rounding errors and, if
     rollouts are collected asynchronously, by the updates since the token was sampled.
     """
     return masked_difference(batch.require("old_logprobs"), batch.require("sampler_logprobs"), mask)

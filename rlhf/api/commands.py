@@ -197,7 +197,7 @@ def _convert_to_paths(function_name: str, directories: Sequence[Directory]) -> l
     """Return the directories that were given to a function.
 
     Raises:
-        UserError: There is none, or one is not a path.
+        UserError: No directory is given, or one is not a path.
     """
     other = [type(item).__name__ for item in directories if not is_path(item)]
     if other or not directories:

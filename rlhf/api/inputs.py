@@ -165,7 +165,7 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
     """Return the configuration of a model.
 
     A loaded model is saved in the cache folder of the toolkit under a hash of its content, because
-    a run reads its initial model again when it is resumed. The object itself is not changed.
+    a resumed run reads the initial model again. The object itself is not changed.
 
     Args:
         model: Hub id, folder, finished run, mapping, `ModelSpec`, or a loaded transformers model.
@@ -424,7 +424,7 @@ def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
     """Return the list of datasets for data of any form.
 
     Rows that are not in a file are written to the cache folder of the toolkit under a hash of their
-    content, because a run reads them again when it is resumed.
+    content, because a resumed run reads them again.
 
     Args:
         data: Path or hub id, `DataSpec`, mapping with ``path``, ``datasets.Dataset``, pandas
@@ -493,7 +493,7 @@ def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
 def _write_file_to_cache(write: Callable[[str], Any], suffix: str) -> Path:
     """Store the file that ``write(path)`` writes in the cache folder, and return its path.
 
-    Its name is a hash of its content and ``suffix``.
+    The name of the stored file consists of "rows-", a hash of the content and ``suffix``.
     """
     with tempfile.TemporaryDirectory(dir=_create_cache_folder()) as name:
         file = Path(name) / f"rows{suffix}"

@@ -54,7 +54,7 @@ _FORM_ERRORS = (
 
 
 def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
-    """Write the checkpoint ``directory/step-N``, then remove older checkpoints.
+    """Write or replace the checkpoint ``directory/step-N``, then remove older checkpoints.
 
     Transformers (or PEFT, for adapters) can load the folder, which also contains the state of the
     run. The folder is written under a temporary name and then renamed, so that the previous

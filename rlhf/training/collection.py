@@ -167,7 +167,7 @@ class StepCollector:
         return StepRollouts([sampled[index] for index in informative], rewards, metrics)
 
     def _failure_metrics(self, sampled: Sequence[Rollout]) -> dict[str, float]:
-        """Return the number of failed episodes, if they are counted.
+        """Return the number of failed episodes as a metric; {} unless ``env.errors`` is count.
 
         Raises:
             UserError: Every episode failed.

@@ -123,7 +123,10 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class World:
-    """The group of processes that train together."""
+    """The group of processes that train together.
+
+    Every process must call the methods that communicate, in the same order.
+    """
 
     rank: int = 0
     size: int = 1

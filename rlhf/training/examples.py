@@ -109,7 +109,7 @@ class ExampleEncoder:
         Args:
             drop_reason: The reason why the row was dropped; None if it is an example.
             notes: Notes on the example.
-            row: The row, of which the first one for each reason is recorded.
+            row: The row. The first row that is dropped for each reason is recorded.
             times: Number of rows with this outcome.
         """
         if drop_reason is None:

@@ -198,7 +198,11 @@ def _train_and_save_with_trl(
     setup: TrainingSetup,
     train_and_eval_sets: Any,
 ) -> None:
-    """Train with ``setup.trainer`` on the training and the held-out examples; save the model."""
+    """Train with ``setup.trainer`` on the training and the held-out examples; save the model.
+
+    The process that writes the run directory also records replies and calls ``on_end`` of the
+    callbacks.
+    """
     from rlhf.training.trl.trainer import train_with_trainer
 
     callbacks = Callbacks(config.callbacks)
@@ -280,7 +284,7 @@ def _check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
     """Check that a run with streamed training data is possible.
 
     Raises:
-        UserError: It is not possible; the message states the condition.
+        UserError: A condition is not met; the message states it.
     """
     if not any(spec.streaming for spec in config.data):
         return

@@ -94,7 +94,7 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
 def load_policy_and_reference(
     config: OnlineConfig, algorithm: Algorithm
 ) -> tuple[Policy, ReferencePolicy | None]:
-    """Load the policy of a run, and its reference if the algorithm needs one.
+    """Load the policy of a run, and its reference, or None if the algorithm needs no reference.
 
     Raises:
         UserError: The model cannot be loaded or trained.

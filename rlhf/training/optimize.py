@@ -76,7 +76,7 @@ def shuffle_into_mini_batches(
     The rows of a pair are in the same mini-batch.
 
     Returns:
-        The row indices of each mini-batch.
+        The row indices of each mini-batch; empty if no row has a trained token.
     """
     pair_ids = batch.require("pair_ids").cpu().numpy()
     included = batch.require("loss_mask").any(1).cpu().numpy()

@@ -106,7 +106,7 @@ def _variance_shares(
 def _group_metrics(
     scores: Sequence[float], groups: Sequence[int], solved: Sequence[bool | None]
 ) -> dict[str, float]:
-    """Return metrics of the groups that have at least two scored episodes.
+    """Return metrics of the groups that have at least two scored episodes; {} without such groups.
 
     Args:
         scores: Scores of N episodes.

@@ -167,7 +167,10 @@ def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
 
 
 def labels_from_run_lengths(ids: Sequence[int], run_lengths: Sequence[int]) -> list[int]:
-    """Return the labels of a text: its ids in every second run, IGNORED in the others."""
+    """Return the labels of a text: its ids in trained runs, and IGNORED in ignored runs.
+
+    ``run_lengths`` is a result of `ignored_and_trained_run_lengths`.
+    """
     labels: list[int] = []
     for number, length in enumerate(run_lengths):
         start = len(labels)

@@ -67,7 +67,7 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
         parallelism: The processes of the run.
     """
     state = _online_training_state(trainer)
-    # The check of the sampler has freed its copies of weights. The next phases use their memory.
+    # The check of the sampler has freed copies of weights, and the next phases use their memory.
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
     watch = trainer.collector.watch  # differs from `trainer.stopwatch` with max_staleness
@@ -219,7 +219,7 @@ def _sampling_memory(
 
 
 def _copied_weight_bytes(model: Any) -> int:
-    """Return the bytes of the weights that the decoder of the sampler copies."""
+    """Return the bytes of the weights that the decoder of the sampler copies, or 0."""
     if text_config(unwrap_peft(model)).model_type not in FUSED_FAMILIES:
         return 0
     short = copy_with_first_blocks(model, trunk_of(model), 1)

@@ -184,7 +184,10 @@ class RunCallback(TrainerCallback):
         return control
 
     def _notify(self, point: str, state: Any, control: Any, **fields: Any) -> None:
-        """Call the user's callbacks; all processes stop after this step if one requests it."""
+        """Call the user's callbacks. If one ends training, all processes stop after this step.
+
+        Unless this happens at a checkpoint, the model is evaluated and saved first.
+        """
         if not self.callbacks:
             return
         self.callbacks.notify(
