@@ -288,7 +288,8 @@ def to_rollout_config(rollout: Any) -> Any:
 
     Args:
         rollout: Mapping, `OnlineRolloutSpec`, or transformers' ``GenerationConfig``. If its
-            ``do_sample`` is False, the temperature is 0.
+            ``do_sample`` is False, the temperature is 0. Its settings that have transformers'
+            default values are omitted.
 
     Raises:
         UserError: The ``GenerationConfig`` has a setting that the toolkit does not support.
@@ -410,7 +411,7 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
 
 
 def _callback_entry(callback: Any, key: str) -> Any:
-    """Return the entry of a callback in the configuration."""
+    """Return the entry of a callback in the configuration: a name, a reference or a mapping."""
     if isinstance(callback, str):
         return callback
     if is_mapping(callback):

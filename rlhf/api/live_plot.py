@@ -85,7 +85,7 @@ class LivePlot(Callback):
         self.points = {key: [(x, y) for x, y in row] for key, row in state["points"].items()}
 
     def _record(self, event: TrainingEvent) -> None:
-        """Record the metrics of an event; they replace values of the same metrics and step."""
+        """Record the selected metrics of an event; they replace earlier values of the same step."""
         for key in self.metrics:
             if is_number(event.metrics.get(key)):
                 row = self.points.setdefault(key, [])

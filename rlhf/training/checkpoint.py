@@ -141,7 +141,8 @@ def save_best_model(directory: Path, trainer: Trainer) -> None:
 def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model to the folder ``final``.
 
-    For adapters, the base model that was saved in ``directory`` is copied to ``final``.
+    For adapters, the base model that was saved in ``directory`` is copied to ``final``. Checksums
+    are written, but not for files of the user that ``final`` contains.
     """
     foreign: list[Path] = []
     if _writes_unsharded_files(trainer.world):
@@ -212,7 +213,10 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
 
 def raise_if_checkpoint_unfit(error: Exception, checkpoint: Path, world: World) -> None:
-    """Raise UserError if an error in loading a checkpoint shows that it does not fit the run."""
+    """Raise UserError if an error in loading a checkpoint shows that it does not fit the run.
+
+    Return for other errors, such as a lack of memory or the possible loss of another process.
+    """
     may_be_lost_process = isinstance(error, RuntimeError) and world.size > 1
     if isinstance(error, _FORM_ERRORS) and not (
         isinstance(error, torch.OutOfMemoryError | UserError) or may_be_lost_process

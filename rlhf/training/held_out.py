@@ -126,7 +126,7 @@ def _item_overlap(trainer: OnlineTrainerParts, rows: Sequence[dict[str, Any]]) -
 
 
 def write_held_out_transcripts(trainer: OnlineTrainerParts, run: Run, *, split: str) -> None:
-    """Write transcripts of held-out episodes to ``samples.jsonl``.
+    """Play `NUM_SAMPLES` held-out episodes, and write their transcripts to ``samples.jsonl``.
 
     Args:
         trainer: The trainer with the current policy.

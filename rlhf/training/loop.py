@@ -110,6 +110,8 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
 def _check_and_record_changes(trainer: Trainer, run: Run) -> None:
     """Check, record and log the changed settings of a run whose checkpoint was loaded.
 
+    A warning is logged if training ended before the last step, so that no step is added.
+
     Raises:
         UserError: The run has taken more steps than its configuration allows.
     """

@@ -158,7 +158,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         run: The run directory.
 
     Returns:
-        The folder of the model with the lowest held-out loss.
+        The folder of the model with the lowest held-out loss, or of the last model if no held-out
+        loss was finite.
 
     Raises:
         UserError: An option or the data are invalid, or training diverged.

@@ -240,7 +240,7 @@ class OnlineTrainer(OnlineTrainerParts):
         )
 
     def _make_rollout_source(self) -> RolloutSource:
-        """Return the source of the rollouts of training steps."""
+        """Return a `BackgroundSource` with ``rollout.max_staleness``, else a `SynchronousSource`."""
         if self.policy_copy is None:
             return SynchronousSource(self.step_collector, self.engine)
         own = replace(

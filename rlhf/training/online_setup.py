@@ -115,6 +115,8 @@ def published_weights_folder(config: OnlineConfig) -> Path:
 def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     """Return the configured engine if it is not the local engine, and None otherwise.
 
+    An engine whose class the user defined is wrapped with checks (`CheckedEngine`).
+
     Raises:
         UserError: The engine cannot be used, or a plug-in's engine does not have a required method.
     """

@@ -355,7 +355,10 @@ def _code_hash() -> str:
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the files of a tokenizer, including its chat template and its options."""
+    """Return a hash of the files of a tokenizer, including its chat template and its options.
+
+    If the template can render the date, the hash depends on the current date.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = content_hash(Path(folder))

@@ -40,7 +40,8 @@ class StreamedSource:
     Attributes:
         spec: The source.
         seed: Seed of the shuffle.
-        processes: Number of processes that encode rows; with 1, the process of the run does.
+        processes: Number of processes that encode rows. With 1, the process of the run encodes
+            them.
     """
 
     spec: DataSpec

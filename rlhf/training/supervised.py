@@ -125,6 +125,9 @@ class SupervisedTrainer(Trainer):
         setup: The model, and the function that saves it.
         train_set: Training examples, or a stream of them.
         eval_set: Held-out examples.
+
+    Raises:
+        UserError: The optimizer or the learning rate schedule cannot be used.
     """
 
     model: Any
@@ -296,7 +299,7 @@ class SupervisedTrainer(Trainer):
         self.clip_gradients()
 
     def _pop_metrics(self) -> dict[str, float]:
-        """Return the metrics of the steps since the last logged step."""
+        """Return the metrics of the steps since the last logged step, and clear them."""
         sums, norms, tokens = zip(*self._unlogged, strict=True)
         self._unlogged.clear()
         metrics = _metrics_with_prefix("train", sum(sums, MetricSums())) | {
@@ -308,7 +311,7 @@ class SupervisedTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics of the loss on the held-out examples."""
+        """Return the metrics of the loss on the held-out examples. Dropout is turned off."""
         set_dropout(self.model.model, active=False)
         if self.stream is not None and self.stream.rows_read:
             log.info("data: %s", self.stream.summary())

@@ -150,7 +150,7 @@ def _measure_short_models(
 def _rows_within_flops_limit(
     model: Any, micro_batch: TrainingBatch, count_tokens: Callable[[TrainingBatch], int]
 ) -> TrainingBatch:
-    """Return the first rows of a micro-batch that do not exceed `MAX_FLOPS` or `MIN_TOKENS`.
+    """Return the first rows of a micro-batch within the larger of `MAX_FLOPS` and `MIN_TOKENS`.
 
     The result has at least the first row or pair.
     """

@@ -55,7 +55,7 @@ def count_computed_tokens(wrapper: Any, batch: TrainingBatch) -> int:
 
 
 def decoder_pass_size(model: Any, batch: TrainingBatch) -> PassSize:
-    """Return the sizes of the passes over a micro-batch, from a trace or from a formula."""
+    """Return the sizes of the passes over a micro-batch, from a formula if tracing fails."""
     trunk = trunk_of(model)
     try:
         return traced_pass_size(trunk, batch.tokens.cpu(), batch.attention_mask.cpu())

@@ -85,7 +85,10 @@ class SynchronousSource:
         self.collector, self.engine = collector, engine
 
     def collect(self, step: int) -> StepRollouts:
-        """Collect the rollouts of a step with the current policy; see `RolloutSource`."""
+        """Collect the rollouts of a step with the current policy; see `RolloutSource`.
+
+        After an error, the counter of start states and the moments have their earlier values.
+        """
         counters = (self.collector.starts, self.collector.moments)
         before = [counter.state_dict() for counter in counters]
         try:
@@ -166,7 +169,10 @@ class BackgroundSource:
         """Guards the attributes above, and is notified of their changes."""
 
     def collect(self, step: int) -> StepRollouts:
-        """Publish the current policy, and return the batch of the step; see `RolloutSource`."""
+        """Publish the current policy, and return the batch of the step; see `RolloutSource`.
+
+        ``starts`` and ``moments`` are set to their states after this batch.
+        """
         schedule = self._schedule or self._start(step)
         self._publish(step)
         with self._changed, self.stopwatch(WAITING_FOR_ROLLOUTS):
@@ -226,7 +232,10 @@ class BackgroundSource:
         return not self._thread.is_alive()
 
     def _start(self, step: int) -> RolloutSchedule:
-        """Start the thread, whose first batch is for a training step."""
+        """Start the thread, whose first batch is for a training step.
+
+        The collector's counters are set to the states of ``starts`` and ``moments``.
+        """
         own = (self.collector.starts, self.collector.moments)
         for counter, passed in zip(own, self.counters, strict=True):
             counter.load_state_dict(passed.state_dict())

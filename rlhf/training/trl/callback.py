@@ -153,7 +153,10 @@ class RunCallback(TrainerCallback):
         model: Any = None,
         **_: Any,
     ) -> Any:
-        """Log the trainer's metrics under the keys of this toolkit, and call the callbacks."""
+        """Log the trainer's metrics under the keys of this toolkit, and call the callbacks.
+
+        Metrics that are not in ``METRIC_NAMES`` are ignored.
+        """
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
