@@ -47,7 +47,7 @@ HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 40.0
 """A process is considered lost after this time without a heartbeat."""
 LOST_PROCESS_MESSAGE = (
-    "another process of this run ended, so this process ends too; the last checkpoint is complete, "
+    "another process of this run ended, so this process ends too; all checkpoints are complete, "
     "so continue with --resume"
 )
 

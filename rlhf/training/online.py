@@ -240,7 +240,7 @@ class OnlineTrainer(OnlineTrainerParts):
         )
 
     def _make_rollout_source(self) -> RolloutSource:
-        """Return a `BackgroundSource` with ``rollout.max_staleness``, else a `SynchronousSource`."""
+        """Return a `BackgroundSource` if ``rollout.max_staleness`` > 0, else `SynchronousSource`."""
         if self.policy_copy is None:
             return SynchronousSource(self.step_collector, self.engine)
         own = replace(
