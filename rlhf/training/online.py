@@ -240,7 +240,7 @@ class OnlineTrainer(OnlineTrainerParts):
         )
 
     def _make_rollout_source(self) -> RolloutSource:
-        """Return a `BackgroundSource` if ``rollout.max_staleness`` > 0, else `SynchronousSource`."""
+        """Return a `BackgroundSource` if ``max_staleness`` > 0, otherwise a `SynchronousSource`."""
         if self.policy_copy is None:
             return SynchronousSource(self.step_collector, self.engine)
         own = replace(
