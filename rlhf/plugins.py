@@ -87,8 +87,8 @@ def register_algorithm(
 ) -> Callable[[T], T]:
     """Register an online algorithm, which becomes the command ``rlhf NAME``.
 
-    The result is a decorator of the policy loss of the algorithm. With ``loss``, the algorithm uses
-    an existing loss, and the call is a statement:
+    Without ``loss``, the result is a decorator of the policy loss of the algorithm. With ``loss``,
+    the algorithm uses an existing loss, and the call is a statement:
 
         register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
                            settings=Settings(num_epochs=1))

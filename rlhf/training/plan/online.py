@@ -207,7 +207,7 @@ def _sampling_memory(
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         itemsize=itemsize,
     )
-    # The logits, in their own dtype and in float32, their exponentials, and a padded copy of them.
+    # The logits, in their own dtype and in float32, their exponentials, and a padded copy of these.
     per_logit = itemsize + (4 if itemsize < 4 else 0) + 8
     return sampling_memory(
         state,
