@@ -62,8 +62,8 @@ def registered_components(kind: str) -> Registry[Component]:
 
     Args:
         kind: Name of the module of this package that defines the components: "advantages",
-            "losses" or "kl". The functions of the components can be called only after this module
-            is imported.
+            "losses" or "kl". The functions of the components can be called only after the named
+            module is imported.
     """
     if kind not in _parsed_modules and f"{__package__}.{kind}" not in sys.modules:
         _parsed_modules.add(kind)
