@@ -109,8 +109,9 @@ class StepCollector:
         """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
         As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores, before
-        scaling and penalties, differ. If no group is informative, a warning is logged, and the
-        result has ``skip``. The counter of start states and the moments are updated.
+        scaling and penalties, differ. If dynamic sampling finds no informative group, a warning is
+        logged, and the result has ``skip``. The counter of start states and the moments are
+        updated.
 
         Args:
             step: Index of the training step, for messages.
