@@ -87,7 +87,7 @@ class SynchronousSource:
     def collect(self, step: int) -> StepRollouts:
         """Collect the rollouts of a step with the current policy; see `RolloutSource`.
 
-        After an error, the counter of start states and the moments have their earlier values.
+        After a UserError, the counter of start states and the moments have their earlier values.
         """
         counters = (self.collector.starts, self.collector.moments)
         before = [counter.state_dict() for counter in counters]
