@@ -31,8 +31,8 @@ def message_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or "" if the message is empty.
 
-    A line of more than `MAX_LINE` characters, such as the text of a whole episode, is shortened. It
-    ends with a whole word if it has several, so that no part of a secret remains.
+    A line of more than `MAX_LINE` characters, such as the text of a whole episode, is shortened at
+    the end of a word if possible, so that no part of a secret remains.
     """
     line = (message_of(error).splitlines() or [""])[0]
     if len(line) <= MAX_LINE:

@@ -61,10 +61,11 @@ class Pipeline(DirectoryConfig):
 def read_pipeline(
     sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Pipeline:
-    """Read a pipeline and check every stage before any of them runs.
+    """Read a pipeline, load its plug-ins, and check every stage before any of them runs.
 
     Raises:
-        UserError: A stage is invalid; the message names the stage and the key.
+        UserError: The pipeline, an override or a stage is invalid; the message names the stage or
+            the key.
     """
     tree = assemble_tree_and_load_plugins(sources, [])
     stages = tree.get("stages")
@@ -89,6 +90,11 @@ def read_pipeline(
 
 
 def _validated_stage_name(stage: Any, index: int) -> str:
+    """Return the name of a stage.
+
+    Raises:
+        UserError: The name or the command is missing or invalid.
+    """
     check_no_old_names(stage, f"stages.{index}")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
@@ -105,7 +111,11 @@ def _validated_stage_name(stage: Any, index: int) -> str:
 def _check_stage(
     pipeline: Pipeline, index: int, name: str, names: list[str], commands: CommandTable
 ) -> None:
-    """Check the command, keys, types and references of a stage."""
+    """Check the command, keys, types and references of a stage.
+
+    Raises:
+        UserError: One of them is invalid, or two stages have the same name.
+    """
     if names.count(name) > 1:
         raise UserError(f"stages: two stages have the name {name!r}; names must differ")
     stage = pipeline.stages[index]
@@ -168,8 +178,8 @@ def replace_missing_with_initial_model(
     """Replace a stage's reference to a missing model by the initial model of the referenced stage.
 
     The initial model has the architecture of the trained model, so a dry run can plan the stage
-    with it. The reference is unchanged if the trained model exists, or if the referenced stage has
-    no ``model.path``.
+    with it. The reference is unchanged if the trained model exists, if the reference names a file,
+    or if the referenced stage has no ``model.path``.
 
     Returns:
         A copy of the stage.
@@ -207,7 +217,7 @@ def _reference_path(root: Path, reference: str) -> Path:
 
 
 def _verify_reference_checksums(root: Path, stage: Mapping[str, Any]) -> None:
-    """Verify the checksums of the trained models to which a stage refers.
+    """Verify the trained models to which a stage refers, except those without checksums.
 
     Raises:
         DamagedFolderError: A file of a model is missing or damaged.
@@ -226,7 +236,8 @@ def stage_config_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str,
     """Return the configuration tree of a stage's command.
 
     ``output_dir`` is the directory of the stage. The defaults of ``seed`` and ``resume`` are the
-    values of the pipeline. References to earlier stages are replaced by paths.
+    values of the pipeline. ``plugins`` are those of the pipeline and of the stage. References to
+    earlier stages are replaced by paths.
     """
     root = Path(pipeline.output_dir)
 
@@ -257,8 +268,9 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
         Path of the report.
 
     Raises:
-        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, or a stage
-            failed. The results of finished stages are kept.
+        UserError: The directory exists and neither ``resume`` nor ``overwrite`` is set, a changed
+            stage cannot be resumed, or a stage failed. The results of finished stages are kept.
+        Halt: An alarm ended the training of a stage.
     """
     from rlhf.reports import write_report
 

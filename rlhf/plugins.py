@@ -1,8 +1,8 @@
 """Decorators that add parts to the toolkit from outside: algorithms, rewards, commands and others.
 
 A plug-in is a Python file or module that a configuration names (``plugins: [my_code.py]``), or an
-installed package with the entry point group ``rlhf.plugins``. docs/extending.md describes all of
-them.
+installed package with the entry point group ``rlhf.plugins``. docs/extending.md describes all
+decorators.
 
     from rlhf.plugins import register_reward
 
@@ -87,8 +87,8 @@ def register_algorithm(
 ) -> Callable[[T], T]:
     """Register an online algorithm, which becomes the command ``rlhf NAME``.
 
-    As a decorator of a policy loss, the algorithm uses this loss. With ``loss``, the algorithm uses
-    an existing loss, and the call is a statement:
+    Without ``loss``, the result is a decorator of the policy loss of the algorithm. With ``loss``,
+    the algorithm uses an existing loss, and the call is a statement:
 
         register_algorithm("ppo_short", title="PPO with one epoch", loss="clipped",
                            settings=Settings(num_epochs=1))
@@ -112,7 +112,7 @@ def register_algorithm(
         settings: Default settings.
         loss: Name of an existing policy loss. By default, the decorated function is the loss, with
             the signature ``(logprobs, batch, settings, *, denominator) -> loss, MetricSums``.
-        reads: Names of the settings that the decorated loss reads.
+        reads: Names of the settings that have an effect with the decorated loss.
         pairs: Whether the decorated loss compares the two rows of a pair.
         reference: Whether the decorated loss reads ``batch.ref_logprobs``.
         paper: Source of the algorithm.
@@ -125,7 +125,8 @@ def register_algorithm(
         constrained: See `Algorithm.constrained`.
 
     Raises:
-        UserError: The name is taken, a component does not exist, or the settings are invalid.
+        UserError: The name is taken, a component or a setting in ``reads`` does not exist, the loss
+            has the wrong signature, or the settings are invalid.
     """
     summary = summary or title
     algorithm = Algorithm(
@@ -150,7 +151,11 @@ def register_algorithm(
 
 
 def _add_algorithm(algorithm: Algorithm, code: T) -> T:
-    """Check an algorithm, and add it and its command, which ``code`` defines.
+    """Check an algorithm, and register it and its command.
+
+    Args:
+        algorithm: The algorithm.
+        code: The decorated loss, or None for an existing loss.
 
     Returns:
         ``code``.
@@ -167,9 +172,9 @@ def register_reward(name: str) -> Callable[[T], T]:
     """Register a kind of reward, for ``rewards: [{kind: NAME, ...}]``.
 
     The decorator applies to a function of a list of conversations that returns a list with a number
-    or None for each of them. Its keyword-only parameters are settings of the kind. It also applies
-    to a class whose instances are such functions or subclasses of `rlhf.reward_models.Reward`; the
-    parameters of its constructor are the settings.
+    or None for each of them. Its keyword-only parameters are settings of the kind. The decorator
+    also applies to a class whose instances are such functions, and to a subclass of
+    `rlhf.reward_models.Reward`; the parameters of the constructor are the settings.
 
     Example:
         >>> from rlhf.plugins import register_reward
@@ -183,6 +188,9 @@ def register_reward(name: str) -> Callable[[T], T]:
 
     Args:
         name: Name of the kind.
+
+    Raises:
+        UserError: The name is taken, or a setting of the function is not keyword-only.
     """
 
     def decorate(target: T) -> T:
@@ -220,6 +228,10 @@ def register_reward_model(name: str, *, settings: tuple[str, ...] = ()) -> Calla
         name: Name of the kind.
         settings: Keys of `RewardConfig` that have an effect on this kind but not on all kinds, such
             as ``("labels",)``.
+
+    Raises:
+        UserError: A key in ``settings`` does not exist, the name is taken, or the class is not
+            derived from `RewardKind` or lacks one of its methods.
     """
     known = {field.name for field in dataclasses.fields(RewardConfig)}
     for key in settings:
@@ -296,9 +308,9 @@ def register_command(
 ) -> Callable[[T], T]:
     """Register a command of the command line, ``rlhf NAME``.
 
-    The decorator applies to a generator of a configuration, which yields the lines to print and may
-    return the exit code. The annotation of its argument is the configuration class, a frozen
-    dataclass whose fields are the options.
+    The decorator applies to a generator function of a configuration that yields the lines to print
+    and may return the exit code. The annotation of its argument is the configuration class, a
+    frozen dataclass whose fields are the options.
 
     Example:
         >>> from dataclasses import dataclass
@@ -322,6 +334,10 @@ def register_command(
         makes_run: Whether the command writes a run directory. The function then has the arguments
             ``(name, config, run)``, its configuration is derived from
             `rlhf.config.base.RunConfig`, and it returns the path of its result.
+
+    Raises:
+        UserError: The name is taken, the signature is wrong, the configuration is not annotated
+            with a dataclass, or the dataclass has no field of a name in ``arguments``.
     """
 
     def decorate(function: T) -> T:
@@ -378,7 +394,10 @@ def _add_to(
     Args:
         registry: The registry.
         name: Name of the entry.
-        arguments: Arguments that the function must accept; they are not checked if there are none.
+        arguments: Arguments that the function must accept; if empty, the signature is not checked.
+
+    Raises:
+        UserError: The name is taken, or the function does not accept the arguments.
     """
 
     def decorate(part: T) -> T:

@@ -379,7 +379,7 @@ def test_the_results_of_a_run(echo_model):
         ({"model": {"path": "m", "lora": {}}, "lora": {"rank": 2}}, "lora: model has adapters too"),
         ({"env": 3}, "env: expected a gymnasium id, an environment, or a class or function"),
         ({"algorithm": plugins.Settings()}, "algorithm: give a mapping of the settings to change"),
-        ({"rewards": [3]}, "rewards.0: a reward must be a function, got int"),
+        ({"rewards": [3]}, "rewards.0: expected a function, a kind, a trained reward model or a"),
     ],
 )
 def test_wrong_objects_are_named(options, message):

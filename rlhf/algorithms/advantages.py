@@ -29,7 +29,7 @@ from rlhf.algorithms.off_policy import (
 from rlhf.algorithms.settings import Settings
 
 SCORE_TOLERANCE = 1e-6
-"""Scores of a group count as equal up to this relative difference (8 times float32's epsilon)."""
+"""Scores of a group count as equal up to this relative difference, about 8 float32 epsilons."""
 
 
 class Advantages(NamedTuple):
@@ -53,7 +53,8 @@ def estimate_advantages(
 
     Baselines and whitening use the whole batch. With several processes, the caller must gather the
     batch of all processes first. An episode with a nan reward could not be scored. It is excluded
-    from baselines and losses.
+    from baselines and losses. Whitened advantages are multiplied by the weights of `tis_cap`, and
+    episodes outside the sequence mask are then excluded from `loss_mask`.
 
     Args:
         algorithm: The algorithm and its settings.
@@ -103,6 +104,8 @@ def penalized_rewards(
 ) -> Tensor:
     """Return the rewards minus the penalties for the KL to the reference and for the cost, [B, T].
 
+    Rewards outside the action mask count as 0. The KL is subtracted only if `kl_placement` is
+    reward.
     For an algorithm with a cost constraint, the result is (reward - kl_coef KL - multiplier cost) /
     (1 + multiplier). The division keeps the scale of the reward (Safe RLHF, Dai et al. 2023).
     """
@@ -402,7 +405,11 @@ def _sum_over_own_group(values: Tensor, group_index: Tensor) -> Tensor:
 
 
 def _max_or_min_of_own_group(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
-    """Return the maximum (`largest`) or minimum score of each episode's group, [B], without nan."""
+    """Return the maximum (`largest`) or minimum score of each episode's group, [B].
+
+    Unscored episodes (nan) are ignored. If a group has no other episodes, its maximum is -inf and
+    its minimum inf.
+    """
     group_index = dense_index(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
@@ -413,7 +420,7 @@ def _max_or_min_of_own_group(scores: Tensor, groups: Tensor, *, largest: bool) -
 
 @torch.no_grad()
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale the values inside `mask` to mean 0 and variance 1 over the whole batch.
+    """Return the values, shifted and scaled to mean 0 and variance 1 over `mask`, and 0 outside.
 
     The divisor of the variance is the number of values N instead of N - 1, as in
     lm-human-preferences. REINFORCE++ normalizes its advantages in this way (Hu et al. 2025).

@@ -109,7 +109,8 @@ class Algorithm:
 
     def why_setting_has_no_effect(self, key: str) -> str:
         """Return the reason why the setting `key` has no effect; an error message ends with it."""
-        if key in _RATIO_SETTINGS and self._one_step_per_batch:
+        reads = self.advantage_estimator.reads | self.policy_loss.reads
+        if key in _RATIO_SETTINGS & reads and self._one_step_per_batch:
             return (
                 "with one optimizer step per batch, the importance ratio is always 1 and the "
                 "critic's values do not change before the loss is computed; increase num_epochs or "
@@ -117,7 +118,8 @@ class Algorithm:
             )
         if key in _CONSTRAINT_SETTINGS:
             return "the algorithm has no cost constraint; use ppo_lagrangian"
-        if key in ("kl_coef", "kl_estimator") and self.settings.kl_placement == "none":
+        no_kl = self.settings.kl_placement == "none" and not self.policy_loss.reference
+        if key in ("kl_coef", "kl_estimator") and no_kl:
             return "kl_placement is none"
         if key in CRITIC_SETTINGS:
             return f"advantage {self.settings.advantage} has no critic"
@@ -140,9 +142,9 @@ class Algorithm:
             )
         if self.advantage_estimator.pairs != self.policy_loss.pairs:
             raise UserError(
-                f"advantage {settings.advantage} cannot be used with {self.name}: the pairwise "
-                "loss (online_dpo) requires advantage best_and_worst, and no other loss can use "
-                "this advantage"
+                f"advantage {settings.advantage} cannot be used with {self.name}: an advantage "
+                "that forms pairs (best_and_worst) and a loss on pairs (online_dpo) require each "
+                "other"
             )
         if self.needs_groups and settings.group_size < 2:
             raise UserError(

@@ -12,9 +12,9 @@ from torch import Tensor
 class TrainingBatch:
     """B token sequences (rows), padded on the right to [B, T], with all tensors of an update.
 
-    Index t of a [B, T] field describes token t. A field is None if the algorithm does not need it,
-    or as long as it has not been computed. Entries outside the masks may have any value, nan
-    included.
+    Index t of a [B, T] field describes token t. A field is None as long as it has not been
+    computed, and can be None if the algorithm does not need it. Entries outside the masks may have
+    any value, nan included.
     """
 
     tokens: Tensor
@@ -89,7 +89,7 @@ class TrainingBatch:
         return torch.where(self.action_mask, rewards, 0.0).sum(dim=1)
 
     def select(self, rows: Tensor) -> TrainingBatch:
-        """Return a batch of the selected rows, without the columns that contain only their padding.
+        """Return a batch of the selected rows, without the columns that are padding in all of them.
 
         Args:
             rows: [N] row indices.

@@ -35,7 +35,7 @@ class Component:
     function: Callable[..., Any]
     summary: str
     reads: frozenset[str] = frozenset()
-    """Names of the settings that the function reads."""
+    """Names of the settings that have an effect with this component."""
     critic: bool = False
     """Whether the function needs the values of a critic."""
     groups: bool = False
@@ -62,8 +62,8 @@ def registered_components(kind: str) -> Registry[Component]:
 
     Args:
         kind: Name of the module of this package that defines the components: "advantages",
-            "losses" or "kl". The functions of the components can be called only after this module
-            is imported.
+            "losses" or "kl". The functions of the components can be called only after the named
+            module is imported.
     """
     if kind not in _parsed_modules and f"{__package__}.{kind}" not in sys.modules:
         _parsed_modules.add(kind)
@@ -111,10 +111,15 @@ def advantage(
     Args:
         name: Value of the setting `advantage`.
         summary: Phrase for the table in the documentation.
-        reads: Names of the settings that the function reads.
+        reads: Names of the settings that have an effect with this estimator. A setting that the
+            toolkit applies to the result, such as `whiten_advantages`, can be configured only if
+            it is named here or by the loss.
         critic: Whether the function needs `batch.values` and `batch.bootstrap`.
         groups: Whether the function needs `batch.groups`.
         pairs: Whether the estimator forms pairs of rows, for losses that compare these rows.
+
+    Raises:
+        UserError: See `_registering_decorator`.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _registering_decorator("advantages", name, summary, settings, critic, groups, pairs)
@@ -146,9 +151,14 @@ def policy_loss(
     Args:
         name: Value of `Algorithm.loss`.
         summary: Phrase for the table in the documentation.
-        reads: Names of the settings that the function reads.
+        reads: Names of the settings that have an effect with this loss. A setting that the toolkit
+            applies, such as `tis_cap`, can be configured only if it is named here or by the
+            estimator.
         pairs: Whether the loss compares the two rows of a pair.
         reference: Whether the loss reads `batch.ref_logprobs`. If so, no other KL term is added.
+
+    Raises:
+        UserError: See `_registering_decorator`.
     """
     return _registering_decorator(
         "losses", name, summary, frozenset(reads), pairs=pairs, reference=reference
@@ -181,7 +191,18 @@ def kl_estimator(
 def _registering_decorator(
     kind: str, name: str, *fields: Any, **flags: bool
 ) -> Callable[[Any], Any]:
-    """Return a decorator that registers a function; the arguments are fields of `Component`."""
+    """Return a decorator that registers a function and returns it unchanged.
+
+    Args:
+        kind: See `registered_components`.
+        name: Name of the component.
+        *fields: Fields of `Component` after `function`.
+        **flags: Further fields of `Component`.
+
+    Raises:
+        UserError: `reads` contains an unknown setting. The decorator raises it if the name is taken
+            or the function does not accept the arguments of its kind.
+    """
     for key in fields[1] if len(fields) > 1 else ():
         if key not in setting_names():
             hint = did_you_mean(key, setting_names())

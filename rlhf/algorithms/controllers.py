@@ -98,6 +98,9 @@ class LagrangeMultiplier(CheckpointedNumbers):
     The logarithm of the multiplier v is updated by gradient ascent, log v += lr * v * (cost -
     limit), and then limited to log `maximum`. The multiplier always stays positive, so it can
     increase again if the constraint is violated later.
+
+    Raises:
+        UserError: The initial value is not in (0, `maximum`].
     """
 
     value: float
@@ -146,7 +149,7 @@ class RunningRewardMoments(CheckpointedNumbers):
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the scores. It is 1 if all scores are equal."""
+        """Population standard deviation of the scores. It is 1 if they are equal or missing."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def divide_by_std(self, scores: Tensor, *, clip: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference) for each token.
 
-All tensors are [B, T], and index t describes token t. `mask` is True for sampled tokens. Entries
-outside the mask may have any value, including nan.
+All tensors are [B, T] unless stated otherwise; index t describes token t. `mask` is True for
+sampled tokens. Entries outside the mask may have any value, including nan.
 """
 
 import torch
@@ -62,10 +62,11 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate_per_token(
     logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str
 ) -> Tensor:
-    """Estimate KL(policy || reference) at each sampled token, in nats. It is 0 outside `mask`.
+    """Estimate KL(policy || reference) at each sampled token, in nats.
 
-    The estimators are described in Schulman, "Approximating KL divergence", 2020. If the estimate
-    is subtracted from the reward, only k1 gives the policy gradient of the KL.
+    Outside `mask`, k1, k2 and k3 give 0. These estimators are described in Schulman, "Approximating
+    KL divergence", 2020. If the estimate is subtracted from the reward, only k1 gives the policy
+    gradient of the KL.
 
     Args:
         logprobs: [B, T], log-probabilities of the tokens under the policy.

@@ -66,12 +66,13 @@ def compute_loss(
         denominator: Denominator of the global mini-batch, from `loss_denominator`; a denominator
             below 1 is replaced by 1.
         kl_coef: Current coefficient of the KL controller.
-        entropy: Entropy [B, T] of the policy. It is required if `entropy_coef` is not 0; otherwise
-            it is used only for a metric.
+        entropy: Entropy [B, T] of the policy, for the entropy bonus and a metric. If None, both are
+            omitted.
         values: Values [B, T] of the critic. If None, the loss of the critic is omitted.
         critic_denominator: Denominator of the critic's loss: the number of tokens in `loss_mask` of
             the global mini-batch. If None, the tokens of this micro-batch are counted.
-        critic_only: Whether to return only the critic's loss, with the metrics of all terms.
+        critic_only: Whether to return only the critic's loss, with the metrics of all terms. It has
+            no effect if `values` is None.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
     denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
@@ -203,7 +204,8 @@ def _clipped_surrogate(
     """Return the clipped surrogate loss and its metrics.
 
     The importance ratio in the loss is exp(`log_weight`). The log-ratio of each token,
-    `log_ratio_for_metrics`, is used only for the metric `policy/approx_kl`.
+    `log_ratio_for_metrics`, is used only for the metric `policy/approx_kl`. `dual_clip` is the
+    bound c of `clipped_loss`; 0 disables it.
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)

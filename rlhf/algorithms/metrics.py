@@ -58,7 +58,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over `mask`.
 
     The result is 1 for a perfect critic, 0 for a constant critic, and negative for a critic that is
-    worse than a constant. It is nan if all returns are equal.
+    worse than a constant. It is nan if all returns are equal or `mask` is empty.
     """
     residual, target = (returns - values)[mask], returns[mask]
     variance = target.var(correction=0) if target.numel() else target.new_zeros(())
@@ -68,5 +68,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 def _merge(
     left: dict[str, Tensor], right: dict[str, Tensor], combine: Callable[..., Tensor]
 ) -> dict[str, Tensor]:
+    """Return the entries of both mappings; entries with the same name are combined."""
     both = {name: combine(left[name], right[name]) for name in left if name in right}
     return left | right | both

@@ -22,7 +22,7 @@ def old_to_sampler_log_ratio(batch: TrainingBatch, mask: Tensor) -> Tensor:
 
     pi_sampler is the policy that sampled the token (the behavior policy). pi_old is the policy at
     the start of the update, to which the clipped ratio of the losses refers (the proximal policy of
-    Hilton et al. 2021, arXiv:2110.00641). They differ by the rounding of the sampler, and, if
+    Hilton et al. 2021, arXiv:2110.00641). The two policies differ by rounding errors and, if
     rollouts are collected asynchronously, by the updates since the token was sampled.
     """
     return masked_difference(batch.require("old_logprobs"), batch.require("sampler_logprobs"), mask)
@@ -73,7 +73,8 @@ def off_policy_metrics(batch: TrainingBatch, settings: Settings) -> dict[str, fl
 
     They are the mean of the weights w, their effective sample size as a fraction of the number N of
     tokens, (sum w)^2 / (N sum w^2) (Kish 1965), and, if there is a sequence mask, the fraction of
-    episodes that it excludes. Without `tis_cap`, the weights are not truncated.
+    scored episodes that it excludes. Without `tis_cap`, the weights are not truncated. The result
+    is empty if no episode has a score.
     """
     scored = ~batch.scores().isnan()
     mask = batch.action_mask & scored[:, None]

@@ -247,8 +247,8 @@ def configured_algorithm(name: str, **overrides: object) -> Algorithm:
     """Return the algorithm `name` with some of its settings replaced.
 
     Raises:
-        UserError: Unknown algorithm or setting, a value out of range, or a setting that would
-            have no effect in the resulting combination of settings.
+        UserError: The algorithm or a setting is unknown, a value is out of range, the components
+            are incompatible, or an override would have no effect in the resulting combination.
     """
     row = ALGORITHMS.require(name)
     for key in overrides:

@@ -30,9 +30,9 @@ class Settings:
     num_epochs: PositiveInt = 1
     """Number of epochs over one batch of rollouts."""
     num_minibatches: PositiveInt = 1
-    """Number of optimizer steps per epoch."""
+    """Number of mini-batches per epoch, each with one optimizer step."""
     group_size: PositiveInt = 1
-    """Number of rollouts that start in the same state and share a baseline."""
+    """Number of rollouts that start in the same state."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Reduction of the loss over tokens. "token": mean over all tokens. "sequence": mean over each
     sequence, then mean over sequences. "constant": sum over each sequence divided by the maximum
@@ -103,10 +103,10 @@ class Settings:
     """Maximum of the Lagrange multiplier."""
 
     def check(self) -> None:
-        """Check the range of each value.
+        """Check the type and the range of each value.
 
         Raises:
-            UserError: A value is outside its range.
+            UserError: A value has the wrong type or is outside its range.
         """
         check_fields(self)
         dual, cap = self.dual_clip, self.tis_cap

@@ -1,6 +1,7 @@
 """Check the results of advantage estimators, policy losses and KL estimators that users write.
 
-A mistake in them would otherwise be an error in a later line of the toolkit, or a wrong gradient.
+Without these checks, a mistake in such a function would cause an error in a later line of the
+toolkit, or a wrong gradient.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _TENSOR_ARGUMENTS = {
     "losses": ("logprobs", "batch"),
     "kl": ("log_ratio",),
 }
-"""Kind of component -> its first arguments, which are tensors or have tensors."""
+"""Kind of component -> names of its first arguments, which are tensors or contain tensors."""
 _ADVANTAGES_FIELDS = ("advantages", "returns", "included", "pair_ids")
-"""Fields of `Advantages`, whose module imports the registry that uses this module."""
+"""Fields of `Advantages`. Its module cannot be imported here, because it imports this module."""
 _TITLES = {"advantages": "advantage estimator", "losses": "policy loss", "kl": "KL estimator"}
 
 
@@ -75,8 +76,8 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
             if versions[name] != number
         ]:
             raise UserError(
-                f"{what} changed {changed[0]} in place, which other computations use: change a "
-                f"copy, such as {changed[0]}.clone()"
+                f"{what} changed {changed[0]} in place, but other computations use this tensor: "
+                f"change a copy, such as {changed[0]}.clone()"
             )
         check(what, result, arguments)
         return result
@@ -85,7 +86,10 @@ def wrap_with_checks(kind: str, name: str, function: Callable[..., Any]) -> Call
 
 
 def _in_place_change_counts(kind: str, arguments: tuple[Any, ...]) -> dict[str, int]:
-    """Return name -> number of changes in place of the tensors that a component receives."""
+    """Return tensor name -> number of in-place changes, for the arguments of a component.
+
+    Fields of a batch are named `batch.FIELD`. None and inference tensors are omitted.
+    """
     tensors: dict[str, Any] = {}
     for name, value in zip(_TENSOR_ARGUMENTS[kind], arguments, strict=False):
         if name == "batch":
@@ -100,6 +104,7 @@ def _in_place_change_counts(kind: str, arguments: tuple[Any, ...]) -> dict[str, 
 
 
 def _check_loss_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if a loss did not return a scalar tensor and `MetricSums`."""
     import torch
 
     from rlhf.algorithms.metrics import MetricSums
@@ -123,7 +128,7 @@ def _check_loss_result(what: str, result: Any, arguments: tuple[Any, ...]) -> No
 
 
 def _warn_if_not_finite(what: str, name: str, values: Any) -> None:
-    """Warn, once, of a result that ends the run with an alarm, which has no location."""
+    """Warn once if a value is not finite; the alarm that ends the run names no function."""
     wrong = values[~values.isfinite()]
     if wrong.numel():
         warn_once(
@@ -133,6 +138,7 @@ def _warn_if_not_finite(what: str, name: str, values: Any) -> None:
 
 
 def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if an estimator did not return `Advantages` with the shapes of the batch."""
     if not all(hasattr(result, name) for name in _ADVANTAGES_FIELDS):
         raise UserError(f"{what} returned a {type(result).__name__}: return Advantages(advantages)")
     batch = arguments[0]
@@ -161,6 +167,7 @@ def _check_advantages_result(what: str, result: Any, arguments: tuple[Any, ...])
 
 
 def _check_kl_result(what: str, result: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise UserError if a KL estimator did not return a tensor of the shape of its argument."""
     import torch
 
     expected, shape = list(arguments[0].shape), list(getattr(result, "shape", ()))

@@ -41,7 +41,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
             as ``**{"model.path": "..."}``.
 
     Returns:
-        The folder of the trained model, or the run directory if the command does not train a model.
+        The path of the result: the folder of the trained model, the run directory, or a page of the
+        results.
 
     Raises:
         UserError: The configuration or the data are invalid, or the directory cannot be used.
@@ -103,7 +104,8 @@ def report(*directories: Directory) -> Path:
         The path of the report.
 
     Raises:
-        UserError: A directory contains no run, or the report would replace a file of the user.
+        UserError: No directory is given, a directory contains no run, or the report would replace a
+            file of the user.
     """
     from rlhf.reports import write_comparison_report, write_report
 
@@ -132,9 +134,9 @@ def compare(*directories: Directory, metric: str | None = None) -> Comparison:
         sentence that states whether the difference is significant.
 
     Raises:
-        UserError: A directory contains no run or is given twice, no episodes were evaluated, the
-            metric does not exist, or the runs share an environment, but no training seeds or no
-            evaluation seeds.
+        UserError: No directory is given, a directory contains no run or is given twice, no episodes
+            were evaluated, the metric does not exist, or the runs share an environment, but no
+            training seeds or no evaluation seeds.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
@@ -195,7 +197,7 @@ def _convert_to_paths(function_name: str, directories: Sequence[Directory]) -> l
     """Return the directories that were given to a function.
 
     Raises:
-        UserError: There is none, or one is not a path.
+        UserError: No directory is given, or one is not a path.
     """
     other = [type(item).__name__ for item in directories if not is_path(item)]
     if other or not directories:

@@ -33,10 +33,11 @@ def to_training_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         options: Configuration keys, whose values can be objects: see `rlhf.train`. In addition,
-            ``tokenizer`` and ``lora`` belong to ``model``, and ``prompts`` to ``env``.
+            ``tokenizer`` and ``lora`` belong to ``model``, and ``prompts`` to ``env``. A key whose
+            value is None is omitted.
 
     Raises:
-        UserError: An object cannot be used.
+        UserError: An object cannot be used, or two arguments exclude each other.
     """
     given = {key: value for key, value in options.items() if value is not None}
     tokenizer, lora = given.pop("tokenizer", None), given.pop("lora", None)
@@ -106,9 +107,13 @@ def to_policy_configs(policies: Any) -> list[dict[str, Any]]:
     """Return the list of policies of an evaluation.
 
     Args:
-        policies: Name -> model, as for `to_model_config`; function of messages, or class of such
-            functions; `ApiSpec`; or None for the random or expert policy of the environment. Or a
-            list of mappings with ``name``, and ``model``, ``path`` or ``api``.
+        policies: Mapping from names to policies, or list of mappings with ``name``, and ``model``,
+            ``path`` or ``api``. A policy is a model as for `to_model_config`, a function of
+            messages, a class of such functions, an `ApiSpec`, or None for the random or expert
+            policy of the environment.
+
+    Raises:
+        UserError: A model cannot be used.
     """
     entries: Any = policies
     if is_mapping(policies):
@@ -119,7 +124,7 @@ def to_policy_configs(policies: Any) -> list[dict[str, Any]]:
 
 
 def _policy_source_key(policy: Any) -> str:
-    """Return the key of an entry of ``policies`` that has a value: model, path or api."""
+    """Return the key that holds a policy in an entry of ``policies``: model, path or api."""
     if isinstance(policy, ApiSpec):
         return "api"
     is_function = callable(policy) and not hasattr(policy, "save_pretrained")
@@ -139,7 +144,10 @@ def _to_policy_entry(entry: Any) -> Any:
 
 
 def to_plain_data(value: Any) -> Any:
-    """Return plain data for a value of a configuration, which can contain configuration classes."""
+    """Return plain data for a value that can contain dataclasses, numpy values and paths.
+
+    A value of another type is returned unchanged.
+    """
     if type(value).__module__ == "numpy":
         return value.tolist()
     if is_instance_of_dataclass(value):
@@ -157,7 +165,7 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
     """Return the configuration of a model.
 
     A loaded model is saved in the cache folder of the toolkit under a hash of its content, because
-    a run reads its initial model again when it is resumed. The object itself is not changed.
+    a resumed run reads the initial model again. The object itself is not changed.
 
     Args:
         model: Hub id, folder, finished run, mapping, `ModelSpec`, or a loaded transformers model.
@@ -165,8 +173,8 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
             ``model.name_or_path``.
 
     Raises:
-        UserError: The model is an adapter, it has no tokenizer, or a tokenizer is given for a model
-            that is not loaded.
+        UserError: The model is an adapter or has no tokenizer, the run has no trained model, or a
+            tokenizer is given for a model that is not loaded.
     """
     if not hasattr(model, "save_pretrained"):
         if tokenizer is not None:
@@ -192,7 +200,10 @@ def to_model_config(model: Any, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def _save_model_in_cache(model: Any, tokenizer: Any) -> Path:
-    """Save a model and its tokenizer in the cache folder; return the folder."""
+    """Save a model and its tokenizer under a hash of their content in the cache; return the folder.
+
+    An existing folder with the same hash is kept.
+    """
     from rlhf.data.cache import content_hash
     from rlhf.models.hub import cache_directory
 
@@ -277,7 +288,8 @@ def to_rollout_config(rollout: Any) -> Any:
 
     Args:
         rollout: Mapping, `OnlineRolloutSpec`, or transformers' ``GenerationConfig``. If its
-            ``do_sample`` is False, the temperature is 0.
+            ``do_sample`` is False, the temperature is 0. Its settings that have transformers'
+            default values are omitted.
 
     Raises:
         UserError: The ``GenerationConfig`` has a setting that the toolkit does not support.
@@ -302,7 +314,7 @@ class EnvironmentCopyFactory(Representative):
     """Factory of copies of an environment.
 
     Args:
-        env: The environment, which is not used itself.
+        env: The environment; only copies of it are used.
     """
 
     def __init__(self, env: Any) -> None:
@@ -369,7 +381,7 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
         key: Configuration key of the reward.
 
     Raises:
-        UserError: The value is none of these.
+        UserError: The value is none of these, or the run has no trained model.
     """
     if is_mapping(reward):
         tree = dict(reward)
@@ -389,14 +401,17 @@ def to_reward_config(reward: Any, key: str) -> dict[str, Any]:
     if is_path(reward):
         return {"kind": "trained", "path": os.fspath(reward)}
     if not callable(reward):
-        raise UserError(f"{key}: a reward must be a function, got {type(reward).__name__}")
+        raise UserError(
+            f"{key}: expected a function, a kind, a trained reward model or a mapping, got "
+            f"{type(reward).__name__}"
+        )
     tree = {"kind": "function", "path": reference_to(reward, key)}
     name = getattr(reward, "__name__", None) or getattr(reward, "name", None)
     return {**tree, "name": str(name).strip("<>")} if name else tree
 
 
 def _callback_entry(callback: Any, key: str) -> Any:
-    """Return the entry of a callback in the configuration."""
+    """Return the entry of a callback in the configuration: a name, a reference or a mapping."""
     if isinstance(callback, str):
         return callback
     if is_mapping(callback):
@@ -410,7 +425,7 @@ def to_data_configs(data: Any, key: str) -> list[dict[str, Any]]:
     """Return the list of datasets for data of any form.
 
     Rows that are not in a file are written to the cache folder of the toolkit under a hash of their
-    content, because a run reads them again when it is resumed.
+    content, because a resumed run reads them again.
 
     Args:
         data: Path or hub id, `DataSpec`, mapping with ``path``, ``datasets.Dataset``, pandas
@@ -456,7 +471,15 @@ def _is_row(item: Any) -> bool:
 
 
 def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
-    """Write rows to a file in the cache folder; ``key`` is the configuration key for messages."""
+    """Write rows to a JSONL file in the cache folder, unless it exists, and return its path.
+
+    Args:
+        rows: The rows.
+        key: Configuration key, for messages.
+
+    Raises:
+        UserError: A value cannot be written as JSON.
+    """
     try:
         text = "".join(json_line(to_plain_data(row)) for row in rows)
     except (TypeError, ValueError) as error:
@@ -469,7 +492,10 @@ def _write_rows_to_cache(rows: Sequence[Mapping[str, Any]], key: str) -> Path:
 
 
 def _write_file_to_cache(write: Callable[[str], Any], suffix: str) -> Path:
-    """Return the path of a file in the cache folder with the content that ``write`` writes."""
+    """Store the file that ``write(path)`` writes in the cache folder, and return its path.
+
+    The name of the stored file consists of "rows-", a hash of the content and ``suffix``.
+    """
     with tempfile.TemporaryDirectory(dir=_create_cache_folder()) as name:
         file = Path(name) / f"rows{suffix}"
         write(str(file))

@@ -48,8 +48,8 @@ class LivePlot(Callback):
         [1]
 
     Args:
-        metrics: A metric of docs/metrics.md, or several of them, each with a chart of its own. A
-            metric that the run does not log has none. The default is `MAIN_METRICS`.
+        metrics: A metric of docs/metrics.md, or several of them. Each metric that the run logs has
+            a separate chart. The default is `MAIN_METRICS`.
         every: Number of steps between drawings. The charts are also drawn after each evaluation and
             at the end.
     """
@@ -62,7 +62,7 @@ class LivePlot(Callback):
         self._explained = False
 
     def on_step(self, event: TrainingEvent) -> None:
-        """Record the metrics of the step, and draw if it is time."""
+        """Record the metrics of the step, and draw if the step is a multiple of ``every``."""
         self._record(event)
         if event.step % self.every == 0:
             self._draw()
@@ -85,7 +85,7 @@ class LivePlot(Callback):
         self.points = {key: [(x, y) for x, y in row] for key, row in state["points"].items()}
 
     def _record(self, event: TrainingEvent) -> None:
-        """Record the metrics of an event; those of a step can also be in that of an evaluation."""
+        """Record the selected metrics of an event; they replace earlier values of the same step."""
         for key in self.metrics:
             if is_number(event.metrics.get(key)):
                 row = self.points.setdefault(key, [])
@@ -94,6 +94,7 @@ class LivePlot(Callback):
                 row.append((event.step, event.metrics[key]))
 
     def _draw(self) -> None:
+        """Draw the charts, or replace the drawn ones; outside a notebook, log a line once."""
         if not _is_notebook():
             if not self._explained:
                 log.info("LivePlot draws only in a notebook; metrics.jsonl has the metrics")

@@ -143,7 +143,7 @@ F = TypeVar("F", bound=Callable[..., Run])
 
 
 def show_options_in_signature(options: type) -> Callable[[F], F]:
-    """Return a decorator that shows the keys of ``options`` in the signature, for help texts."""
+    """Return a decorator that sets ``__signature__`` to the keys of ``options``, for help texts."""
     parameters = [
         inspect.Parameter("config", inspect.Parameter.POSITIONAL_ONLY, default=None),
         *(

@@ -99,9 +99,9 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """The logged metrics: one row for each step, one column for each metric of docs/metrics.md.
+        """The logged metrics: one row for each step, and one column for each logged metric.
 
-        A value that was not logged at a step is NaN.
+        docs/metrics.md describes the metrics. A value that was not logged at a step is NaN.
         """
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def load_command_table() -> CommandTable:
-    """Return the table of commands, after applying process settings that must precede torch."""
+    """Return the table of commands, with those of installed plug-ins.
+
+    Process settings that must precede the import of torch are applied first.
+    """
     prepare_process()
     from rlhf.cli.table import COMMANDS
 

@@ -190,7 +190,7 @@ Args:
 
 
 def _make_online_training_function(name: str, function_name: str) -> OnlineTrainingFunction:
-    """Return the function of an online algorithm, whose documentation is from its registry row."""
+    """Return the function of an online algorithm; its docstring describes the registry row."""
 
     @show_options_in_signature(OnlineOptions)
     def function(

@@ -54,7 +54,7 @@ _FORM_ERRORS = (
 
 
 def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
-    """Write the checkpoint ``directory/step-N``, then remove older checkpoints.
+    """Write or replace the checkpoint ``directory/step-N``, then remove older checkpoints.
 
     Transformers (or PEFT, for adapters) can load the folder, which also contains the state of the
     run. The folder is written under a temporary name and then renamed, so that the previous
@@ -84,15 +84,19 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
 
 
 def _writes_unsharded_files(world: World) -> bool:
-    """Return whether this process writes the files that are not sharded."""
+    """Return whether this process writes the files that are not sharded.
+
+    If the model is not sharded, only one process saves it, and the result is True.
+    """
     return not world.sharded_model or world.rank == 0
 
 
 @contextlib.contextmanager
 def _replace_folder_with_checksums(target: Path, world: World) -> Iterator[Path]:
-    """Return a context manager in which a folder is written that then replaces ``target``.
+    """Return a context manager with a new folder, which replaces ``target`` at the end.
 
-    The folder gets checksums. If the model is sharded, every process enters the context manager.
+    The folder gets checksums and the files of the user in ``target``. If the model is sharded,
+    every process enters the context manager.
     """
     with (
         world.lost_process_guard(),
@@ -137,7 +141,8 @@ def save_best_model(directory: Path, trainer: Trainer) -> None:
 def save_final_model(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model to the folder ``final``.
 
-    For adapters, the base model that was saved in ``directory`` is copied to ``final``.
+    For adapters, the base model that was saved in ``directory`` is copied to ``final``. Checksums
+    are written, but not for files of the user that ``final`` contains.
     """
     foreign: list[Path] = []
     if _writes_unsharded_files(trainer.world):
@@ -169,15 +174,16 @@ def remove_damaged_and_find_latest(directory: Path, pattern: str = "step-*") -> 
         try:
             verify_checksums(checkpoint)
         except DamagedFolderError as error:
-            log.warning("%s; using the previous checkpoint instead", error)
             damaged.append((checkpoint, error))
             continue
-        for path, _ in damaged:
+        for path, error in damaged:
+            log.warning("%s; using the previous checkpoint instead", error)
             remove_written_files(path)
         return checkpoint
     if damaged:
         raise UserError(
-            f"{damaged[0][1]}, and there is no other checkpoint; start a new run with --overwrite"
+            f"{damaged[0][1]}, and there is no undamaged checkpoint; start a new run with "
+            "--overwrite"
         )
     return None
 
@@ -196,8 +202,8 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     """Restore the state of ``trainer``, in place, from a folder that `save_checkpoint` wrote.
 
     Raises:
-        UserError: The checkpoint is that of another run, or a file has another form. Its checksums
-            are right, so the user copied or changed it.
+        UserError: The checkpoint is that of another run, or a file has an unexpected form although
+            its checksum is right.
     """
     try:
         _restore_state(checkpoint, trainer)
@@ -207,7 +213,10 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
 
 def raise_if_checkpoint_unfit(error: Exception, checkpoint: Path, world: World) -> None:
-    """Raise UserError if an error in loading a checkpoint shows that it does not fit the run."""
+    """Raise UserError if an error in loading a checkpoint shows that it does not fit the run.
+
+    Return for other errors, such as a lack of memory or the possible loss of another process.
+    """
     may_be_lost_process = isinstance(error, RuntimeError) and world.size > 1
     if isinstance(error, _FORM_ERRORS) and not (
         isinstance(error, torch.OutOfMemoryError | UserError) or may_be_lost_process
@@ -220,6 +229,7 @@ def raise_if_checkpoint_unfit(error: Exception, checkpoint: Path, world: World) 
 
 
 def _restore_state(checkpoint: Path, trainer: Trainer) -> None:
+    """Load all parts of a checkpoint into the trainer, then apply changed settings."""
     device = trainer.model.device
     trainer.model.restore(checkpoint)
     if trainer.config.sharding == "none":

@@ -109,7 +109,9 @@ class StepCollector:
         """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
         As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores, before
-        scaling and penalties, differ.
+        scaling and penalties, differ. If dynamic sampling finds no informative group, a warning is
+        logged, and the result has ``skip``. The counter of start states and the moments are
+        updated.
 
         Args:
             step: Index of the training step, for messages.
@@ -167,7 +169,7 @@ class StepCollector:
         return StepRollouts([sampled[index] for index in informative], rewards, metrics)
 
     def _failure_metrics(self, sampled: Sequence[Rollout]) -> dict[str, float]:
-        """Return the number of failed episodes, if they are counted.
+        """Return the number of failed episodes as a metric; {} unless ``env.errors`` is count.
 
         Raises:
             UserError: Every episode failed.

@@ -47,7 +47,7 @@ HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 40.0
 """A process is considered lost after this time without a heartbeat."""
 LOST_PROCESS_MESSAGE = (
-    "another process of this run ended, so this process ends too; the last checkpoint is complete, "
+    "another process of this run ended, so this process ends too; all checkpoints are complete, "
     "so continue with --resume"
 )
 
@@ -123,7 +123,10 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class World:
-    """The group of processes that train together."""
+    """The group of processes that train together.
+
+    Every process must call the methods that communicate, in the same order.
+    """
 
     rank: int = 0
     size: int = 1
@@ -138,7 +141,7 @@ class World:
         """Apply a function to a slice of the items in each process, and concatenate the results.
 
         Each process computes a contiguous slice. Every process gets all results, in the order of
-        the items.
+        the items. With several processes, the function is not called for an empty slice.
 
         Args:
             items: The items, equal in all processes.
@@ -302,6 +305,9 @@ def init_distributed() -> World:
     """Initialize the process group from the launcher's environment variables, and return a `World`.
 
     Without a launcher, the group has only this process.
+
+    Raises:
+        UserError: Another process did not start.
     """
     size = launcher_number("WORLD_SIZE")
     if size == 1:

@@ -47,8 +47,9 @@ class EpisodeScorer:
     def score(self, reward: Reward, rollouts: Sequence[Rollout]) -> Scores:
         """Return the scores of submitted episodes, and wait for them.
 
-        If the reward is not computed in the thread, it is computed now, on all episodes at once. An
-        error of a reward in the thread is raised here.
+        If the reward is not computed in the thread, it is computed now, on all episodes at once.
+        Otherwise, the thread ends, so no further episodes can be submitted, and an error of a
+        reward in the thread is raised here.
 
         Raises:
             UserError: The reward does not return one score for each conversation.
@@ -82,6 +83,7 @@ class EpisodeScorer:
             self._error = error
 
     def _score_together(self, rollouts: Sequence[Rollout]) -> None:
+        """Score episodes with each reward of the thread, and record the scores."""
         if not rollouts:
             return
         for reward in self._rewards:

@@ -109,7 +109,7 @@ class ExampleEncoder:
         Args:
             drop_reason: The reason why the row was dropped; None if it is an example.
             notes: Notes on the example.
-            row: The row, of which the first one for each reason is recorded.
+            row: The row. The first row that is dropped for each reason is recorded.
             times: Number of rows with this outcome.
         """
         if drop_reason is None:
@@ -160,7 +160,7 @@ class ExampleEncoder:
         return rendered
 
     def _tokenize(self, rendered: Sequence[_RenderedText]) -> None:
-        """Set the token ids of rendered texts; all texts are tokenized in one call."""
+        """Set ``encoded`` of the rendered texts that have no error."""
         plain = [item for item in rendered if item.text is not None]
         texts = [item.text for item in plain if item.text is not None]
         found = encode_texts_and_loss_masks(self.chat_format.tokenizer, texts)
@@ -176,7 +176,7 @@ class ExampleEncoder:
     def _make_example(
         self, row: Row, rendered: Sequence[_RenderedText]
     ) -> tuple[Example, frozenset[str]]:
-        """Return the example of a row, from its one text or its two, and notes on it.
+        """Return the example of a row with one or two rendered texts, and notes on the example.
 
         Raises:
             RowDropped: The template cannot render the row, a truncated text has no token of the
@@ -204,6 +204,8 @@ class ExampleEncoder:
 
     def _truncate(self, rendered: _RenderedText) -> tuple[list[int], list[bool]]:
         """Return the token ids and the loss mask of a text, truncated to max_length.
+
+        A truncation is added to the notes of the text.
 
         Raises:
             RowDropped: The truncated text has no token of the completion.

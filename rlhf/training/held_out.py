@@ -79,7 +79,10 @@ def evaluate_held_out(
 
 
 def write_final_evaluation(trainer: OnlineTrainerParts, run: Run) -> None:
-    """Evaluate the trained policy on held-out episodes; write the summary and all episodes."""
+    """Evaluate the trained policy on held-out episodes; write the summary and all episodes.
+
+    If the run directory contains a complete evaluation of the policy, nothing is done.
+    """
     if is_complete_evaluation(run.directory / "evaluation" / run.directory.name):
         return  # the run was interrupted after its final evaluation
     env = trainer.config.env
@@ -123,7 +126,7 @@ def _item_overlap(trainer: OnlineTrainerParts, rows: Sequence[dict[str, Any]]) -
 
 
 def write_held_out_transcripts(trainer: OnlineTrainerParts, run: Run, *, split: str) -> None:
-    """Write transcripts of held-out episodes to ``samples.jsonl``.
+    """Play `NUM_SAMPLES` held-out episodes, and write their transcripts to ``samples.jsonl``.
 
     Args:
         trainer: The trainer with the current policy.

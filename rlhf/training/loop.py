@@ -43,7 +43,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
         The folder of the final model.
 
     Raises:
-        UserError: An environment or a reward failed.
+        UserError: An environment or a reward failed, or a checkpoint cannot be loaded.
         Halt: An alarm with the action halt occurred. The data that are needed to repeat the check
             of the alarm are in the run directory.
         Interrupted: The user stopped the run; a checkpoint was saved.
@@ -110,6 +110,8 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
 def _check_and_record_changes(trainer: Trainer, run: Run) -> None:
     """Check, record and log the changed settings of a run whose checkpoint was loaded.
 
+    A warning is logged if training ended before the last step, so that no step is added.
+
     Raises:
         UserError: The run has taken more steps than its configuration allows.
     """
@@ -141,7 +143,11 @@ def _verify_best_model(folder: Path) -> None:
 
 
 def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoints: Path) -> None:
-    """Take the remaining steps; evaluate, log and save at the configured intervals."""
+    """Take the remaining steps; evaluate, log and save at the configured intervals.
+
+    Raises:
+        Interrupted: A process received a signal; a checkpoint was saved.
+    """
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
     with ProgressDisplay(
@@ -197,11 +203,12 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopSignalRecorder, checkpoint
 
 
 def _should_save_after(error: Exception, trainer: Trainer) -> bool:
-    """Return whether the state of a trainer whose step failed is that of the previous step.
+    """Return whether to save a checkpoint after a failed step.
 
-    A checkpoint is then saved, because the cause can be temporary, such as a judge that does not
-    answer. Without a previous step, there is nothing to lose except replies of a server. If there
-    are several processes, the others wait for results of the failed step.
+    The state must be that of the previous step. A checkpoint is useful because the cause can be
+    temporary, such as a judge that does not answer. Without a previous step, there is nothing to
+    lose except replies of a server. With several processes, no checkpoint is saved, because the
+    other processes wait for results of the failed step.
     """
     worth_saving = trainer.progress.step > 0 or isinstance(error, EngineStopped)
     return trainer.state_is_complete and worth_saving and trainer.world.size == 1

@@ -108,7 +108,11 @@ def engine_of(config: OfflineConfig, *, native_supported: bool) -> str:
 
 
 def num_steps(config: OfflineConfig, num_rows: int) -> int:
-    """Return the number of optimizer steps of a run on ``num_rows`` training examples."""
+    """Return the number of optimizer steps of a run on ``num_rows`` training examples.
+
+    The result is ``trainer.max_steps`` if this is positive, otherwise the number of steps of
+    ``trainer.num_train_epochs`` epochs (by default one), rounded up.
+    """
     if (limit := config.trainer.get("max_steps", -1)) > 0:
         return limit
     epochs = config.trainer.get("num_train_epochs", 1)

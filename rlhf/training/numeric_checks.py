@@ -20,11 +20,11 @@ from rlhf.training.distributed import World
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
 """Dtype of the model -> maximum mean k3 estimate before the first update on a batch."""
 _HALF_TOLERANCE = 0.05
-"""Maximum mean k3 estimate for all other dtypes, for many tokens. Two passes over SmolLM2-135M in
+"""Maximum mean k3 estimate over many tokens, for all other dtypes. Two passes over SmolLM2-135M in
 bfloat16 give 0.002 to 0.005; attention dropout of 0.05 gives 0.27."""
 _HALF_OUTLIERS = 4.0
-"""Sum of k3 estimates, for all other dtypes, that a few tokens may add to the mean. Rounding of
-large logits changes the ratio of a single token up to a factor of about 5, whose k3 estimate is
+"""Sum of the k3 estimates of a few tokens that is tolerated in addition. For these dtypes, rounding
+of large logits changes the ratio of a single token up to a factor of about 5, whose k3 estimate is
 2.4, so that the mean over a small mini-batch varies."""
 
 
@@ -92,8 +92,8 @@ def check_batch_is_finite(batch: TrainingBatch, *, kl_coef: float) -> None:
     if wrong:
         raise Halt(
             "not_finite",
-            f"alarm not_finite: {', '.join(wrong)} of the batch are not finite, so no update was "
-            "applied",
+            f"alarm not_finite: these inputs of the update are not finite, so it was not applied: "
+            f"{', '.join(wrong)}",
             {"batch": tensors_on_cpu(batch), "kl_coef": kl_coef},
         )
 

@@ -158,7 +158,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         run: The run directory.
 
     Returns:
-        The folder of the model with the lowest held-out loss.
+        The folder of the model with the lowest held-out loss, or of the last model if no held-out
+        loss was finite.
 
     Raises:
         UserError: An option or the data are invalid, or training diverged.
@@ -198,7 +199,11 @@ def _train_and_save_with_trl(
     setup: TrainingSetup,
     train_and_eval_sets: Any,
 ) -> None:
-    """Train with ``setup.trainer`` on the training and the held-out examples; save the model."""
+    """Train with ``setup.trainer`` on the training and the held-out examples; save the model.
+
+    The process that writes the run directory also records replies and calls ``on_end`` of the
+    callbacks.
+    """
     from rlhf.training.trl.trainer import train_with_trainer
 
     callbacks = Callbacks(config.callbacks)
@@ -280,7 +285,7 @@ def _check_streaming(command: str, config: OfflineConfig, engine: str) -> None:
     """Check that a run with streamed training data is possible.
 
     Raises:
-        UserError: It is not possible; the message states the condition.
+        UserError: A condition is not met; the message states it.
     """
     if not any(spec.streaming for spec in config.data):
         return
@@ -308,7 +313,7 @@ def load_train_and_eval_rows(
 
     Rows that are split from the training data have no prompt in common with the training rows. Rows
     of ``eval_data`` are not removed, but a warning gives the number of those whose prompt (or text)
-    is also in the training data.
+    is also in the training data. Streamed training data are not compared.
 
     If ``counts`` is given, the numbers of rows of each source are added to it.
     """
@@ -344,7 +349,10 @@ def _load_rows(
     what: str,
     counts: dict[str, Any] | None,
 ) -> Sequence[Row]:
-    """Load datasets and log a summary. The rows of large datasets stay on the disk."""
+    """Load datasets and log a summary.
+
+    The rows of large datasets stay on the disk, unless JSON cannot represent a value.
+    """
     if are_large(specs):
         processes = config.data_processes or available_cpus()
         preparation = DataPreparationSettings(cache_folder(config.data_cache), processes)
@@ -375,7 +383,7 @@ def _load_rows(
 
 def message_texts(rows: Sequence[Row] | StreamedSource) -> Iterator[str]:
     """Yield the texts of all messages. The tokenizer of a new model is trained on these texts."""
-    if isinstance(rows, StreamedSource):  # `_check_streaming` refuses a new model
+    if isinstance(rows, StreamedSource):  # `_check_streaming` permits no new model
         return
     fields = ("prompt", "completion", "chosen", "rejected")
     yield from (row["text"] for row in rows if "text" in row)

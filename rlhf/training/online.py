@@ -94,7 +94,7 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
 def load_policy_and_reference(
     config: OnlineConfig, algorithm: Algorithm
 ) -> tuple[Policy, ReferencePolicy | None]:
-    """Load the policy of a run, and its reference if the algorithm needs one.
+    """Load the policy of a run, and its reference, or None if the algorithm needs no reference.
 
     Raises:
         UserError: The model cannot be loaded or trained.
@@ -122,7 +122,8 @@ class OnlineTrainer(OnlineTrainerParts):
         config: Configuration of the run.
 
     Raises:
-        UserError: A setting is invalid or has no effect; the message names its key.
+        UserError: A setting is invalid or has no effect, or a model, a reward, the prompts, the
+            environment or the engine cannot be used.
     """
 
     learning_rate_key = "optimizer.learning_rate"
@@ -239,7 +240,7 @@ class OnlineTrainer(OnlineTrainerParts):
         )
 
     def _make_rollout_source(self) -> RolloutSource:
-        """Return the source of the rollouts of training steps."""
+        """Return a `BackgroundSource` if ``max_staleness`` > 0, otherwise a `SynchronousSource`."""
         if self.policy_copy is None:
             return SynchronousSource(self.step_collector, self.engine)
         own = replace(
@@ -385,7 +386,10 @@ class OnlineTrainer(OnlineTrainerParts):
         self.policy.save(directory)
 
     def save_unfinished_work(self, checkpoint: Path) -> None:
-        """Write the replies that were sampled for later steps."""
+        """Write the replies that were sampled for later steps, if there are any.
+
+        If training is done, the rollout source is stopped first.
+        """
         if self.done:  # the last batch is not needed, and one of its environments may hang
             self.rollout_source.stop()
         replies = self.rollout_source.replies_of_untrained_steps()

@@ -48,7 +48,10 @@ def check_online_config(name: str, config: OnlineConfig) -> Algorithm:
     if not algorithm.needs_critic:
         for key in ("critic", "critic_warmup_steps"):
             if getattr(config, key) != getattr(type(config), key):
-                raise UserError(f"{key} has no effect with {name}, which has no critic")
+                advantage = algorithm.settings.advantage
+                raise UserError(
+                    f"{key} has no effect with {name}: advantage {advantage} has no critic"
+                )
     if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.settings_with_effect:
         raise UserError(
             f"kl.controller adaptive has no effect with {name}, because kl_placement is none"
@@ -74,7 +77,7 @@ def check_number_of_processes(config: OnlineConfig, *, processes: int) -> None:
     }
     for key, is_set in keys.items():
         if is_set:
-            raise UserError(f"{key} runs with one training process: start the run without torchrun")
+            raise UserError(f"{key} needs a single training process: start rlhf without torchrun")
 
 
 def _check_asynchronous_collection(name: str, config: OnlineConfig, algorithm: Algorithm) -> None:
@@ -111,6 +114,8 @@ def published_weights_folder(config: OnlineConfig) -> Path:
 
 def open_external_engine(config: OnlineConfig, model: Any) -> Any:
     """Return the configured engine if it is not the local engine, and None otherwise.
+
+    An engine whose class the user defined is wrapped with checks (`CheckedEngine`).
 
     Raises:
         UserError: The engine cannot be used, or a plug-in's engine does not have a required method.

@@ -36,11 +36,12 @@ def update_policy(
             ``critic_warmup_steps`` steps only the critic is trained.
 
     Returns:
-        Means of the metrics over all optimizer steps, and the number of these steps as
-        ``train/updates``.
+        Means of the metrics over all optimizer steps (for ``policy/ratio_max``, the maximum), and
+        the number of these steps as ``train/updates``.
 
     Raises:
         Halt: A check before an update failed; the update is not applied.
+        UserError: The loss has no gradient.
     """
     check_batch_is_finite(batch, kl_coef=trainer.kl.coef)
     config, settings = trainer.config, trainer.algorithm.settings
@@ -75,7 +76,7 @@ def shuffle_into_mini_batches(
     The rows of a pair are in the same mini-batch.
 
     Returns:
-        The row indices of each mini-batch.
+        The row indices of each mini-batch; empty if no row has a trained token.
     """
     pair_ids = batch.require("pair_ids").cpu().numpy()
     included = batch.require("loss_mask").any(1).cpu().numpy()
@@ -108,6 +109,7 @@ def compute_checked_gradients(
 
     Raises:
         Halt: A loss is not finite, or ``first`` is set and importance ratios differ from 1.
+        UserError: The loss has no gradient.
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
     if first and not critic_only:  # all mini-batches of a step train the same weights
@@ -126,7 +128,11 @@ def compute_checked_gradients(
 def accumulate_gradients(
     trainer: OnlineTrainerParts, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
 ) -> MetricSums:
-    """Accumulate the gradients of this process's micro-batches; return their metrics."""
+    """Accumulate the gradients of this process's micro-batches; return their metrics.
+
+    Raises:
+        UserError: The loss has no gradient.
+    """
     rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
     denominator = loss_denominator(trainer.algorithm, mask, max_tokens=trainer.max_episode_tokens)

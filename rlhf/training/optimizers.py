@@ -57,7 +57,7 @@ def make_optimizer(
     """Return the optimizer ``name``.
 
     State and arithmetic of the toolkit's optimizers are in float32. An optimizer of torch from a
-    plug-in determines its own.
+    plug-in determines its own dtypes.
 
     Args:
         name: Name in `OPTIMIZERS`.

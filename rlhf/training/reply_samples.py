@@ -39,7 +39,9 @@ def write_reply_samples(
 ) -> None:
     """Sample a reply to each prompt, with the same seeds for every model, and write transcripts.
 
-    If sampling fails, a warning is logged, because training does not need the replies.
+    If sampling fails, a warning is logged, because training does not need the replies. A process
+    that does not write the run directory does nothing; otherwise, dropout of the model is turned
+    off.
 
     Args:
         run: The run directory.

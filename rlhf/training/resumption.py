@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def check_step_count(run: Run, *, done: int, configured: int) -> None:
-    """Check that a resumed run has not taken more steps than its configuration allows.
+    """Check that a run with changed settings has not taken more steps than it is configured for.
 
     Args:
         run: The run directory.
@@ -20,7 +20,7 @@ def check_step_count(run: Run, *, done: int, configured: int) -> None:
         configured: Number of steps of the configuration.
 
     Raises:
-        UserError: It has taken more steps.
+        UserError: The run has taken more steps.
     """
     if run.changes and done > configured:
         raise UserError(too_many_steps_message(run.directory, done, configured))

@@ -24,6 +24,8 @@ def score_metrics(
 ) -> dict[str, float]:
     """Return metrics of the scores of all episodes that were sampled in a step.
 
+    The result is empty if no episode has a score.
+
     Args:
         rollouts: Scored episodes. With dynamic sampling, they include the episodes of the groups
             that are excluded from the update. Episodes without a score are ignored.
@@ -104,7 +106,7 @@ def _variance_shares(
 def _group_metrics(
     scores: Sequence[float], groups: Sequence[int], solved: Sequence[bool | None]
 ) -> dict[str, float]:
-    """Return metrics of the groups that have at least two scored episodes.
+    """Return metrics of the groups that have at least two scored episodes; {} without such groups.
 
     Args:
         scores: Scores of N episodes.

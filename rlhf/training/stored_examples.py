@@ -2,7 +2,8 @@
 
 Worker processes encode the rows of a `RowStore` once, in the order of the store. The files are
 stored in the cache (`rlhf.data.cache`). Their key is a hash of the rows, the tokenizer with its
-chat template, and the options of the encoding. An example is read from the file when it is used.
+chat template, and the options and the code of the encoding. An example is read from the file when
+it is used.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ class MemoryMappedIntLists:
 def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
     """Return the lengths of the runs of ignored and of trained labels, starting with ignored ones.
 
-    The sum of the lengths is the number of labels.
+    The first length is 0 if the first label is trained. The sum of the lengths is the number of
+    labels.
     """
     trained = np.zeros(len(labels) + 1, bool)
     trained[1:] = np.array(labels, np.int64) != IGNORED
@@ -165,7 +167,10 @@ def ignored_and_trained_run_lengths(labels: Sequence[int]) -> list[int]:
 
 
 def labels_from_run_lengths(ids: Sequence[int], run_lengths: Sequence[int]) -> list[int]:
-    """Return the labels of a text: its ids in every second run, IGNORED in the others."""
+    """Return the labels of a text: its ids in trained runs, and IGNORED in ignored runs.
+
+    ``run_lengths`` is a result of `ignored_and_trained_run_lengths`.
+    """
     labels: list[int] = []
     for number, length in enumerate(run_lengths):
         start = len(labels)
@@ -350,7 +355,10 @@ def _code_hash() -> str:
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash of the files of a tokenizer, including its chat template and its options."""
+    """Return a hash of the files of a tokenizer, including its chat template and its options.
+
+    If the template can render the date, the hash depends on the current date.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = content_hash(Path(folder))

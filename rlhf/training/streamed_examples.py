@@ -40,7 +40,8 @@ class StreamedSource:
     Attributes:
         spec: The source.
         seed: Seed of the shuffle.
-        processes: Number of processes that encode rows; with 1, the process of the run does.
+        processes: Number of processes that encode rows. With 1, the process of the run encodes
+            them.
     """
 
     spec: DataSpec
@@ -84,6 +85,9 @@ class ExampleStream:
     Args:
         source: The source.
         encoder: Encoder of the examples, whose counts are updated.
+
+    Raises:
+        UserError: The source is empty, or its format joins several rows to one.
     """
 
     def __init__(self, source: StreamedSource, encoder: ExampleEncoder) -> None:
@@ -177,7 +181,11 @@ class ExampleStream:
             self._pool = None
 
     def _next_block(self) -> None:
-        """Begin the block after the current one, or the first block of the next epoch."""
+        """Begin the block after the current one, or the first block of the next epoch.
+
+        Raises:
+            UserError: The epoch that ends has no usable row.
+        """
         if self._current is not None:
             self._start, self._block = self._end, self._block + 1
         if self._load_block():
@@ -192,7 +200,7 @@ class ExampleStream:
         self._load_block()
 
     def _load_block(self) -> bool:
-        """Load the block at `_start`; return False at the end of the source."""
+        """Load the block at `_start` and add its counts; return False at the end of the source."""
         if self._blocks is None:
             self._blocks = self._encoded_blocks(self._start)
         loaded = next(self._blocks, None)
@@ -210,6 +218,10 @@ class ExampleStream:
     def _encoded_blocks(
         self, start: StreamPosition
     ) -> Iterator[tuple[EncodedBlock, StreamPosition, int]]:
+        """Yield encoded blocks from a position on, with the position after and the number of rows.
+
+        Worker processes are started at the first call.
+        """
         if self._pool is None:
             arguments = (
                 self.source.spec,

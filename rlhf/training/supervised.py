@@ -125,6 +125,9 @@ class SupervisedTrainer(Trainer):
         setup: The model, and the function that saves it.
         train_set: Training examples, or a stream of them.
         eval_set: Held-out examples.
+
+    Raises:
+        UserError: The optimizer or the learning rate schedule cannot be used.
     """
 
     model: Any
@@ -151,7 +154,7 @@ class SupervisedTrainer(Trainer):
         steps = num_steps(config, len(examples))
         model = self.model_class(setup.model, setup.tokenizer)
         if getattr(model, "balancing_loss_weight", 0.0):
-            disable_row_packing(setup.model)  # as for the load-balancing loss
+            disable_row_packing(setup.model)  # the load-balancing loss needs padded rows
         if config.activation_checkpointing:
             model.checkpoint_activations()
         if prepare_for_sharding(config):
@@ -252,7 +255,11 @@ class SupervisedTrainer(Trainer):
         return self._pop_metrics()
 
     def update_on_batch(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
-        """Take an optimizer step on a batch; return its metrics and the gradient norm."""
+        """Take an optimizer step on a batch; return its metrics and the gradient norm.
+
+        Raises:
+            Halt: A check of the loss or of the gradients failed. The model is unchanged.
+        """
         try:
             total = self.compute_checked_gradients(batch)
             return total, self.clip_and_apply_gradients()
@@ -262,6 +269,8 @@ class SupervisedTrainer(Trainer):
 
     def compute_checked_gradients(self, batch: TrainingBatch) -> MetricSums:
         """Compute the gradients of a batch over all processes, and check that its loss is finite.
+
+        The global seed of torch is set, from the seed of the run and the step.
 
         Returns:
             Metrics over all processes.
@@ -290,7 +299,7 @@ class SupervisedTrainer(Trainer):
         self.clip_gradients()
 
     def _pop_metrics(self) -> dict[str, float]:
-        """Return the metrics of the steps since the last logged step."""
+        """Return the metrics of the steps since the last logged step, and clear them."""
         sums, norms, tokens = zip(*self._unlogged, strict=True)
         self._unlogged.clear()
         metrics = _metrics_with_prefix("train", sum(sums, MetricSums())) | {
@@ -302,7 +311,7 @@ class SupervisedTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics of the loss on the held-out examples."""
+        """Return the metrics of the loss on the held-out examples. Dropout is turned off."""
         set_dropout(self.model.model, active=False)
         if self.stream is not None and self.stream.rows_read:
             log.info("data: %s", self.stream.summary())

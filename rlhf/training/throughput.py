@@ -48,7 +48,10 @@ class Throughput:
         )
 
     def pop_metrics(self) -> dict[str, float]:
-        """Return the metrics of the updates since the last call, and reset the sums."""
+        """Return the metrics of the updates since the last call, of which there is at least one.
+
+        The sums are reset.
+        """
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,

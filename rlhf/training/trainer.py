@@ -89,7 +89,7 @@ class Trainer:
     learning_rate_key: str
     """Configuration key of the learning rate, for the error message if training diverges."""
     state_is_complete = False
-    """Whether the state is still that after the previous step if ``step`` raises an error now."""
+    """Whether the state is complete after an error in ``step``: ``step`` has not changed it yet."""
     keep_best = False
     """Whether the model of the best evaluation is kept in ``checkpoints/best``."""
     final_is_best = False
@@ -121,7 +121,8 @@ class Trainer:
         self.progress = TrainingProgress()
         self.callbacks = Callbacks(config.callbacks)
         self.num_without_gradient = 0
-        """Number of trainable tensors that had no gradient in the first update of the last step."""
+        """Number of trainable tensors, without those of experts, that had no gradient in the first
+        update of the last step."""
 
     def evaluate_initial_model(self, run: Run) -> None:
         """Evaluate the initial model. This method is not called if a checkpoint was loaded."""
@@ -245,7 +246,10 @@ class Trainer:
         return norm
 
     def record_weights_without_gradient(self) -> None:
-        """Set ``num_without_gradient``, after the backward passes of this process."""
+        """Set ``num_without_gradient``, and log a warning if it was 0 and increases.
+
+        Every process calls this method after its backward passes.
+        """
         names = parameter_names_without_gradient(self.model.model)
         # A process that had no micro-batch has no gradient at all.
         count = min(self.world.gather(len(names)))

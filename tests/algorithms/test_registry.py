@@ -91,9 +91,11 @@ def test_every_algorithm_needs_what_the_page_says():
         ("grpo", {"clip_low": 0.1}, "increase num_epochs or num_minibatches"),
         ("dapo", {"kl_coef": 0.1}, "kl_coef has no effect with dapo: kl_placement is none"),
         ("grpo", {"value_coef": 0.1}, "advantage group_relative has no critic"),
+        ("grpo", {"value_clip": 0.1}, "advantage group_relative has no critic"),
+        ("online_dpo", {"kl_estimator": "k2"}, "loss pairwise do not use this setting"),
         ("ppo", {"cost_limit": 0.1}, "no cost constraint; use ppo_lagrangian"),
-        ("grpo", {"advantage": "best_and_worst"}, "the pairwise loss"),
-        ("online_dpo", {"advantage": "leave_one_out"}, "the pairwise loss"),
+        ("grpo", {"advantage": "best_and_worst"}, "require each other"),
+        ("online_dpo", {"advantage": "leave_one_out"}, "require each other"),
         ("online_dpo", {"aggregation": "token"}, "aggregation has no effect with online_dpo"),
     ],
 )

@@ -175,8 +175,9 @@ PARTS: dict[str, dict[str, Case]] = {
             _advantage("batch.old_logprobs.zero_(); return Advantages(batch.scores())").replace(
                 '"mine")', '"mine")  # here'
             ),
-            "advantage estimator 'mine' (mine.py:LINE) changed batch.old_logprobs in place, which "
-            "other computations use: change a copy, such as batch.old_logprobs.clone()",
+            "advantage estimator 'mine' (mine.py:LINE) changed batch.old_logprobs in place, but "
+            "other computations use this tensor: change a copy, such as "
+            "batch.old_logprobs.clone()",
         ),
     },
     "kl": {
@@ -190,8 +191,8 @@ PARTS: dict[str, dict[str, Case]] = {
         ),
         "changed argument": Case(
             _kl("return log_ratio.mul_(2)"),
-            "KL estimator 'mine' (mine.py:LINE) changed log_ratio in place, which other "
-            "computations use: change a copy, such as log_ratio.clone()",
+            "KL estimator 'mine' (mine.py:LINE) changed log_ratio in place, but other "
+            "computations use this tensor: change a copy, such as log_ratio.clone()",
         ),
     },
     "optimizer": {

@@ -272,8 +272,8 @@ PLUGINS = {
     ),
     "changed argument": Case(
         plugin("batch.advantages.mul_(2); return logprobs.sum(), MetricSums()"),
-        f"{LOSS} changed batch.advantages in place, which other computations use: change a copy, "
-        "such as batch.advantages.clone()",
+        f"{LOSS} changed batch.advantages in place, but other computations use this tensor: "
+        "change a copy, such as batch.advantages.clone()",
     ),
     "not picklable": Case(
         elsewhere(plugin("return logprobs.sum(), MetricSums()"))

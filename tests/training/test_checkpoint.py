@@ -146,13 +146,14 @@ def test_only_the_first_process_removes_damaged_checkpoints(cut, monkeypatch, wr
     assert (cut / "checkpoints/step-3").exists() == (not writes)
 
 
-def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model):
+def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model, caplog):
     for step in (2, 3):
         flip_a_bit(cut / f"checkpoints/step-{step}")
     with pytest.raises(UserError, match=r"step-3/model\.safetensors is damaged.*start a new run"):
         run_command("ppo", online_tree(cut, echo_model, resume=True))
     assert (cut / "checkpoints/step-2").exists()
     assert (cut / "metrics.jsonl").exists()
+    assert "using the previous checkpoint" not in caplog.text
 
 
 def test_other_names_among_the_checkpoints_are_left_alone(cut, runs, echo_model):

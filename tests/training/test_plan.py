@@ -498,7 +498,7 @@ def test_a_plan_is_that_of_the_given_number_of_processes(tmp_path, capsys, monke
     late = online_tree(tmp_path / "run", echo_model, rollout={"max_staleness": 1})
     grpo = ["grpo", "--config", config_file(tmp_path / "online", late), "--dry-run"]
     assert main(grpo) == 2
-    assert "max_staleness runs with one training process" in capsys.readouterr().err
+    assert "max_staleness needs a single training process" in capsys.readouterr().err
     for wrong in ("eight", "0", "-1", ""):
         monkeypatch.setenv("WORLD_SIZE", wrong)
         assert main(kto) == 2

@@ -45,7 +45,10 @@ class StepBatches:
 
 
 def offline_batches(trainer: SupervisedTrainer) -> StepBatches:
-    """Return the micro-batches of the first steps of an offline run."""
+    """Return the micro-batches of the first steps of an offline run.
+
+    Streamed examples are taken from the trainer's stream.
+    """
     config, steps = trainer.config, []
     max_tokens = config.micro_batch_size * config.max_length
     for step in range(min(SAMPLED_STEPS, trainer.num_steps)):

@@ -133,7 +133,7 @@ def _measure_short_models(
     speeds = []
     for function, operations in zip((update, forward), flops, strict=True):
         seconds = _median_seconds(*(functools.partial(function, each) for each in short))
-        block = seconds[-1] / larger  # if there is one model, its head counts as a part of it
+        block = seconds[-1] / larger  # with one model, its head counts as a part of the blocks
         if len(counts) > 1:
             block = min(block, max(0.0, (seconds[-1] - seconds[0]) / (larger - counts[0])))
         rest = max(0.0, seconds[-1] - larger * block)
@@ -150,7 +150,10 @@ def _measure_short_models(
 def _rows_within_flops_limit(
     model: Any, micro_batch: TrainingBatch, count_tokens: Callable[[TrainingBatch], int]
 ) -> TrainingBatch:
-    """Return the first rows of a micro-batch within `MAX_FLOPS`, at least its first row or pair."""
+    """Return the first rows of a micro-batch within the larger of `MAX_FLOPS` and `MIN_TOKENS`.
+
+    The result has at least the first row or pair.
+    """
     per_token = forward_and_backward_flops(model, tokens=1, head_tokens=1)
     most = max(MIN_TOKENS, int(MAX_FLOPS / per_token))
     ids = micro_batch.pair_ids
@@ -210,6 +213,8 @@ def _decoding_seconds(model: Any, *, rows: int, tokens: int, sampling: SamplingP
 def optimizer_seconds_per_weight(model: Any, *, name: str) -> float:
     """Return the seconds of an optimizer step, with the norm of the gradients, per trained weight.
 
+    The result is 0 if no weight is trained.
+
     Args:
         model: Model of the run.
         name: Name of the optimizer.
@@ -235,7 +240,8 @@ def optimizer_seconds_per_weight(model: Any, *, name: str) -> float:
 def _median_seconds(*functions: Callable[[], object]) -> list[float]:
     """Return the median duration of each function, after one call that is not counted.
 
-    The calls of the functions alternate, so that a changing load of the machine affects all.
+    The calls of the functions alternate, so that a changing load of the machine affects all of
+    them.
     """
     times: list[list[float]] = [[] for _ in functions]
     for function in functions:

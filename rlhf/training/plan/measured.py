@@ -22,8 +22,10 @@ from rlhf.training.reward_models.trainer import TrainableRewardModel
 def overhead_bytes(state: TrainingState, device: torch.device) -> float:
     """Return the bytes of this process without the tensors of the training state.
 
-    The trainer of the run exists, and no step has been taken. Freed memory that the allocator keeps
-    is not included, because training uses it again.
+    The trainer of the run exists, and no step has been taken. On a CPU, freed memory that the
+    allocator keeps is not included, because training uses it again. On a GPU, the result contains
+    all memory of the device in use, also that of other programs, except the tensors of this
+    process.
     """
     if device.type == "cuda":  # the context, the libraries, and other programs
         free, total = torch.cuda.mem_get_info(device)
@@ -35,7 +37,7 @@ def overhead_bytes(state: TrainingState, device: torch.device) -> float:
 
 
 def onednn_kernel_cache_bytes(model: Any, passes: int) -> int:
-    """Return the bytes of the kernels that oneDNN keeps, if the model uses them.
+    """Return the bytes of the kernels that oneDNN keeps; 0 unless the model is bfloat16 on a CPU.
 
     Args:
         model: Model of the run.
@@ -53,7 +55,7 @@ def count_computed_tokens(wrapper: Any, batch: TrainingBatch) -> int:
 
 
 def decoder_pass_size(model: Any, batch: TrainingBatch) -> PassSize:
-    """Return the sizes of the passes over a micro-batch, from a trace or from a formula."""
+    """Return the sizes of the passes over a micro-batch, from a formula if tracing fails."""
     trunk = trunk_of(model)
     try:
         return traced_pass_size(trunk, batch.tokens.cpu(), batch.attention_mask.cpu())
@@ -79,7 +81,7 @@ def head_size(model: Any, tokens: int) -> HeadSize | None:
 def measure_training_pass_speeds(
     wrapper: Any, batch: TrainingBatch, *, temperature: float = 1.0
 ) -> tuple[PassSpeed, PassSpeed]:
-    """Measure the passes of a policy or reward model over a micro-batch."""
+    """Measure the passes of a policy or reward model over a micro-batch; see `measure_passes`."""
     policy = isinstance(wrapper, Policy)
     critic = "none"
     if policy and wrapper.value_head is not None:

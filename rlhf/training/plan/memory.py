@@ -17,7 +17,7 @@ from rlhf.models.fast.chunked_logprobs import HEAD_CHUNK_LOGITS
 from rlhf.models.precision import OPTIMIZER_CHUNK_ELEMENTS
 
 KERNEL_BYTES, MAX_CACHED_KERNELS = 3 * 2**18, 1024
-"""Mean size of a kernel of oneDNN (measured), and its default maximum number of kernels."""
+"""Mean size of a kernel of oneDNN (measured), and the default size of oneDNN's cache of kernels."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def optimizer_bytes(name: str, parameters: Iterable[Tensor]) -> int:
     Args:
         name: Name of the optimizer. "sgd" has no moment. Every other one is assumed to have two
             moments for each weight, as AdamW has; for one of a plug-in, this is an estimate.
-        parameters: The trained weights. The moments have their dtype, but at least float32.
+        parameters: The trained weights. Moments have the dtype of the weights, at least float32.
     """
     parameters = list(parameters)
     moments = 0 if name == "sgd" else 2
@@ -248,8 +248,8 @@ def update_memory(
     Gradients are allocated while activations are freed, but an allocator hardly reuses memory
     within a pass, because the sizes of the tensors differ. Both are therefore counted. With shards,
     freed memory returns to the system (`rlhf.runs.launch.configure_malloc_to_return_memory`). The
-    peak is then the larger one of the start of the backward pass, with all activations, and of its
-    end, with all gradients.
+    peak is then at the start of the backward pass, with all activations, or at its end, with all
+    gradients.
 
     Args:
         state: The training state.

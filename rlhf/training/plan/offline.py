@@ -111,9 +111,9 @@ def _memory_by_phase(
 
 
 def _longest_possible_micro_batch(trainer: SupervisedTrainer) -> TrainingBatch:
-    """Return a micro-batch of rows with max_length tokens that are trained, except the first one.
+    """Return a micro-batch of rows with max_length random tokens.
 
-    The first token is not trained, because no state precedes it.
+    All tokens except the first of each row are trained, because no state precedes the first token.
     """
     config, device = trainer.config, trainer.model.device
     group = 2 if isinstance(trainer, DPOTrainer) or trainer.with_margins else 1

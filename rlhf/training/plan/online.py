@@ -67,10 +67,10 @@ def estimate_online(trainer: Any, parallelism: Parallelism) -> Plan:
         parallelism: The processes of the run.
     """
     state = _online_training_state(trainer)
-    # The check of the sampler has freed its copies of weights. The next phases use their memory.
+    # The check of the sampler has freed copies of weights, and the next phases use their memory.
     freed = _copied_weight_bytes(trainer.policy.model) if trainer.external_engine is None else 0
     overhead = max(0.0, overhead_bytes(state, trainer.policy.device) - freed)
-    watch = trainer.collector.watch  # with rollouts in advance, not that of the trainer
+    watch = trainer.collector.watch  # differs from `trainer.stopwatch` with max_staleness
     watch.pop_time_metrics()
     batches = play_and_make_online_batches(trainer)
     played = num_sampled_groups(trainer) * trainer.algorithm.settings.group_size
@@ -207,7 +207,7 @@ def _sampling_memory(
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         itemsize=itemsize,
     )
-    # The logits, in their own dtype and in float32, their exponentials, and a padded copy of them.
+    # The logits, in their own dtype and in float32, their exponentials, and a padded copy of these.
     per_logit = itemsize + (4 if itemsize < 4 else 0) + 8
     return sampling_memory(
         state,
@@ -219,7 +219,7 @@ def _sampling_memory(
 
 
 def _copied_weight_bytes(model: Any) -> int:
-    """Return the bytes of the weights that the decoder of the sampler copies."""
+    """Return the bytes of the weights that the decoder of the sampler copies, or 0."""
     if text_config(unwrap_peft(model)).model_type not in FUSED_FAMILIES:
         return 0
     short = copy_with_first_blocks(model, trunk_of(model), 1)

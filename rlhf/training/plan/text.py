@@ -102,7 +102,10 @@ def _parallelism_text(plan: Plan) -> str:
 def _memory_shortage_warning(
     memory: Memory, needed_bytes: float, device_bytes: float, keys: Mapping[str, str]
 ) -> str:
-    """Return the warning that a run needs more memory than there is, with keys that lower it."""
+    """Return the warning that a run needs more memory than there is.
+
+    It lists the keys that lower the parts of ``memory`` with more than 5% of the total.
+    """
     parts = sorted(KEYS_BY_PART, key=lambda part: -getattr(memory, part))
     used = [part for part in parts if getattr(memory, part) > 0.05 * memory.total]
     named = dict.fromkeys(key.format(**keys) for part in used for key in KEYS_BY_PART[part])
@@ -129,7 +132,7 @@ def _durations_text(duration: StepDuration) -> str:
 
 
 def bytes_text(number: float) -> str:
-    """Format a number of bytes in MiB, or in GiB if it is at least one."""
+    """Format a number of bytes in MiB, or in GiB from 1 GiB on."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 

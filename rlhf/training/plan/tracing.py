@@ -49,10 +49,11 @@ class LiveByteCounter(TorchDispatchMode):
         return outputs
 
     def reset_peak(self) -> None:
-        """Forget the peak so far."""
+        """Set the peak to the current number of bytes."""
         self.peak = self.live
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed, unless it is counted or known already."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._counted:
             return
@@ -101,7 +102,7 @@ def blocks_or_empty(model: Any) -> list[nn.Module]:
 
 
 def has_equal_blocks(trunk: nn.Module) -> bool:
-    """Return whether all blocks of a decoder have the same parameters and the same attention."""
+    """Return whether all blocks of a decoder have the same shapes and kind of attention."""
     shapes = {
         tuple((name, p.shape) for name, p in block.named_parameters()) for block in blocks_of(trunk)
     }
@@ -167,7 +168,7 @@ def _run_backward(output: Tensor) -> None:
 def _forward_pass_function(
     trunk: Any, tokens: Tensor, attention_mask: Tensor
 ) -> Callable[[], Tensor]:
-    """Return a function that runs the forward pass of training, whose inputs are prepared."""
+    """Return a function without arguments that runs the forward pass of training."""
     if not packs_rows(trunk, attention_mask.sum(1)):
         return lambda: trunk(input_ids=tokens, use_cache=False).last_hidden_state
     packed = pack(tokens, attention_mask)

@@ -114,7 +114,8 @@ class RewardKind:
         """Return the loss of a micro-batch, a scalar.
 
         Args:
-            logits: [N, K], the K outputs for each of the N texts of the micro-batch.
+            logits: [N, K], the K outputs for each of the N texts of the micro-batch; [N, T, K] if
+                the kind is ``per_token``.
             labels: Labels of the examples of the micro-batch.
             num_batch_labels: Number of labels in the whole batch that are not IGNORED.
         """

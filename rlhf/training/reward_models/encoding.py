@@ -30,8 +30,8 @@ from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Examp
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Probability that a head of an ensemble is trained on a row, which is the expected fraction of
-distinct rows in a bootstrap sample."""
+"""Probability that a head of an ensemble is trained on a row. It equals the expected fraction of
+distinct rows in a large bootstrap sample."""
 
 
 class KindToEncode(Protocol):
@@ -120,7 +120,10 @@ class RewardEncoder:
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None
     ) -> list[int]:
-        """Return the token ids of a conversation. Truncation keeps BOS and the last tokens."""
+        """Return the token ids of a conversation, and set ``truncated`` if they are truncated.
+
+        Truncation keeps BOS and the last tokens.
+        """
         ids, truncated = ids_and_is_truncated(
             self.tokenizer,
             conversation,

@@ -161,7 +161,7 @@ def reinitialize_heads(model: Any) -> None:
 
 
 def add_adapters(model: Any, kind: RewardKind) -> Any:
-    """Add LoRA adapters to the backbone. All weights of the new head are trained and saved."""
+    """Return a PEFT model with adapters on the backbone, and with the whole new head trained."""
     assert kind.config.model.lora is not None
     # Without modules_to_save, PEFT would freeze the head, which would stay random.
     head_names = [

@@ -85,7 +85,8 @@ class PairKind(RewardKind):
         """Return `pair_losses`, which a plug-in can define.
 
         Raises:
-            UserError: The shape is another one; a scalar, for example, would count for each pair.
+            UserError: The result has no gradient, or has another shape; a scalar, for example,
+                would count for each pair.
         """
         what, shape = f"kind {self.config.kind}: pair_losses", list(chosen.shape)
         with guarded_call(self.pair_losses, what=what, advice="use tensor operations"):
@@ -161,7 +162,7 @@ class PreferenceKind(PairKind):
 
 
 class UnbiasedKind(PairKind):
-    """Bradley-Terry loss for noisy labels, whose expected value is the loss on correct labels."""
+    """Bradley-Terry loss whose expected value over noisy labels is the loss on correct labels."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         return losses.unbiased_bradley_terry_loss(chosen, rejected, flip_rate=self.config.flip_rate)

@@ -62,7 +62,8 @@ class RankingKind(RewardKind):
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return ``accuracy``: the fraction of examples whose best reply has the highest score.
 
-        If k replies have the highest score, and the best reply is one of them, it counts 1/k.
+        If k replies have the highest score, and the best reply is one of them, the example counts
+        1/k.
         """
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
         scores = np.where(is_reply, logits, -np.inf)

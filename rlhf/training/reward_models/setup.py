@@ -76,7 +76,8 @@ def make_reward_setup(
 ) -> TrainingSetup:
     """Load the model with a new head; return it with its encoder, trainer and report.
 
-    ``engine`` is "native" or "trl". ``rows`` are the training rows.
+    ``engine`` is "native" or "trl". ``rows`` are the training rows. If the model is not a decoder,
+    ``engine: auto`` selects TRL.
 
     Raises:
         UserError: The model or ``test_data`` cannot be used, or ``engine: native`` is set for a

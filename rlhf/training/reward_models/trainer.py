@@ -93,7 +93,10 @@ class TrainableRewardModel:
         return score() if self.sharding is None else self.sharding.run(score)
 
     def _score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """Compute the result of `score`. If the model is sharded, `ShardedModules.run` calls it."""
+        """Compute the result of `score`.
+
+        If the model is sharded, `ShardedModules.run` calls this method.
+        """
         hidden, index = flat_states_and_token_index(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]

@@ -15,7 +15,7 @@ from rlhf.rollout.batch import Rollout
 def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
     """Return metrics of the rollouts of a batch.
 
-    A metric that has no value in any rollout is omitted. docs/metrics.md describes the metrics.
+    Metrics without a value are omitted. docs/metrics.md describes the metrics.
 
     Args:
         rollouts: The rollouts of the batch.
@@ -107,7 +107,10 @@ def unscored_metric_key(reason: str) -> str:
 def _truncated_or_invalid_return_gain(
     rollouts: Sequence[Rollout], returns: Sequence[float]
 ) -> float:
-    """Return the mean return of truncated or invalid rollouts minus that of other rollouts."""
+    """Return the mean return of truncated or invalid rollouts minus that of other rollouts.
+
+    The result is nan if one of the two means is not known.
+    """
     by_evasion: dict[bool, list[float]] = {True: [], False: []}
     for rollout, value in zip(rollouts, returns, strict=True):
         by_evasion[rollout.truncated or rollout.invalid > 0].append(value)

@@ -22,7 +22,7 @@ class RolloutSchedule:
 
     Batches are collected one after another and trained on in the same order, one per step. The
     batch of step n is collected as soon as n minus the version of the latest policy is at most
-    ``max_staleness``, so it is never older than this when it is trained on. At most
+    ``max_staleness``, so its staleness in training is never larger than this limit. At most
     ``max_staleness`` complete batches wait while another one is trained on.
 
     The policy of a batch is decided when the previous batch is complete or when a policy is

@@ -85,7 +85,10 @@ class SynchronousSource:
         self.collector, self.engine = collector, engine
 
     def collect(self, step: int) -> StepRollouts:
-        """Collect the rollouts of a step with the current policy; see `RolloutSource`."""
+        """Collect the rollouts of a step with the current policy; see `RolloutSource`.
+
+        After a UserError, the counter of start states and the moments have their earlier values.
+        """
         counters = (self.collector.starts, self.collector.moments)
         before = [counter.state_dict() for counter in counters]
         try:
@@ -166,7 +169,10 @@ class BackgroundSource:
         """Guards the attributes above, and is notified of their changes."""
 
     def collect(self, step: int) -> StepRollouts:
-        """Publish the current policy, and return the batch of the step; see `RolloutSource`."""
+        """Publish the current policy, and return the batch of the step; see `RolloutSource`.
+
+        ``starts`` and ``moments`` are set to their states after this batch.
+        """
         schedule = self._schedule or self._start(step)
         self._publish(step)
         with self._changed, self.stopwatch(WAITING_FOR_ROLLOUTS):
@@ -226,7 +232,10 @@ class BackgroundSource:
         return not self._thread.is_alive()
 
     def _start(self, step: int) -> RolloutSchedule:
-        """Start the thread, whose first batch is for a training step."""
+        """Start the thread, whose first batch is for a training step.
+
+        The collector's counters are set to the states of ``starts`` and ``moments``.
+        """
         own = (self.collector.starts, self.collector.moments)
         for counter, passed in zip(own, self.counters, strict=True):
             counter.load_state_dict(passed.state_dict())
@@ -249,7 +258,11 @@ class BackgroundSource:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Return a context manager in which no batch is collected."""
+        """Return a context manager in which no batch is collected.
+
+        It first waits until the current batch is complete, a collection fails or the source is
+        stopped.
+        """
         schedule = self._schedule
         if schedule is None:
             yield
@@ -267,7 +280,10 @@ class BackgroundSource:
                 self._changed.notify_all()
 
     def _run(self) -> None:
-        """Collect batches until the source is stopped or a collection fails."""
+        """Collect batches until the source is stopped or a collection fails.
+
+        The error of a failed collection is stored, and ``collect`` raises it.
+        """
         try:
             while (assignment := self._next_assignment()) is not None:
                 batch = self._collect_batch(assignment)
@@ -292,6 +308,7 @@ class BackgroundSource:
             return None if self._stopped else schedule.assignment
 
     def _collect_batch(self, assignment: BatchAssignment) -> _CollectedBatch:
+        """Load the assigned policy into the engine, and collect the batch in this thread."""
         collector, step = self.collector, assignment.step
         self.policy.load(assignment.policy)
         self.engine.update_policy(assignment.policy.version)

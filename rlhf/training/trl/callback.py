@@ -129,7 +129,11 @@ class RunCallback(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Check the clipped gradients before the optimizer step."""
+        """Check the clipped gradients before the optimizer step.
+
+        Raises:
+            Halt: The norm of the gradients is not finite, or a trained parameter is frozen.
+        """
         check_parameters_are_trained(optimizer, self.trained)
         self.num_without_gradient = len(parameter_names_without_gradient(model))
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -149,7 +153,10 @@ class RunCallback(TrainerCallback):
         model: Any = None,
         **_: Any,
     ) -> Any:
-        """Log the trainer's metrics under the keys of this toolkit, and call the callbacks."""
+        """Log the trainer's metrics under the keys of this toolkit, and call the callbacks.
+
+        Metrics that are not in ``METRIC_NAMES`` are ignored.
+        """
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
@@ -180,7 +187,10 @@ class RunCallback(TrainerCallback):
         return control
 
     def _notify(self, point: str, state: Any, control: Any, **fields: Any) -> None:
-        """Call the user's callbacks; all processes stop after this step if one requests it."""
+        """Call the user's callbacks. If one ends training, all processes stop after this step.
+
+        Unless this happens at a checkpoint, the model is evaluated and saved first.
+        """
         if not self.callbacks:
             return
         self.callbacks.notify(
@@ -197,7 +207,9 @@ class RunCallback(TrainerCallback):
                 control.should_evaluate = control.should_save = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> Any:
-        """Display progress. After a signal to any process, all processes save and stop.
+        """Display progress, and call the user's callbacks if the step is not logged.
+
+        After a signal to any process, all processes save and stop.
 
         Raises:
             Halt: The weights are not finite before an evaluation, a checkpoint or the end.
@@ -219,7 +231,10 @@ class RunCallback(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Write the callbacks' state and the checksums of a checkpoint; remove older ones."""
+        """Complete a checkpoint, remove older checkpoints, and call the user's callbacks.
+
+        The state of the callbacks and the checksums are added to the checkpoint.
+        """
         folder, stopped = Path(args.output_dir) / f"checkpoint-{state.global_step}", False
         if self.run.writes:
             self.run.flush_logs()

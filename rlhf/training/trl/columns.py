@@ -147,7 +147,10 @@ def _prompt_length(labels: Sequence[int]) -> int:
 def _padded_columns(
     ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int, multiple: int
 ) -> dict[str, Tensor]:
-    """Return padded ids, attention mask and mask of the trained tokens, each [B, T]."""
+    """Return ``input_ids``, ``attention_mask`` and ``completion_mask``, padded to [B, T].
+
+    The completion mask is 1 for trained tokens. T is a multiple of ``multiple``.
+    """
     width = max(map(len, ids))
     width += -width % multiple
 

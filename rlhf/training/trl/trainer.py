@@ -186,7 +186,7 @@ def _prepare_to_resume(
     if callback.callbacks:
         callback.callbacks.load_state_dict(read_json(checkpoint / CALLBACKS_FILE))
     if callback.callbacks.stopped or done >= configured:
-        # With any other number, the trainer takes a step before it compares the numbers.
+        # With more epochs, the trainer would take a step before it compares the step numbers.
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, 0
 
 
@@ -306,7 +306,9 @@ def check_batch_is_divisible(config: OfflineConfig, *, processes: int) -> None:
 def make_trainer(
     setup: TrainingSetup, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
 ) -> Any:
-    """Return the trainer, with float32 master weights and, if ``patience`` is set, early stopping.
+    """Return the trainer, with early stopping if ``patience`` is set.
+
+    If a trained weight is not float32, the optimizer has float32 master weights.
 
     Args:
         setup: Setup of the run.
@@ -343,8 +345,8 @@ def make_trainer(
 def option_errors_as_user_errors() -> Iterator[None]:
     """Return a context manager that converts a trainer's error about an option to a UserError.
 
-    It is needed because trainers validate some options only at their first use. An error in code of
-    the user is not about an option.
+    Trainers validate some options only at their first use. An error in code of the user is not
+    converted.
     """
     try:
         yield
