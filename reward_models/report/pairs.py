@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.text import reason_counts_text
 from rlhf.errors import UserError
 from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import Conversation, Reward
@@ -116,7 +117,7 @@ class ScoredPairs:
         chosen, rejected = np.split(values, 2)
         known = ~np.isnan(chosen - rejected)
         if not known.any():
-            raise UserError(f"no pair could be scored: {dict(scores.counts)}")
+            raise UserError(f"no pair could be scored: {reason_counts_text(scores.counts)}")
         self.pairs = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
         self.groups = [pair.prompt_json for pair in self.pairs]
         self.chosen, self.rejected = chosen[known], rejected[known]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.text import count_text
+from rlhf.common.text import count_text, reason_counts_text
 from rlhf.config.base import CommandConfig
 from rlhf.config.labeling import LabelFormat
 from rlhf.errors import UserError
@@ -204,5 +204,5 @@ def _json_value(value: Any) -> Any:
 
 
 def _problem_counts_text(problems: Counter[str]) -> str:
-    parts = [f"{count:,} {reason}" for reason, count in problems.items()]
-    return f"; {'; '.join(parts)}" if parts else ""
+    text = reason_counts_text(problems)
+    return f"; {text}" if text else ""

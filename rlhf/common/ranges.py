@@ -97,7 +97,10 @@ def range_text(hint: Any) -> str:
 
 def shortened_repr(value: Any) -> str:
     """Return the repr of a value for an error message, truncated to 100 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
+        text = f"a value of type {type(value).__name__} with too many digits"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

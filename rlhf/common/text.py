@@ -113,6 +113,11 @@ def count_text(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def reason_counts_text(counts: Mapping[str, int]) -> str:
+    """Return the counts of reasons, without those that are 0: `2 no margin, 1 tie`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+
+
 def mask_secrets(text: str) -> str:
     """Replace secrets by ``***``.
 

@@ -266,6 +266,8 @@ def _arena_text_rows(row: Row, kind: Kind) -> Iterator[CellsOrDropped]:
         return
     verdicts = [row[f"winner_{name}"] in (1, True, "1") for name in ("model_a", "model_b", "tie")]
     if sum(verdicts) != 1 or verdicts[2]:
+        if sum(verdicts) > 1:
+            raise RowDropped("more than one of the winner columns is 1")
         raise RowDropped("tie" if verdicts[2] else "winner names neither reply")
     if any(len(turns) != len(questions) for turns in replies):
         raise RowDropped("prompts differ")

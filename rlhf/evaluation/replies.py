@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.text import reason_counts_text
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import load_and_log
@@ -139,6 +140,6 @@ def score_replies(reward: Any, groups: list[list[Any]], *, reward_name: str) -> 
     if scores.unscored:
         raise UserError(
             f"{reward_name}: {scores.unscored} of {len(scores.values)} replies could not be scored "
-            f"({dict(scores.counts)})"
+            f"({reason_counts_text(scores.counts)})"
         )
     return np.array(scores.values, dtype=float).reshape(len(groups), -1)

@@ -71,12 +71,14 @@ def iqm_intervals_by_step(
     the intervals is smooth.
 
     Raises:
-        ValueError: `curves` does not have three axes, has no runs or tasks, or contains values that
+        ValueError: `curves` does not have three axes, has an empty axis, or contains values that
             are not finite.
     """
     data = np.asarray(curves, dtype=float)
-    if data.ndim != 3:
-        raise ValueError(f"curves must be [runs, tasks, steps], got shape {data.shape}")
+    if data.ndim != 3 or not data.shape[2]:
+        raise ValueError(
+            f"curves must be [runs, tasks, steps] with at least one step, got shape {data.shape}"
+        )
     tables = [_checked_table(data[:, :, step]) for step in range(data.shape[2])]
     runs = _resampled_run_indices(tables[0], rng, repetitions)
     return [_bootstrap_interval(table, iqm, runs, level) for table in tables]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.common.text import reason_counts_text
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import prompt_with_tools
@@ -125,9 +126,7 @@ class ExampleEncoder:
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
-        return ", ".join(
-            f"{n:,} {reason}" for reason, n in self.truncated_and_dropped_counts.items() if n
-        )
+        return reason_counts_text(self.truncated_and_dropped_counts)
 
     def _all_dropped_message(self) -> str:
         """Return the error message for rows that were all dropped."""

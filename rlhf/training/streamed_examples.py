@@ -192,7 +192,7 @@ class ExampleStream:
             return
         if not self._examples_of_epoch:
             changed = self.encoder.truncated_and_dropped_text()
-            raise UserError(f"{self.source.spec.path}: no usable row ({changed})")
+            raise UserError(f"{self.source.spec.path}: no usable row ({changed or 'it is empty'})")
         log.info("end of epoch %d: %s", self._epoch + 1, self.summary())
         self._blocks = None
         self._epoch, self._block, self._examples_of_epoch = self._epoch + 1, 0, 0

@@ -131,3 +131,9 @@ def test_every_number_in_a_configuration_has_a_range():
         if numbers_in(hint)
     ]
     assert bare == []
+
+
+def test_an_integer_with_too_many_digits_is_a_user_error():
+    """Python cannot write such an integer as text."""
+    with pytest.raises(UserError, match=r"^key must be .*, got a value of type int with too many"):
+        convert_to_type(PositiveInt, 10**5000, "key")

@@ -205,6 +205,13 @@ def test_ties_are_dropped_and_counted(read, row, winner):
     assert len(loaded.rows) == 1
 
 
+def test_a_row_with_two_winners_is_dropped_with_its_reason(read):
+    decided = KAGGLE | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    for second in ("winner_model_b", "winner_tie"):
+        loaded = read([decided | {second: 1}, decided], "preference")
+        assert loaded.dropped == {"more than one of the winner columns is 1": 1}
+
+
 def test_a_battle_is_judged_up_to_its_turn(read):
     row = ARENA | {
         "conversation_a": [*ARENA["conversation_a"], user("more"), assistant("x")],

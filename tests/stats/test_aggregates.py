@@ -103,6 +103,8 @@ def test_sample_efficiency_is_one_estimate_a_step():
 def test_other_misuse_is_refused():
     with pytest.raises(ValueError, match="runs, tasks"):
         st.iqm(np.zeros(3))
+    with pytest.raises(ValueError, match="at least one step"):
+        st.iqm_intervals_by_step(np.zeros((6, 3, 0)), rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="same number of tasks"):
         st.probability_of_improvement(SCORES, SCORES[:, :2])
 

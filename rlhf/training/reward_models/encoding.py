@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.common.text import reason_counts_text
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import conversation_of_labeled_row
 from rlhf.data.labels import check_labels_have_one_scale
@@ -113,9 +114,7 @@ class RewardEncoder:
 
     def truncated_and_dropped_text(self) -> str:
         """Return the counts of truncated and dropped rows as text, "" if there are none."""
-        return ", ".join(
-            f"{n:,} {reason}" for reason, n in self.truncated_and_dropped_counts.items() if n
-        )
+        return reason_counts_text(self.truncated_and_dropped_counts)
 
     def encode_conversation(
         self, conversation: Conversation, tools: list[Any] | None = None

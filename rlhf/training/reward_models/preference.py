@@ -67,7 +67,7 @@ class PairKind(RewardKind):
             raise RowDropped("no margin")
         margin = float(row["margin"]) if self.uses_margin else 0.0
         if margin < 0:  # with a negative margin, the loss of kind scaled has no lower bound
-            raise RowDropped("margin below 0: the rejected completion has the higher score")
+            raise RowDropped("margin below 0, which means that the rejected completion is better")
         return Example(encoder.encode_pair(row), encoder.bootstrap_labels_for_heads(margin))
 
     def loss(self, logits: Tensor, labels: Tensor, num_batch_labels: Any) -> Tensor:
