@@ -135,10 +135,12 @@ def _invariance_findings(invariance: Mapping[str, Any] | None) -> list[str]:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
     what = {"batch": "the batch", "order": "the position in the batch", "padding": "padding"}[worst]
-    return [
-        f"Scores depend on {what}: the score of a text changes by up to "
-        f"{invariance['share']:.2g} standard deviations."
-    ]
+    change = f"{invariance['share']:.2g} standard deviations"
+    if math.isinf(invariance["share"]):
+        change = (
+            f"{invariance['largest_difference']:.2g}, although all scores of the pairs are equal"
+        )
+    return [f"Scores depend on {what}: the score of a text changes by up to {change}."]
 
 
 def _policy_findings(report: Mapping[str, Any]) -> list[str]:

@@ -314,6 +314,10 @@ def test_batch_dependence_is_found():
     # alone 1; 32 together; 32 and a long one
     assert (found["batch"], found["order"], found["padding"]) == (31.0, 31.0, 32.0)
     assert found["share"] is None  # of no spread at all
+    assert any(
+        "changes by up to 32, although all scores of the pairs are equal." in line
+        for line in report["verdict"]
+    )
     padded = as_reward(
         lambda cs: [read_gold(c) + 1e-2 * max(len(last_reply(x)) for x in cs) for c in cs],
         name="padded",
