@@ -139,7 +139,12 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
             )
     if definition_location(type(engine)) is None:
         return engine
-    return CheckedEngine(engine, what=what, vocabulary=model.config.get_text_config().vocab_size)
+    return CheckedEngine(
+        engine,
+        what=what,
+        vocabulary=model.config.get_text_config().vocab_size,
+        max_staleness=config.rollout.max_staleness,
+    )
 
 
 def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 
 
@@ -55,7 +56,8 @@ def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) 
         limit: Maximum staleness.
 
     Raises:
-        RuntimeError: A token is older, which the schedule of the rollouts prevents.
+        UserError: A token is older, because the rollout engine uses older weights than it was
+            given.
     """
     staleness = [
         version - sampled
@@ -64,7 +66,10 @@ def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) 
         if is_action
     ]
     if max(staleness) > limit:
-        raise RuntimeError(f"a batch is {max(staleness)} updates old, more than {limit}")
+        raise UserError(
+            f"the rollout engine returned tokens of weights that are {max(staleness)} updates old, "
+            f"more than rollout.max_staleness {limit}: update the engine's weights in update_policy"
+        )
     return {
         "rollout/staleness_mean": float(np.mean(staleness)),
         "rollout/staleness_max": float(max(staleness)),
