@@ -301,6 +301,17 @@ def test_metrics_of_a_plugin_replace_none_of_the_run(tmp_path, echo_model, loss,
         assert row["x"] < 0
 
 
+def test_an_engine_without_a_source_file_is_checked(tmp_path, echo_model):
+    code = METRICS_OF_PARTS.replace("LOSS", "'x'").replace("ENGINE", "'x'")
+    code = code.replace("self.policy_version", "99").replace('"own_metrics"', '"no_source"')
+    exec(code, {"__name__": "interactive_session"})
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
+    tree["rollout"]["engine"] = {"kind": "no_source"}
+    message = "rollout.engine.kind no_source: poll returned a completion with policy_version 99"
+    with pytest.raises(UserError, match=message):
+        run_command("ppo", tree)
+
+
 def test_a_kind_of_reward_model(tmp_path, echo_model):
     tree = pairs_tree(tmp_path, echo_model, plugins=plugin("reward_model"), kind="hinge")
     final = run_command("reward", tree)

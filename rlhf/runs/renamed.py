@@ -131,9 +131,8 @@ def check_not_recorded_by_old_version(recorded: Mapping[str, Any], path: Path) -
     """
     if "verb" in recorded:
         raise UserError(
-            f"{path.parent} is a run of version 0.1.0, which cannot continue in this version: its "
-            f"checkpoints lack values; start a new run with --config {path} and another "
-            "--output_dir"
+            f"{path.parent} is a run of version 0.1.0, which this version cannot continue: start a "
+            f"new run with --config {path} and another --output_dir"
         )
 
 

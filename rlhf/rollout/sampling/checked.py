@@ -1,4 +1,4 @@
-"""`CheckedEngine`, which names the mistakes of a rollout engine of the user."""
+"""`CheckedEngine`, which names the mistakes of a rollout engine outside the toolkit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EMPTY_POLL_SECONDS = 0.001
 
 
 class CheckedEngine(EngineBase):
-    """Calls an engine of the user, and checks what it returns.
+    """Calls an engine outside the toolkit, and checks what it returns.
 
     Args:
         engine: The engine.
