@@ -110,6 +110,38 @@ def test_old_spelling_in_a_users_configuration_is_refused(capsys, tmp_path: Path
     assert message in capsys.readouterr().err
 
 
+def test_old_spelling_in_the_parts_of_a_gated_reward_is_read_and_refused(capsys, tmp_path: Path):
+    part = {"kind": "length", "normalise": {"mean": 1, "std": 2}}
+    gate = {"kind": "gate", "reward": {"kind": "gate", "reward": part, "condition": part}}
+    gate["condition"] = part
+    config = {"env": {"id": "text/Echo-v0"}, "model": {"path": "m"}, "rewards": [gate]}
+    record, new = tmp_path / "config.yaml", str(tmp_path / "new")
+    record.write_text(yaml.safe_dump({"verb": "ppo", **config}))
+    arguments = ("ppo", "--config", str(record), "--output_dir", new, "--print-config")
+    (shown,) = yaml.safe_load(output(capsys, *arguments))["rewards"]
+    expected = {"kind": "length", "normalize": {"mean": 1, "std": 2}}
+    assert shown["condition"] == expected
+    assert shown["reward"]["reward"] == shown["reward"]["condition"] == expected
+    record.write_text(yaml.safe_dump(config))
+    assert main(list(arguments)) == 2
+    message = "rewards.0.condition.normalise was renamed to rewards.0.condition.normalize"
+    assert message in capsys.readouterr().err
+
+
+def test_old_run_is_not_continued_and_the_message_names_its_version(capsys, old_run: Path):
+    config = str(old_run / "config.yaml")
+    checkpoint = old_run / "checkpoints" / "step-2"
+    checkpoint.mkdir(parents=True)
+    commands = [
+        ["ppo", "--config", config, "--output_dir", str(old_run), "--resume"],
+        ["branch", str(checkpoint), str(old_run.parent / "new")],
+    ]
+    for command in commands:
+        assert main(command) == 2
+        assert f"{old_run} is a run of version 0.1.0" in capsys.readouterr().err
+    assert yaml.safe_load(Path(config).read_text())["verb"] == "ppo"
+
+
 def test_old_model_is_evaluated(capsys, tmp_path: Path):
     arguments = {
         "output_dir": str(tmp_path / "evaluation"),

@@ -249,6 +249,69 @@ def test_an_engine_with_options(tmp_path, echo_model):
     assert metrics_of(tmp_path / "run")[0]["rollout/tokens"] == 3
 
 
+METRICS_OF_PARTS = """
+from rlhf.algorithms.metrics import MetricSums
+from rlhf.plugins import register_algorithm, register_engine
+from rlhf.rollout.sampling.base import Completion, EngineBase, FinishReason
+
+@register_algorithm("own_metrics", title="Own metrics")
+def own_metrics(logprobs, batch, settings, *, denominator):
+    return 0 * logprobs.sum(), MetricSums(sums={LOSS: logprobs.detach().sum()})
+
+@register_engine("own_metrics")
+class Engine(EngineBase):
+    def __init__(self, model, config):
+        self.requests = []
+
+    def submit(self, requests):
+        self.requests += requests
+
+    def poll(self):
+        requests, self.requests = self.requests, []
+        reason, version = FinishReason.LENGTH, self.policy_version
+        return [Completion(r, [5], [-5.0], reason, version) for r in requests]
+
+    def metrics(self):
+        return {ENGINE: 5.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "engine", "refused"),
+    [
+        ("reward/mean", "engine/x", "metrics of the loss own_metrics: 'reward/mean' is"),
+        ("x", "reward/mean", "metrics of rollout.engine.kind own_metrics: 'reward/mean' is"),
+        ("x", "step", "metrics of rollout.engine.kind own_metrics: 'step' is"),
+        ("x", "engine/x", None),
+    ],
+)
+def test_metrics_of_a_plugin_replace_none_of_the_run(tmp_path, echo_model, loss, engine, refused):
+    path = tmp_path / "own.py"
+    path.write_text(METRICS_OF_PARTS.replace("LOSS", repr(loss)).replace("ENGINE", repr(engine)))
+    keys = {"plugins": [str(path)], "num_steps": 1}
+    tree = online_tree(tmp_path / "run", echo_model, **keys)
+    tree["rollout"]["engine"] = {"kind": "own_metrics"}
+    if refused:
+        with pytest.raises(UserError, match=f"{refused} a metric of the run: choose another name"):
+            run_command("own_metrics", tree)
+    else:
+        run_command("own_metrics", tree)
+        row = metrics_of(tmp_path / "run")[0]
+        assert row["engine/x"] == 5.0
+        assert row["x"] < 0
+
+
+def test_an_engine_without_a_source_file_is_checked(tmp_path, echo_model):
+    code = METRICS_OF_PARTS.replace("LOSS", "'x'").replace("ENGINE", "'x'")
+    code = code.replace("self.policy_version", "99").replace('"own_metrics"', '"no_source"')
+    exec(code, {"__name__": "interactive_session"})
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
+    tree["rollout"]["engine"] = {"kind": "no_source"}
+    message = "rollout.engine.kind no_source: poll returned a completion with policy_version 99"
+    with pytest.raises(UserError, match=message):
+        run_command("ppo", tree)
+
+
 def test_a_kind_of_reward_model(tmp_path, echo_model):
     tree = pairs_tree(tmp_path, echo_model, plugins=plugin("reward_model"), kind="hinge")
     final = run_command("reward", tree)

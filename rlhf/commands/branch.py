@@ -34,7 +34,7 @@ from rlhf.runs.claim import (
     path_without_dot_dot,
 )
 from rlhf.runs.directory import BRANCH_FILE, Run
-from rlhf.runs.renamed import metric_rows, upgraded_config
+from rlhf.runs.renamed import check_not_recorded_by_old_version, metric_rows, upgraded_config
 
 _CHECKPOINT_NAME = r"(?:step|checkpoint)-(\d+)"
 _SHARED_FOLDERS = ("base", "reference")
@@ -68,13 +68,14 @@ def branch(config: BranchConfig) -> Iterator[str]:
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or the new directory is not empty or
-            has an invalid path.
+            has an invalid path. Or version 0.1.0 wrote the run.
     """
     source = Path(os.path.abspath(config.checkpoint))
     target = path_without_dot_dot(config.output_dir)
-    step = _checked_checkpoint_step(source)
     run = source.parent.parent
-    recorded = upgraded_config(read_mapping_or_empty(run / "config.yaml"))
+    recorded = read_mapping_or_empty(run / "config.yaml")
+    check_not_recorded_by_old_version(recorded, run / "config.yaml")
+    step, recorded = _checked_checkpoint_step(source), upgraded_config(recorded)
     if "command" not in recorded:
         raise UserError(f"{run / 'config.yaml'} is not the configuration of a training run")
     check_new_directory(target)

@@ -189,6 +189,15 @@ def rotary_change_length_within_context(config: Any) -> int | None:
     return limit if limit is not None and limit < configured_context_length(config) else None
 
 
+def original_rotary_contexts(config: Any) -> list[int]:
+    """Return the context lengths, in tokens, for which rotary frequencies were scaled.
+
+    Some models scale the queries at later positions.
+    """
+    lengths = (r.get("original_max_position_embeddings") for r in _rope_parameters(config))
+    return [length for length in lengths if length]
+
+
 def usable_context_length(config: Any) -> int:
     """Return the maximum length, in tokens, of a row that is sampled token by token.
 

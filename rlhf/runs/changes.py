@@ -23,7 +23,7 @@ from rlhf.common.text import count_text
 from rlhf.common.yaml_text import read_mapping_or_empty
 from rlhf.errors import UserError
 from rlhf.runs.inputs import input_fingerprints, leaf_items
-from rlhf.runs.renamed import upgraded_config
+from rlhf.runs.renamed import check_not_recorded_by_old_version, upgraded_config
 
 CHANGES_FILE = "changes.jsonl"
 """Name of the file in a run directory that records the changes of its settings."""
@@ -142,10 +142,14 @@ def find_changes(
         config: The new configuration, as plain data.
         config_file_name: Name of the file with the recorded configuration.
         ignored_keys: Keys whose differences are ignored.
+
+    Raises:
+        UserError: Version 0.1.0 recorded the run.
     """
-    recorded = upgraded_config(read_mapping_or_empty(directory / config_file_name))
+    recorded = read_mapping_or_empty(directory / config_file_name)
+    check_not_recorded_by_old_version(recorded, directory / config_file_name)
     inputs, current = read_mapping_or_empty(directory / "inputs.json"), input_fingerprints(config)
-    before, now = dict(leaf_items(recorded)), dict(leaf_items(config))
+    before, now = dict(leaf_items(upgraded_config(recorded))), dict(leaf_items(config))
     if _ENGINE_KIND in now:
         before.setdefault(_ENGINE_KIND, "local")  # earlier versions had no other engine
     for key in _NEW_LISTS:

@@ -23,10 +23,13 @@ RENAMED_KEYS: dict[str, str] = {
     "algorithm.mismatch_cap": "algorithm.tis_cap",
     "rewards.normalise": "rewards.normalize",
     "gold.normalise": "gold.normalize",
+    "reward.normalise": "reward.normalize",
+    "condition.normalise": "condition.normalize",
 }
 """Old dotted configuration key -> new dotted key in the same section. Indices of lists are omitted:
 `rewards.path` is the key `path` of every entry of `rewards`. A key with a section is also renamed
-in configurations that contain the section at a deeper level, such as a stage of a pipeline."""
+in configurations that contain the section at a deeper level, such as a stage of a pipeline.
+``reward`` and ``condition`` are the sections of a reward of kind ``gate``."""
 
 RENAMED_VALUES: dict[str, dict[str, str]] = {"shaping.scale": {"normalise": "normalize"}}
 """Dotted configuration key, as in `RENAMED_KEYS` -> old value -> new value."""
@@ -114,6 +117,23 @@ def check_no_old_names(tree: Any, key: str = "") -> None:
 def upgraded_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a recorded configuration of any version, with the current names."""
     return _upgraded(tree, "")
+
+
+def check_not_recorded_by_old_version(recorded: Mapping[str, Any], path: Path) -> None:
+    """Check that the run with a recorded configuration can continue in this version.
+
+    Args:
+        recorded: The recorded configuration, without new names.
+        path: File of the configuration.
+
+    Raises:
+        UserError: Version 0.1.0 recorded it.
+    """
+    if "verb" in recorded:
+        raise UserError(
+            f"{path.parent} is a run of version 0.1.0, which this version cannot continue: start a "
+            f"new run with --config {path} and another --output_dir"
+        )
 
 
 def _upgraded(tree: Any, key: str) -> Any:

@@ -57,7 +57,11 @@ from rlhf.training.online_setup import (
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
-from rlhf.training.rollouts.metrics import rollout_metrics, staleness_metrics
+from rlhf.training.rollouts.metrics import (
+    add_metrics_of_part,
+    rollout_metrics,
+    staleness_metrics,
+)
 from rlhf.training.rollouts.source import BackgroundSource, RolloutSource, SynchronousSource
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful
@@ -316,7 +320,8 @@ class OnlineTrainer(OnlineTrainerParts):
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
             run.write_sample(sample)
         seconds = self.stopwatch.pop_time_metrics()
-        metrics = {**metrics, **update_metrics, **seconds}
+        loss = f"metrics of the loss {self.algorithm.loss}"
+        metrics = add_metrics_of_part(metrics, update_metrics, what=loss) | seconds
         if self.throughput and batch is not None:
             epochs = self.algorithm.settings.num_epochs
             self.throughput.add(batch, seconds=seconds["time/update"], epochs=epochs)
@@ -324,7 +329,8 @@ class OnlineTrainer(OnlineTrainerParts):
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
         if self.external_engine is not None:
-            metrics |= self.external_engine.metrics()
+            engine = f"metrics of rollout.engine.kind {self.config.rollout.engine.kind}"
+            metrics = add_metrics_of_part(metrics, self.external_engine.metrics(), what=engine)
         return metrics
 
     def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:

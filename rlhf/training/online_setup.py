@@ -17,7 +17,6 @@ from rlhf.common.imports import import_object
 from rlhf.common.launcher import launcher_number
 from rlhf.common.user_code import (
     check_accepts_arguments,
-    definition_location,
     definition_location_text,
     guarded_call,
 )
@@ -142,9 +141,14 @@ def open_external_engine(config: OnlineConfig, model: Any) -> Any:
                 f"{what}{definition_location_text(factory)}: {type(engine).__name__} has no method "
                 f"{name}; derive it from rlhf.rollout.sampling.base.EngineBase"
             )
-    if definition_location(type(engine)) is None:
+    if type(engine).__module__.partition(".")[0] == "rlhf":
         return engine
-    return CheckedEngine(engine, what=what, vocabulary=model.config.get_text_config().vocab_size)
+    return CheckedEngine(
+        engine,
+        what=what,
+        vocabulary=model.config.get_text_config().vocab_size,
+        max_staleness=config.rollout.max_staleness,
+    )
 
 
 def open_vllm_engine(model: Any, config: OnlineConfig) -> VLLMEngine:

@@ -129,14 +129,14 @@ def _engine(poll: str, *, options: str = ", length=2", here: str = "  # here") -
                 requests, self.requests = self.requests, []
                 BODY
 
-        def complete(r, tokens, logprobs):
-            return Completion(r, tokens, logprobs, FinishReason.LENGTH, 0)
+        def complete(r, tokens, logprobs, version):
+            return Completion(r, tokens, logprobs, FinishReason.LENGTH, version)
         """
     return _file(code, BODY=poll)
 
 
 def _completion(tokens: str, logprobs: str) -> str:
-    return f"return [complete(r, {tokens}, {logprobs}) for r in requests]"
+    return f"return [complete(r, {tokens}, {logprobs}, self.policy_version) for r in requests]"
 
 
 _FAILED = "your code failed: {} (mine.py:LINE); --debug shows the traceback"
@@ -371,6 +371,22 @@ PARTS: dict[str, dict[str, Case]] = {
                 "return [Completion(r, [1], [-1.0], FinishReason.LENGTH, -1) for r in requests]"
             ),
             _POLL.format("returned a completion with policy_version -1: return the version …"),
+        ),
+        "old version": Case(
+            _engine("return [complete(r, [1], [-1.0], 0) for r in requests]"),
+            _POLL.format("returned a completion with policy_version 0: return the version of …"),
+        ),
+        "no request": Case(
+            _engine("return [complete(None, [1], [-1.0], 0)]"),
+            _POLL.format("returned a completion that was not requested, or a second one for …"),
+        ),
+        "close": Case(
+            _engine(
+                f"{_completion('[1]', '[-1.0]')}\n\n    def close(self):\n        1 / 0  # here",
+                here="",
+            ),
+            "rollout.engine.kind mine: close failed (ZeroDivisionError: … (mine.py:LINE))",
+            succeeds=True,
         ),
         "exit": Case(_engine("os._exit(0)  # here", here=""), _EXIT),
         "hang": Case(

@@ -14,14 +14,22 @@ from transformers import (
     HeliumForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     SeedOssConfig,
     SeedOssForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 from rlhf.config.model import LoraSpec
@@ -147,12 +155,39 @@ def test_a_family_is_added_by_its_name(monkeypatch):
     assert_logits_are_those_of_a_whole_pass(model)
 
 
-def test_an_added_family_with_other_layers_keeps_its_own_forward(monkeypatch, caplog):
-    monkeypatch.setattr(decoder, "FUSED_FAMILIES", (*decoder.FUSED_FAMILIES, "helium"))
-    model = random_model(HeliumForCausalLM, HeliumConfig(**SIZES, head_dim=4))
+SCALED_QUERIES = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 1.0,
+}
+OTHER_FAMILIES: dict[str, tuple[Any, Any, str]] = {
+    "other positions": (
+        HeliumForCausalLM,
+        HeliumConfig(**SIZES, head_dim=4),
+        "differs from it by",
+    ),
+    "other norms": (Olmo2ForCausalLM, Olmo2Config(**SIZES), "does not support its layers"),
+    "a merged projection": (Phi3ForCausalLM, Phi3Config(**SIZES), "does not support its layers"),
+    "LayerNorm": (StableLmForCausalLM, StableLmConfig(**SIZES), "does not support its layers"),
+    "scaled queries in long rows": (
+        Ministral3ForCausalLM,
+        Ministral3Config(**SIZES, head_dim=8, rope_parameters=SCALED_QUERIES),
+        "differs from it by",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FAMILIES)
+def test_an_added_family_with_other_layers_keeps_its_own_forward(monkeypatch, caplog, name):
+    kind, config, reason = OTHER_FAMILIES[name]
+    families = (*decoder.FUSED_FAMILIES, config.model_type)
+    monkeypatch.setattr(decoder, "FUSED_FAMILIES", families)
+    model = random_model(kind, config)
     with caplog.at_level(logging.WARNING):
         assert isinstance(make_fastest_matching_decoder(model), PaddedBatchDecoder)
-    assert "own forward pass" in caplog.text
+    assert f"own forward pass, because the fused decoder {reason}" in caplog.text
 
 
 class Scaled(LlamaForCausalLM):

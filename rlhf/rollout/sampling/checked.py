@@ -1,18 +1,22 @@
-"""`CheckedEngine`, which names the mistakes of a rollout engine of the user."""
+"""`CheckedEngine`, which names the mistakes of a rollout engine outside the toolkit."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf.common import user_code
+from rlhf.common.foreign import describe_exception
 from rlhf.common.guards import is_mapping
 from rlhf.common.numbers import is_number
 from rlhf.common.user_code import check_accepts_arguments, definition_location_text, guarded_call
 from rlhf.errors import UserError
 from rlhf.rollout.sampling.base import Completion, EngineBase, FinishReason, Request
+
+log = logging.getLogger(__name__)
 
 _ADVICE = "submit returns immediately, and poll returns the completions that are ready"
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -30,19 +34,24 @@ _EMPTY_POLL_SECONDS = 0.001
 
 
 class CheckedEngine(EngineBase):
-    """Calls an engine of the user, and checks what it returns.
+    """Calls an engine outside the toolkit, and checks what it returns.
 
     Args:
         engine: The engine.
         what: What the engine is, for messages.
         vocabulary: Number of token ids of the model.
+        max_staleness: ``rollout.max_staleness``, the largest difference between the version of
+            `update_policy` and that of a completion.
 
     Raises:
         UserError: A method of the engine has other arguments.
     """
 
-    def __init__(self, engine: Any, *, what: str, vocabulary: int) -> None:
+    def __init__(self, engine: Any, *, what: str, vocabulary: int, max_staleness: int = 0) -> None:
         self.engine, self.what, self.vocabulary = engine, what, vocabulary
+        self.max_staleness = max_staleness
+        self._version = 0
+        """Version of the last `update_policy`."""
         self._last_completion = math.inf
         """Time of the last completion or request."""
         self._requested: set[int] = set()
@@ -63,6 +72,7 @@ class CheckedEngine(EngineBase):
     def update_policy(self, version: int) -> None:
         """Use the current weights of the policy from now on."""
         self._call("update_policy", version)
+        self._version = version
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
@@ -117,8 +127,11 @@ class CheckedEngine(EngineBase):
         return dict(metrics)
 
     def close(self) -> None:
-        """Release the resources of the engine."""
-        self._call("close")
+        """Release the resources of the engine. A failure is only logged as a warning."""
+        try:
+            self._call("close")
+        except Exception as error:
+            log.warning("%s: close failed (%s)", self.what, describe_exception(error))
 
     def _call(self, name: str, *arguments: Any) -> Any:
         method = getattr(self.engine, name)
@@ -134,13 +147,19 @@ class CheckedEngine(EngineBase):
         if not isinstance(completion, Completion):
             type_name = type(completion).__name__
             return f"returned a list with a {type_name}: return a list of Completion"
-        if completion.request.request_id not in self._requested:
+        if (
+            not isinstance(completion.request, Request)
+            or completion.request.request_id not in self._requested
+        ):
             return "returned a completion that was not requested, or a second one for its request"
-        version, latest = completion.policy_version, self.policy_version
-        if type(version) is not int or not 0 <= version <= latest:
+        version, latest = completion.policy_version, self._version
+        oldest = max(0, latest - self.max_staleness)
+        if type(version) is not int or not oldest <= version <= latest:
+            versions = f"{oldest} to {latest}" if oldest < latest else str(latest)
             return (
                 f"returned a completion with policy_version {version}: return the version of the "
-                f"weights that sampled it, 0 to {latest}"
+                f"weights that sampled it, {versions} with rollout.max_staleness "
+                f"{self.max_staleness}"
             )
         tokens, logprobs = completion.tokens, completion.logprobs
         maximum = completion.request.max_new_tokens

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
+from rlhf.errors import first_line
 from rlhf.models.architecture import (
     cache_kinds_and_state_counts,
     has_recurrent_states,
@@ -35,6 +36,7 @@ from rlhf.models.precision import has_native_bf16
 from rlhf.models.reduced_model import reduced_config
 from rlhf.rollout.sampling.decoder_selection import (
     TOLERANCE,
+    UNSUPPORTED_ERRORS,
     DecoderOption,
     decoder_logit_difference,
     select_decoder_index,
@@ -337,15 +339,7 @@ def make_fastest_matching_decoder(model: Any) -> Decoder:
         and rotary_change_length_within_context(trunk.config) is None
     ):
         if trunk not in _fused_agrees:
-            gap = fused_logit_difference(type(unwrap_peft(model)), trunk.config)
-            _fused_agrees[trunk] = gap <= TOLERANCE
-            if gap > TOLERANCE:
-                log.warning(
-                    "%s: decoding uses the model's own forward pass, because the fused decoder "
-                    "differs from it by %.1e",
-                    type(unwrap_peft(model)).__name__,
-                    gap,
-                )
+            _fused_agrees[trunk] = _fused_decoder_agrees(type(unwrap_peft(model)), trunk.config)
         if _fused_agrees[trunk]:
             with torch.no_grad():
                 return FusedDecoder(model)
@@ -356,6 +350,24 @@ def make_fastest_matching_decoder(model: Any) -> Decoder:
             name = type(unwrap_peft(model)).__name__
             log.info("%s: replies are sampled %s", name, options[_selected[trunk]].description)
     return options[_selected[trunk]].make()
+
+
+def _fused_decoder_agrees(model_class: Any, config: Any) -> bool:
+    """Return whether the fused decoder computes a model; if not, a warning states the reason."""
+    try:
+        gap = fused_logit_difference(model_class, config)
+    except UNSUPPORTED_ERRORS as error:
+        reason = f"does not support its layers: {first_line(error)}"
+    else:
+        if gap <= TOLERANCE:
+            return True
+        reason = f"differs from it by {gap:.1e}"
+    log.warning(
+        "%s: decoding uses the model's own forward pass, because the fused decoder %s",
+        model_class.__name__,
+        reason,
+    )
+    return False
 
 
 def force_decoder_without_cache(model: Any) -> None:

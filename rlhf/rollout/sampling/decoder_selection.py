@@ -13,6 +13,7 @@ import torch
 
 from rlhf.models.architecture import (
     has_recurrent_states,
+    original_rotary_contexts,
     smallest_attention_window,
     text_config,
     trunk_of,
@@ -30,7 +31,8 @@ from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
 log = logging.getLogger(__name__)
 
-# Largest attention window in tokens for which the compared rows are longer than the window.
+# Largest attention window or original rotary context in tokens for which the compared rows are
+# longer than it.
 MAX_TESTED_WINDOW = 64
 
 # Largest relative difference of logits in float32 that is attributed to rounding.
@@ -106,8 +108,10 @@ def decoder_logit_difference(model: Any, decoder: Decoder) -> float:
     of two turns, then single tokens. The order of the rows changes between forward passes.
     """
     config = text_config(unwrap_peft(model))
-    window = smallest_attention_window(config) or 0
-    first = window + 5 if window <= MAX_TESTED_WINDOW else 5
+    # The computation of a token can change after these numbers of tokens.
+    changes = [smallest_attention_window(config) or 0, *original_rotary_contexts(config)]
+    longest = min(MAX_TESTED_WINDOW, usable_context_length(config) - 10)
+    first = 5 + max((length for length in changes if length <= longest), default=0)
     turns = [([0, 1], [first, 3]), ([1, 0], [2, 4]), ([0, 1], [1, 1]), ([1], [1])]
     if first + 5 > usable_context_length(config):
         turns = [([0, 1], [2, 1]), ([1, 0], [1, 1])]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 
 
@@ -55,7 +56,8 @@ def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) 
         limit: Maximum staleness.
 
     Raises:
-        RuntimeError: A token is older, which the schedule of the rollouts prevents.
+        UserError: A token is older, because the rollout engine uses older weights than it was
+            given.
     """
     staleness = [
         version - sampled
@@ -64,11 +66,33 @@ def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) 
         if is_action
     ]
     if max(staleness) > limit:
-        raise RuntimeError(f"a batch is {max(staleness)} updates old, more than {limit}")
+        raise UserError(
+            f"the rollout engine returned tokens of weights that are {max(staleness)} updates old, "
+            f"more than rollout.max_staleness {limit}: update the engine's weights in update_policy"
+        )
     return {
         "rollout/staleness_mean": float(np.mean(staleness)),
         "rollout/staleness_max": float(max(staleness)),
     }
+
+
+def add_metrics_of_part(
+    metrics: Mapping[str, float], added: Mapping[str, float], *, what: str
+) -> dict[str, float]:
+    """Return the metrics of a step with those that a loss or an engine added.
+
+    Args:
+        metrics: The metrics of the training loop.
+        added: The metrics of the part, which can be a plug-in.
+        what: What the part is, for messages.
+
+    Raises:
+        UserError: A metric of the part has the name of a metric of the training loop.
+    """
+    for name in added:
+        if name in metrics or name in ("step", "time"):
+            raise UserError(f"{what}: {name!r} is a metric of the run: choose another name")
+    return {**metrics, **added}
 
 
 def repeated_bigram_fraction(rollout: Rollout) -> float:
