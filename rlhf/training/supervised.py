@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -54,6 +55,9 @@ from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 
 log = logging.getLogger(__name__)
+
+_UNLOGGED_FILE = "unlogged_metrics.pt"
+"""Name of the file in a checkpoint with the metrics of steps that are not logged yet."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,18 @@ class SupervisedTrainer(Trainer):
     def stateful_objects(self) -> dict[str, Stateful]:
         state = super().stateful_objects()
         return state if self.stream is None else {**state, "stream": self.stream}
+
+    def save_unfinished_work(self, checkpoint: Path) -> None:
+        """Write the metrics of the steps since the last logged step, if there are any."""
+        if self._unlogged:
+            rows = [(dataclasses.asdict(sums), *rest) for sums, *rest in self._unlogged]
+            with (checkpoint / _UNLOGGED_FILE).open("wb") as file:
+                torch.save(rows, file)
+
+    def load_unfinished_work(self, checkpoint: Path) -> None:
+        if (file := checkpoint / _UNLOGGED_FILE).exists():
+            rows = torch.load(file, map_location=self.model.device, weights_only=True)
+            self._unlogged = [(MetricSums(**sums), *rest) for sums, *rest in rows]
 
     def close(self) -> None:
         if self.stream is not None:

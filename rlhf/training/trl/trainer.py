@@ -138,6 +138,8 @@ def train_with_trainer(
             tokenizer=setup.tokenizer,
         )
         trainer.add_callback(callback)
+        if callback.world.size == 1:
+            callback.trainer = trainer
         checkpoint = _find_last_checkpoint(config, run, callback.world)
         configured = num_steps(config, len(train_and_eval_sets[0]))
         if checkpoint:
@@ -181,6 +183,7 @@ def _prepare_to_resume(
     """
     done = int(checkpoint.name.split("-")[1])
     _check_and_record_changes(run, trainer.args, done=done, configured=configured)
+    callback.checkpoint = checkpoint
     callback.best = best_checkpoint_recorded_in(checkpoint)
     run.rewind(done)
     if callback.callbacks:
