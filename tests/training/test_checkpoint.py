@@ -377,6 +377,21 @@ def test_an_evaluation_that_fails_during_training_costs_no_step(
     assert cut[3] == whole[3]
 
 
+def test_a_damaged_best_model_of_an_online_run_is_reported_and_replaced(
+    tmp_path, echo_model, caplog
+):
+    keys = {"keep_best": True, "evaluation": {"every": 1, "episodes": 4}}
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=2, **keys)
+    run_command("ppo", tree)
+    best = tmp_path / "run/checkpoints/best"
+    (best / "model.safetensors").write_bytes(b"")
+    run_command("ppo", tree | {"resume": True, "num_steps": 3})
+    assert "best/model.safetensors is damaged" in caplog.text
+    assert "the next evaluation counts as the best" in caplog.text
+    verify_checksums(best)
+    assert same(tensors_of(best), tensors_of(tmp_path / "run/checkpoints/step-3"))
+
+
 def test_files_of_the_user_stay_where_the_run_replaces_its_own(tmp_path, echo_model):
     """In old checkpoints, in the best model and in the final model, also when the run continues."""
     keys = {"keep_best": True, "keep_last": 1, "evaluation": {"every": 1, "episodes": 4}}
