@@ -284,7 +284,7 @@ class SupervisedTrainer(Trainer):
         self.record_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
         total = self.world.sum_metrics(total)
-        check_losses_are_finite(total)
+        check_losses_are_finite(total, learning_rate_key=self.learning_rate_key)
         return total
 
     def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:

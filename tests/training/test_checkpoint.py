@@ -136,7 +136,7 @@ def test_only_the_first_process_removes_damaged_checkpoints(cut, monkeypatch, wr
     monkeypatch.setattr(loop, "load_checkpoint", lambda path, trainer: loaded.append(path.name))
     trainer = SimpleNamespace(
         config=SimpleNamespace(resume=True, keep_last=2),
-        final_is_best=False,
+        keep_best=False,
         progress=SimpleNamespace(step=2),
         world=SimpleNamespace(first_not_none=lambda value: value or cut / "checkpoints/step-2"),
     )
