@@ -16,7 +16,7 @@ from benchmarks.models import (
 )
 from benchmarks.peak_flops import training_flops
 from benchmarks.texts import (
-    ROWS_BY_VERB,
+    ROWS_BY_COMMAND,
     count_tokens,
     decreasing_density_lengths,
     encode_for_trl,
@@ -38,9 +38,9 @@ def write_offline_inputs(job: Job, *, command: str) -> None:
     ``command`` is "sft", "reward" or "dpo".
     """
     rng = random.Random(0)
-    rows = ROWS_BY_VERB[command](rng)
+    rows = ROWS_BY_COMMAND[command](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
-    held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_VERB[command](rng)[:2])
+    held_out = write_rows(job.folder / "held-out.jsonl", ROWS_BY_COMMAND[command](rng)[:2])
     model = fetch_model_folder(job.request["model"])
     tokenizer = load_tokenizer(model)
     write_rows(job.folder / "trl.jsonl", encode_for_trl(command, rows, tokenizer))

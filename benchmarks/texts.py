@@ -96,7 +96,7 @@ def _random_pairs(
     ]
 
 
-ROWS_BY_VERB = {"sft": random_sft_rows, "reward": random_reward_rows, "dpo": random_dpo_rows}
+ROWS_BY_COMMAND = {"sft": random_sft_rows, "reward": random_reward_rows, "dpo": random_dpo_rows}
 
 
 def decreasing_density_lengths(count: int, *, most: int) -> list[int]:

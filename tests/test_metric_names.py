@@ -79,6 +79,12 @@ def test_each_metric_is_documented():
     assert missing == {}
 
 
+def test_each_held_out_metric_of_trl_is_documented():
+    """TRL's trainers compute the same metrics on both splits, except those of the optimizer."""
+    names = set(RunCallback.METRIC_NAMES.values()) - {"learning_rate", "grad_norm"}
+    assert {f"eval/{name}" for name in names} - DOCUMENTED == set()
+
+
 @pytest.mark.parametrize(
     ("code", "keys"),
     [

@@ -48,7 +48,8 @@ def frozen() -> None:
 
 HALTS: dict[str, Callable[[], Any]] = {
     "not_finite": lambda: check_losses_are_finite(
-        MetricSums(sums={"policy/loss": torch.tensor(math.nan)})
+        MetricSums(sums={"policy/loss": torch.tensor(math.nan)}),
+        learning_rate_key="optimizer.learning_rate",
     ),
     "first_ratio": lambda: check_ratios_before_first_update(torch.ones(2), torch.float32),
     "frozen": frozen,

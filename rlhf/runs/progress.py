@@ -45,7 +45,7 @@ names, and the first of its metrics that has been logged is displayed."""
 OFFLINE_DISPLAYED_METRICS: DisplayedMetrics = (
     {"train/loss": "loss"},
     {"eval/loss": "held-out loss"},
-    {"train/accuracy": "accuracy", "train/token_accuracy": "token accuracy", "train/rmse": "rmse"},
+    {"train/accuracy": "accuracy", "train/token_accuracy": "token accuracy"},
     {"eval/accuracy": "held-out", "eval/token_accuracy": "held-out", "eval/rmse": "held-out"},
     {"train/grad_norm": "gradient"},
 )

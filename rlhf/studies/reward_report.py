@@ -97,7 +97,7 @@ class RewardReportConfig(RunConfig):
             raise ValueError("save writes the temperature that is fitted on pairs; give data")
 
 
-def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
+def run_reward_report(command: str, config: RewardReportConfig, run: Run) -> Path:
     """Evaluate the reward, and write summary.json and report.md to folders of evaluation/.
 
     Returns:

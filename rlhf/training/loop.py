@@ -98,8 +98,14 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         trainer.evaluate_initial_model(run)
         return
     load_checkpoint(latest, trainer)
-    if trainer.final_is_best and trainer.progress.best_loss < math.inf:
-        _verify_best_model(checkpoints / "best")
+    if trainer.keep_best and trainer.progress.best_loss < math.inf:
+        try:
+            _verify_best_model(checkpoints / "best")
+        except UserError as error:
+            if trainer.final_is_best:
+                raise
+            log.warning("%s; the next evaluation counts as the best", error.__cause__)
+            trainer.progress.best_loss = math.inf
     if run.changes:
         _check_and_record_changes(trainer, run)
     if run.writes:  # a killed run may not have removed its older checkpoints

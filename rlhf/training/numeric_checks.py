@@ -93,16 +93,17 @@ def check_batch_is_finite(batch: TrainingBatch, *, kl_coef: float) -> None:
         raise Halt(
             "not_finite",
             f"alarm not_finite: these inputs of the update are not finite, so it was not applied: "
-            f"{', '.join(wrong)}",
+            f"{', '.join(wrong)}; check the model, the rewards and optimizer.learning_rate",
             {"batch": tensors_on_cpu(batch), "kl_coef": kl_coef},
         )
 
 
-def check_losses_are_finite(sums: MetricSums) -> None:
+def check_losses_are_finite(sums: MetricSums, *, learning_rate_key: str) -> None:
     """Check that the losses and the approx KL of a mini-batch are finite.
 
     Args:
         sums: Metrics of the mini-batch over all processes.
+        learning_rate_key: Configuration key of the learning rate, for the message.
 
     Raises:
         Halt: A value is not finite.
@@ -116,7 +117,7 @@ def check_losses_are_finite(sums: MetricSums) -> None:
         raise Halt(
             "not_finite",
             f"alarm not_finite: these losses are not finite, so the update was not applied: "
-            f"{', '.join(names)}",
+            f"{', '.join(names)}; lower {learning_rate_key}, or correct a loss of your own",
         )
 
 

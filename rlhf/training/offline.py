@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import add_path_to_write_errors
 from rlhf.common.launcher import launcher_number
 from rlhf.common.worker_pool import available_cpus
 from rlhf.config.data import DataSpec
@@ -219,8 +220,9 @@ def _train_and_save_with_trl(
         return
     foreign = list_files_without_checksum(run.final)
     copy_base_to_final(run.directory / "checkpoints", run.final)
-    setup.save(trained, run.final)
-    write_checksums(run.final, exclude=foreign)
+    with add_path_to_write_errors(run.final):
+        setup.save(trained, run.final)
+        write_checksums(run.final, exclude=foreign)
     write_reply_samples(
         run, trained, setup.tokenizer, setup.prompts, step=steps, before_or_after="after"
     )

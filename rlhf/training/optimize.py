@@ -119,7 +119,7 @@ def compute_checked_gradients(
         # If the critic shares the transformer, the value loss also has gradients in the policy.
         trainer.policy.model.zero_grad(set_to_none=True)
     sums = trainer.world.sum_metrics(sums)
-    check_losses_are_finite(sums)
+    check_losses_are_finite(sums, learning_rate_key=trainer.learning_rate_key)
     if first:
         check_ratios_before_first_update(sums.means["policy/approx_kl"], trainer.policy.model.dtype)
     return sums

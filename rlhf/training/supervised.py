@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -54,6 +55,9 @@ from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 
 log = logging.getLogger(__name__)
+
+_UNLOGGED_FILE = "unlogged_metrics.pt"
+"""Name of the file in a checkpoint with the metrics of steps that are not logged yet."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +293,7 @@ class SupervisedTrainer(Trainer):
         self.record_weights_without_gradient()
         self.world.all_reduce_gradients(self.model.parameters())
         total = self.world.sum_metrics(total)
-        check_losses_are_finite(total)
+        check_losses_are_finite(total, learning_rate_key=self.learning_rate_key)
         return total
 
     def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:
@@ -329,6 +333,18 @@ class SupervisedTrainer(Trainer):
     def stateful_objects(self) -> dict[str, Stateful]:
         state = super().stateful_objects()
         return state if self.stream is None else {**state, "stream": self.stream}
+
+    def save_unfinished_work(self, checkpoint: Path) -> None:
+        """Write the metrics of the steps since the last logged step, if there are any."""
+        if self._unlogged:
+            rows = [(dataclasses.asdict(sums), *rest) for sums, *rest in self._unlogged]
+            with (checkpoint / _UNLOGGED_FILE).open("wb") as file:
+                torch.save(rows, file)
+
+    def load_unfinished_work(self, checkpoint: Path) -> None:
+        if (file := checkpoint / _UNLOGGED_FILE).exists():
+            rows = torch.load(file, map_location=self.model.device, weights_only=True)
+            self._unlogged = [(MetricSums(**sums), *rest) for sums, *rest in rows]
 
     def close(self) -> None:
         if self.stream is not None:

@@ -13,7 +13,7 @@ import yaml
 from tests.faults.process import fail_writes, limit_file_size, rlhf
 from tests.helpers.bench import write_manifest
 from tests.helpers.runs import write_run
-from tests.helpers.training import online_tree
+from tests.helpers.training import offline_tree, online_tree, sft_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,3 +135,18 @@ def test_a_branch_on_a_full_disk_is_one_line_and_leaves_nothing(
         check_one_line(code, errors, "the disk is full; free space")
         assert "Errno" not in errors
         assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_a_file_of_a_checkpoint_that_is_too_large_is_named_by_its_folder(
+    engine: str, tmp_path: Path, echo_model: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        yaml.safe_dump(offline_tree(tmp_path / "run", echo_model, data, engine=engine))
+    )
+    size = (echo_model / "model.safetensors").stat().st_size - 1
+    code, errors = rlhf("sft", "--config", str(config), fault=partial(limit_file_size, size))
+    check_one_line(code, errors, f"rlhf: {tmp_path / 'run/checkpoints'}")
+    check_one_line(code, errors, "raise it (ulimit -f)")

@@ -136,7 +136,7 @@ def test_only_the_first_process_removes_damaged_checkpoints(cut, monkeypatch, wr
     monkeypatch.setattr(loop, "load_checkpoint", lambda path, trainer: loaded.append(path.name))
     trainer = SimpleNamespace(
         config=SimpleNamespace(resume=True, keep_last=2),
-        final_is_best=False,
+        keep_best=False,
         progress=SimpleNamespace(step=2),
         world=SimpleNamespace(first_not_none=lambda value: value or cut / "checkpoints/step-2"),
     )
@@ -376,6 +376,21 @@ def test_an_evaluation_that_fails_during_training_costs_no_step(
     assert "eval/return" in whole[2]
     assert cut[2] == {k: v for k, v in whole[2].items() if not k.startswith("eval/")}
     assert cut[3] == whole[3]
+
+
+def test_a_damaged_best_model_of_an_online_run_is_reported_and_replaced(
+    tmp_path, echo_model, caplog
+):
+    keys = {"keep_best": True, "evaluation": {"every": 1, "episodes": 4}}
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=2, **keys)
+    run_command("ppo", tree)
+    best = tmp_path / "run/checkpoints/best"
+    (best / "model.safetensors").write_bytes(b"")
+    run_command("ppo", tree | {"resume": True, "num_steps": 3})
+    assert "best/model.safetensors is damaged" in caplog.text
+    assert "the next evaluation counts as the best" in caplog.text
+    verify_checksums(best)
+    assert same(tensors_of(best), tensors_of(tmp_path / "run/checkpoints/step-3"))
 
 
 def test_files_of_the_user_stay_where_the_run_replaces_its_own(tmp_path, echo_model):

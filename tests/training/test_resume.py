@@ -7,6 +7,7 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
+from rlhf.runs.interrupt import Interrupted
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
@@ -16,6 +17,7 @@ from tests.helpers.training import (
     metrics_of,
     offline_tree,
     online_tree,
+    pair_rows,
     same,
     sft_rows,
     weights_of,
@@ -130,3 +132,25 @@ def test_ctrl_c_in_sft_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     assert main(["sft", *options, "--resume"]) == 0
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("engine", ["native", "trl"])
+@pytest.mark.parametrize("command", ["sft", "dpo", "reward"])
+def test_a_row_of_several_steps_is_the_same_after_a_resume_between_them(
+    tmp_path, echo_model, monkeypatch, command, engine
+):
+    """The rows of every third step are means over steps before and after the interruption."""
+    rows = sft_rows() if command == "sft" else pair_rows()
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    trainer = {"logging_steps": 3, "max_steps": 9}
+    common = {"engine": engine, "evaluations": 1, "trainer": trainer}
+    run_command(command, offline_tree(tmp_path / "whole", echo_model, data, **common))
+    tree = offline_tree(tmp_path / "cut", echo_model, data, **common)
+    for step in (4, 5):
+        with monkeypatch.context() as patch:
+            interrupt_at(step, engine, patch)
+            with pytest.raises(Interrupted):
+                run_command(command, tree | {"resume": True})
+    assert metrics_of(tmp_path / "cut")[-1]["step"] == 3
+    run_command(command, tree | {"resume": True})
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")

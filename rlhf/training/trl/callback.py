@@ -27,7 +27,12 @@ from rlhf.training.numeric_checks import (
     check_weights_are_finite,
 )
 from rlhf.training.optimizers import set_scheduled_learning_rates
-from rlhf.training.trl.checkpoints import remove_older_checkpoints, write_checksums_and_remove_older
+from rlhf.training.trl.checkpoints import (
+    load_unlogged_metrics,
+    remove_older_checkpoints,
+    save_unlogged_metrics,
+    write_checksums_and_remove_older,
+)
 
 CALLBACKS_FILE = "callbacks.json"
 """Name of the file in a checkpoint with the state of the user's callbacks."""
@@ -76,6 +81,11 @@ class RunCallback(TrainerCallback):
         self.weight_change_detector = weight_change_detector
         self.callbacks, self.tokenizer = callbacks or Callbacks(), tokenizer
         self.world = init_distributed()
+        self.trainer: Any = None
+        """The trainer that calls these methods, if it runs in one process. Its unlogged metrics are
+        then saved in checkpoints."""
+        self.checkpoint: Path | None = None
+        """The checkpoint from which the run continues."""
         self.best: Path | None = None
         """The best checkpoint of a resumed run."""
         self.has_begun = False
@@ -93,6 +103,8 @@ class RunCallback(TrainerCallback):
         """
         if state.global_step and isinstance(lr_scheduler, LambdaLR):
             set_scheduled_learning_rates(lr_scheduler)
+        if self.trainer and self.checkpoint:
+            load_unlogged_metrics(self.trainer, self.checkpoint)
         if self.best:  # transformers records an absolute path, and the run may have been moved
             state.best_model_checkpoint = str(self.best)
         if self.run.writes and state.global_step:
@@ -158,6 +170,8 @@ class RunCallback(TrainerCallback):
         Metrics that are not in ``METRIC_NAMES`` are ignored.
         """
         row = {}
+        if "train_runtime" in (logs or {}):  # the summary at the end is not that of a step
+            return control
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
             if not isinstance(value, int | float) or name not in self.METRIC_NAMES:
@@ -241,6 +255,8 @@ class RunCallback(TrainerCallback):
             stopped = self.callbacks.stopped
             if self.callbacks:
                 self._write_callbacks_state(folder)
+            if self.trainer:
+                save_unlogged_metrics(self.trainer, folder)
             write_checksums_and_remove_older(
                 folder,
                 keep=int(self.run.config["keep_last"]),

@@ -7,9 +7,11 @@ it was written.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from rlhf.common.files import read_json, remove
+from rlhf.common.files import read_json, remove, write_text
 from rlhf.errors import UserError
 from rlhf.runs.checksums import (
     CHECKSUMS_FILE,
@@ -24,6 +26,8 @@ from rlhf.training.checkpoint import (
 )
 
 CHECKPOINT_PATTERN = "checkpoint-*"
+_UNLOGGED_FILE = "unlogged_metrics.json"
+"""Name of the file in a checkpoint with the metrics of steps that are not logged yet."""
 
 
 def write_checksums_and_remove_older(checkpoint: Path, *, keep: int, best: str | None) -> None:
@@ -81,3 +85,35 @@ def best_checkpoint_recorded_in(checkpoint: Path) -> Path | None:
             "run with --overwrite"
         ) from error
     return best
+
+
+def save_unlogged_metrics(trainer: Any, checkpoint: Path) -> None:
+    """Write the loss and the metrics of the steps since the last logged step, if there are any.
+
+    A trainer logs their means at the next logged step, but does not save them.
+
+    Args:
+        trainer: A trainer of TRL or transformers.
+        checkpoint: Folder of the checkpoint that the trainer has written.
+    """
+    if trainer.state.global_step > trainer._globalstep_last_logged:
+        unlogged = {
+            "last_logged_step": trainer._globalstep_last_logged,
+            "loss": trainer._tr_loss.item(),
+            "metrics": _metrics_of_training(trainer),
+        }
+        write_text(checkpoint / _UNLOGGED_FILE, json.dumps(unlogged))
+
+
+def load_unlogged_metrics(trainer: Any, checkpoint: Path) -> None:
+    """Restore what `save_unlogged_metrics` wrote, after the trainer has begun to train."""
+    if (checkpoint / _UNLOGGED_FILE).exists():
+        unlogged = read_json(checkpoint / _UNLOGGED_FILE)
+        trainer._globalstep_last_logged = unlogged["last_logged_step"]
+        trainer._tr_loss.fill_(unlogged["loss"])
+        _metrics_of_training(trainer).update(unlogged["metrics"])
+
+
+def _metrics_of_training(trainer: Any) -> dict[str, list[float]]:
+    """Return the unlogged metrics of one of TRL's trainers; transformers' trainer has none."""
+    return getattr(trainer, "_metrics", {"train": {}})["train"]

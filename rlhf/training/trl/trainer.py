@@ -14,7 +14,7 @@ import torch
 import transformers
 import trl
 
-from rlhf.common.files import read_json
+from rlhf.common.files import add_path_to_write_errors, read_json
 from rlhf.common.foreign import user_code_location
 from rlhf.common.launcher import launcher_number
 from rlhf.config.offline import OfflineConfig
@@ -138,6 +138,8 @@ def train_with_trainer(
             tokenizer=setup.tokenizer,
         )
         trainer.add_callback(callback)
+        if callback.world.size == 1:
+            callback.trainer = trainer
         checkpoint = _find_last_checkpoint(config, run, callback.world)
         configured = num_steps(config, len(train_and_eval_sets[0]))
         if checkpoint:
@@ -181,6 +183,7 @@ def _prepare_to_resume(
     """
     done = int(checkpoint.name.split("-")[1])
     _check_and_record_changes(run, trainer.args, done=done, configured=configured)
+    callback.checkpoint = checkpoint
     callback.best = best_checkpoint_recorded_in(checkpoint)
     run.rewind(done)
     if callback.callbacks:
@@ -197,7 +200,8 @@ def _train_from_checkpoint(trainer: Any, callback: RunCallback, checkpoint: Path
         UserError: The checkpoint does not fit the run, or training diverged.
     """
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with add_path_to_write_errors(Path(trainer.args.output_dir)):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception as error:
         if checkpoint and not callback.has_begun:
             raise_if_checkpoint_unfit(error, checkpoint, callback.world)
