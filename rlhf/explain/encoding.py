@@ -34,7 +34,7 @@ class EncodedConversation:
     """Token ids, [T]."""
     tokens: list[str]
     """Text of each token, [T]. The joined texts, without added special tokens, are the rendered
-    conversation."""
+    conversation, or its end after truncation."""
     parts: list[Part]
     """Part of each token, [T]. A token that contains characters of a message and of the template
     belongs to the message."""

@@ -53,11 +53,10 @@ class LayerChange:
     weights: float
     """||W' - W|| / ||W|| over all weights of the block (Frobenius norm)."""
     states: float
-    """Mean of ||h' - h|| / ||h||, where h is the output of the block, first over the tokens of each
-    reply, then over the replies."""
+    """Mean of ||h' - h|| / ||h|| over the tokens of each reply, then over the replies. h and h' are
+    the outputs of the block in the earlier and the later stage."""
     cosine: float
-    """Mean of the cosine of h and h', first over the tokens of each reply, then over the
-    replies."""
+    """Mean of the cosine of h and h' over the tokens of each reply, then over the replies."""
 
 
 @dataclass(frozen=True)

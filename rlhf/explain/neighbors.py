@@ -66,7 +66,7 @@ class TrainingPairIndex:
         self._directions = nn.functional.normalize(differences, dim=1)
 
     def nearest(self, pair: Pair, count: int) -> list[Neighbor]:
-        """Return the training pairs that are most similar to a pair, the most similar first."""
+        """Return up to `count` training pairs that are most similar to a pair, in this order."""
         direction = nn.functional.normalize(_hidden_state_differences(self.model, [pair]), dim=1)[0]
         cosines = self._directions @ direction
         top = cosines.topk(min(count, len(cosines)))

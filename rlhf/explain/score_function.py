@@ -122,7 +122,7 @@ class DifferentiableReward:
 
 
 def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
-    """Return the parts of a reward without a model, and check that the other parts are supported.
+    """Return the parts of a reward that have no model, and check that the others are supported.
 
     Raises:
         UserError: A part of the reward is not supported.

@@ -38,7 +38,8 @@ def without_paths_and_secrets(text: str) -> str:
 def public_name(path: str) -> str:
     """Return the name of a local file or folder in a card: the last component of its path.
 
-    The folder `final` of a run is shown as the name of the run.
+    For a subfolder of a run with a model, such as `final` or a checkpoint, the result is the name
+    of the run.
 
     >>> public_name("/home/ann/runs/sft/final")
     'sft'

@@ -74,10 +74,11 @@ class RewardExplainer:
             measure_on: Maximum number of pairs, starting with the first that can be scored, on
                 which the faithfulness of the methods is measured. The faithfulness of Shapley
                 values is not measured.
-            draws: Number of random deletions of each pair.
+            draws: Number of random deletions of each pair for each deleted fraction.
 
         Raises:
-            UserError: No pair can be scored.
+            UserError: No pair can be scored, or the models of the reward do not support
+                attributions to tokens, see `DifferentiableReward`.
         """
         scorable, margins, skipped = _scorable_pairs(self.reward, pairs)
         if not scorable:
@@ -119,7 +120,8 @@ class RewardExplainer:
         relative to the larger of |score| and the standard deviation of the scores.
 
         Raises:
-            UserError: No text can be scored.
+            UserError: No text can be scored, or the models of the reward do not support
+                attributions to tokens, see `DifferentiableReward`.
         """
         scores = self.reward.score(conversations)
         values = scores.values

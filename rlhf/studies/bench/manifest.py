@@ -108,7 +108,7 @@ def build_manifest_entry(cls: type[T], item: Any, key: str) -> T:
 
 
 def _check_demonstrations(bench: Bench) -> None:
-    """Check the demonstrations of the environments and the settings that depend on them."""
+    """Check the demonstrations of the environments, the settings that depend on them, and `run`."""
     without = [name for name, task in bench.environments.items() if task.demonstrations is None]
     if without and bench.config.model.scratch:
         raise UserError(
@@ -140,7 +140,7 @@ def _check_policies(bench: Bench) -> None:
 
 
 def _check_algorithms(bench: Bench) -> None:
-    """Check the names and commands of the algorithms, and the name of the baseline."""
+    """Check the names, commands and `run` keys of the algorithms, and the name of the baseline."""
     for name, entry in bench.algorithms.items():
         command = bench.command_of(name)
         if name in _RESERVED_NAMES:

@@ -111,7 +111,7 @@ def read_bench_result(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--against: {path} is not JSON") from error
     if not _is_bench_result(tree):
-        raise UserError(f"--against: {path} is not a bench.json: it has no seeds and scores")
+        raise UserError(f"--against: {path} is not a bench.json: it has no seeds or no scores")
     return tree
 
 

@@ -60,7 +60,10 @@ class JobQueue:
         return len(self._finished) - self._num_outside + len(self.failed)
 
     def take_ready(self, count: int | None = None) -> list[Job]:
-        """Remove and return up to `count` waiting jobs whose dependencies are finished."""
+        """Remove and return up to `count` waiting jobs whose dependencies are finished.
+
+        By default, all of these jobs are removed and returned.
+        """
         ready = [
             job for job in self.waiting.values() if job.after is None or job.after in self._finished
         ]
@@ -98,6 +101,8 @@ class FutureLauncher(ABC):
 
         Raises:
             UserError: No further jobs can run.
+            RuntimeError: The job raised an exception that is not a ValueError, see
+                `run_job_and_return_error`.
         """
 
     def run_jobs(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
