@@ -130,8 +130,8 @@ def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     """Return the charts of best-of-n.
 
-    They show the scores of the first proxy and of gold with its fit, and the gold score by
-    combination, number of pairs and model size.
+    They show the scores of the first proxy, and the gold score with its fit. If there are several
+    combinations, numbers of pairs or model sizes, a chart shows the gold score of each.
     """
     first = rows[0]
     by_combination = [row for row in rows if row["proxy"] == first["proxy"]]

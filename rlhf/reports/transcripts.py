@@ -158,7 +158,7 @@ def _count_common_opening_messages(columns: Sequence[TranscriptColumn]) -> int:
 
 
 def _select_seeds_by_change(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Select the seeds with the largest, the smallest and two changes of the ranking between them.
+    """Select the seeds with the largest and the smallest change, and two that rank between them.
 
     All seeds are selected if there are at most `_MAX_CASES`.
 
