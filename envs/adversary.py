@@ -65,8 +65,8 @@ class SuccessfulAdversary:
     name: str
     mean: float
     baseline: float
-    """The stated optimum, or else the mean return of the expert. Without a stated optimum and an
-    expert, the mean return of the best of random play and constant actions."""
+    """The stated optimum, or else the mean return of the expert. If there is neither, the mean
+    return of the best of random play and constant actions."""
     stated: bool
     """Whether the baseline is a stated optimum."""
 

@@ -105,8 +105,8 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version, or code that `import_environment_id`
-            accepts: `module:id`, `module:Class` or `file.py:Class`.
+        env_id: An id in any case, with or without `text/` and `-v0`, or code that
+            `import_environment_id` accepts: `module:id`, `module:Class` or `file.py:Class`.
 
     Raises:
         UserError: The module cannot be imported, or the id is not registered. In the second case,

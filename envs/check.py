@@ -46,8 +46,9 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     Args:
         env: An environment, its id, or `module:id`.
         episodes: Number of episodes of random play per check. Simulations of `optimal_value()` and
-            `random_value()` use 20 times this number. The search for better policies does not
-            depend on it.
+            `random_value()` use 20 times this number, and the exact solution at most
+            `EXACT_CALLS_PER_EPISODE` times this number of calls. The search for better policies
+            does not depend on it.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]

@@ -85,7 +85,11 @@ def write_demonstrations(
 
 
 def _training_env(env_id: str, env_kwargs: dict[str, Any]) -> TextEnv:
-    """Create an environment with its training split, unless the arguments name another split."""
+    """Create an environment with its training split, unless the arguments name another split.
+
+    Raises:
+        UserError: The environment cannot be created, or is not a `TextEnv`.
+    """
     env = make(env_id, **kwargs_for_split(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")

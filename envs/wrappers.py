@@ -48,7 +48,7 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         Args:
             text: First observation of the wrapped environment.
             info: Info dictionary of the wrapped environment.
-            seed: Seed of the episode.
+            seed: The argument `seed` of `reset`.
         """
         return text, info
 
@@ -157,7 +157,11 @@ class InvalidActions(TextWrapper):
         return bool(trial.step(action)[4].get("valid", False))
 
     def _repeat_until_end(self, action: str) -> float:
-        """Repeat the action until the episode ends, and return the sum of its rewards."""
+        """Repeat the action until the episode ends, at most `MAX_SKIPPED_TURNS` times.
+
+        Returns:
+            The sum of the rewards of the repetitions.
+        """
         total = 0.0
         for _ in range(MAX_SKIPPED_TURNS):
             _, reward, terminated, truncated, _ = self.env.step(action)

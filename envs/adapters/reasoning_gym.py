@@ -97,7 +97,8 @@ REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "gsm_symbolic": (_same_number, "its scorer ignores a minus sign and accepts -14 for 14"),
     "spell_backward": (_fraction_of_same_letters, "its scorer ignores letters after the word"),
 }
-"""Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong)."""
+"""Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong). A replacement
+scorer may raise an exception for an answer in another form than the reference."""
 
 ANSWER_FORMS = {
     "kakurasu": re.compile(r"[01\s]+"),
