@@ -250,7 +250,10 @@ def _search_adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that the exact optimum is at most `optimal_value()`, if the task can be enumerated."""
+    """Check that the exact optimum is at most `optimal_value()`.
+
+    Environments that state no optimum, have wrappers or cannot be enumerated are not checked.
+    """
     env = make()
     task: Any = env.unwrapped
     if not hasattr(task, "optimal_value") or not _has_only_checker_wrappers(env):

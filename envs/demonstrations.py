@@ -120,7 +120,11 @@ class _DemonstrationPlayer:
         return self.episode_rows() if form == "messages" else self.turn_rows()
 
     def _play_episode(self) -> Iterator[tuple[Conversation, str]]:
-        """Play one episode; before each step, yield the conversation so far and the next action."""
+        """Play one episode; before each step, yield the conversation so far and the next action.
+
+        The first step of the iterator increments `seed`. At the end, the return is appended to
+        `returns`.
+        """
         text, info = self.env.reset(seed=self.seed)
         self.seed += 1
         start = [{"role": "system", "content": self._system}] if self._system else []

@@ -408,7 +408,13 @@ class _Solver:
         return list(merged.values())
 
     def _state_key(self, env: Env) -> Any:
-        """Return a key of the environment's state; different states have different keys."""
+        """Return a key of the environment's state; different states have different keys.
+
+        The key of a state that cannot be pickled differs from all other keys.
+
+        Raises:
+            NotEnumerableError: The state contains a random generator.
+        """
         # Objects that all copies share with the root are left out, because they may be large.
         root = vars(self.root)
         state = {

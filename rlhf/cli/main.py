@@ -73,9 +73,10 @@ def _end_process_later(code: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The exit code is 0 for success and 2 for a user's mistake. It is 1 for a bug, or if the command
-    found a fault such as leakage in the data; `rlhf envs check` returns 2 in this case. If a signal
-    stops the command, the exit code is 128 plus the signal's number, as in a shell.
+    The exit code is 0 for success and 2 for a user's mistake (1 with ``--debug``). It is 1 for a
+    bug, or if the command found a fault such as leakage in the data; `rlhf envs check` returns 2 in
+    this case. If a signal stops the command, the exit code is 128 plus the signal's number, as in a
+    shell.
 
     Args:
         arguments: The arguments after the program's name; by default, those of the process.
@@ -171,7 +172,7 @@ def _set_up_logging() -> None:
 
 
 def _report_error(error: BaseException, *, debug: bool) -> int:
-    """Print the message of the error that ended a command; return the exit code."""
+    """Print the error that ended a command, with `debug` its traceback; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
         _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE

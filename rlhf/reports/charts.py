@@ -184,9 +184,10 @@ def _drawing_svg(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> s
 
 
 def tick_values(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten) in [low, high].
+    """Return about `count` multiples of a number that is 1, 2 or 5 times a power of ten.
 
-    If `whole` is set, all numbers are integers, as on an axis of training steps.
+    They are all its multiples in [low, high], where `low` must be below `high`. If `whole` is set,
+    they are integers, as on an axis of training steps.
     """
     raw = (high - low) / max(1, count)
     if whole:

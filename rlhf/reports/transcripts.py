@@ -36,7 +36,11 @@ class TranscriptColumn:
 
 
 def samples_before_and_after_html(run: RunRecord) -> str:
-    """Return cards with samples of the same seed before and after training, as HTML."""
+    """Return cards with samples of the same seed before and after training, as HTML.
+
+    At most `_MAX_CASES` seeds are selected by the change of the score. Without scores, these are
+    the first seeds.
+    """
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]

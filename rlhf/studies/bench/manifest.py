@@ -122,7 +122,11 @@ def _check_demonstrations(bench: Bench) -> None:
 
 
 def _check_policies(bench: Bench) -> None:
-    """Check the policies that are not trained."""
+    """Check the names of the policies that are not trained, and that they need no training.
+
+    Raises:
+        UserError: A name is reserved, used or not valid, or a policy has a wrong key or a model.
+    """
     for name, item in bench.config.policies.items():
         key = f"policies.{name}"
         if name in _RESERVED_NAMES or name in bench.algorithms or not _is_valid_entry_name(name):

@@ -84,7 +84,11 @@ class Bench:
         return self.root.joinpath("runs", *parts)
 
     def run_config_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
-        """Return the configuration of one training run."""
+        """Return the configuration of one training run.
+
+        Raises:
+            UserError: The number of steps is not a positive integer.
+        """
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge_trees(merge_trees(self.config.run, task.run), entry.run) | self._plugins
         folder = f"seed{seed}"

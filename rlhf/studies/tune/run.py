@@ -212,7 +212,12 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
 
 
 def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
-    """Run all trials with a launcher and write the result; return the path of tuned.yaml."""
+    """Run all trials with a launcher and write the result; return the path of tuned.yaml.
+
+    Raises:
+        JobsFailedError: The training of an initial model failed, or a run was interrupted.
+        UserError: Optuna is not installed, or every trial of an algorithm failed.
+    """
     searches = {
         name: AlgorithmSearch(
             name,
