@@ -108,7 +108,7 @@ def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
     )
     peak = interval_from_mapping(observed["distance"])
     seeds = f", range over the individual seeds {interval_text(peak)}" if row["seeds"] > 1 else ""
-    note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
+    note = f"Observed peak at √KL {peak.value:.2f}{seeds} (step {observed['step']})"
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]

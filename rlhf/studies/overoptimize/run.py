@@ -52,7 +52,8 @@ log = logging.getLogger(__name__)
 FEWEST_PROMPTS = 3
 """Minimum number of different prompts of the best-of-n curve; the fit needs 3 clusters."""
 HELD_OUT_FRACTION = 0.1
-"""Fraction of the prompts that are held out to measure the accuracy of the proxies."""
+"""Approximate fraction of the pairs that is held out to measure the accuracy of the proxies. All
+pairs of a prompt are in the same part."""
 
 
 @dataclass(frozen=True)
