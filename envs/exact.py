@@ -2,8 +2,8 @@
 
 The environment's own `reset` and `step` run with a generator whose draws are choice points, so that
 every outcome is enumerated with its probability. The solver maximizes over all policies that depend
-only on the sequence of observations. Their actions include an empty and a malformed reply. The
-result is independent of the formulas by which an environment computes its optimum.
+only on the sequence of observations. The actions of these policies include an empty and a malformed
+reply. The result is independent of the formulas by which an environment computes its optimum.
 """
 
 from __future__ import annotations

@@ -96,9 +96,9 @@ class InvalidActions(TextWrapper):
             of the remaining turns, the wrapper repeats the action in them. If this return is
             negative, it is added to the reward of the action, so that ending early is never an
             advantage.
-        substitute: "random" replaces an invalid action by a random legal action. In this case,
-            `info["substituted"]` is True. By default, invalid actions are passed to the
-            environment.
+        substitute: "random" replaces an invalid action by a random legal action;
+            `info["substituted"]` then states whether the action was replaced. By default, invalid
+            actions are passed to the environment.
     """
 
     def __init__(

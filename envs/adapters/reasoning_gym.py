@@ -40,7 +40,7 @@ def _same_number(answer: str, truth: str) -> float:
 
 
 def _probability_within_tolerance(answer: str, truth: str) -> float:
-    """Return 1.0 if the answer differs from `truth` by at most 1e-4 and at most 1%, else 0.0."""
+    """Return 1.0 if the answer differs from `truth` by at most 1e-4 and 1% of `truth`, else 0.0."""
     right = Fraction(truth)
     return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
 

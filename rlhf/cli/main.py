@@ -165,7 +165,7 @@ def _run_and_print_output(name: str, config: Any) -> int:
 
 
 def _set_up_logging() -> None:
-    first = launcher_number("RANK") == 0  # only the first process logs
+    first = launcher_number("RANK") == 0  # the other processes log only errors
     set_up_logging(logging.INFO if first else logging.ERROR)
     for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)

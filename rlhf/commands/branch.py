@@ -64,7 +64,7 @@ class BranchConfig:
 
 
 def branch(config: BranchConfig) -> Iterator[str]:
-    """Create the new run directory; yield messages, the last with the command that continues it.
+    """Create the new run directory; yield messages, the last with the command to continue the run.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or the new directory is not empty or

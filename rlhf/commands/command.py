@@ -48,7 +48,7 @@ class Command:
     config: str | type
     """The configuration class."""
     run: str | Callable[..., Any]
-    """The function that does the work.
+    """The function that runs the command.
 
     If `makes_run` is true, the function takes (name, config, run) and returns the path of its
     result, such as the trained model or the run directory. Otherwise the function takes the config

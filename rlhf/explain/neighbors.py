@@ -37,10 +37,10 @@ class Neighbor:
 class TrainingPairIndex:
     """Training pairs with the hidden states that the head of a reward model reads.
 
-    A pair is represented by the difference of the states of the chosen and the rejected text, whose
-    product with the weights of a linear head is the margin. A high similarity therefore means that
-    the same features contribute to the margins of both pairs. Swapping the replies of a pair
-    negates its difference.
+    A pair is represented by the difference of the states of the chosen and the rejected text. The
+    product of this difference with the weights of a linear head is the margin. A high similarity
+    therefore means that the same features contribute to the margins of both pairs. Swapping the
+    replies of a pair negates its difference.
 
     Args:
         reward: The reward. The hidden states are those of its first model.

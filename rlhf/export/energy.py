@@ -37,8 +37,8 @@ class EnergyEstimate:
     watts: tuple[float, ...]
     """Assumed power of each run."""
     is_recorded: bool
-    """Whether the power is the limit of the GPUs that the runs recorded. If not, it was given for
-    the export."""
+    """Whether the power is the power limit of the GPUs, which the runs recorded. Otherwise, the
+    power was given for the export."""
 
 
 def training_cost(record: RunRecord) -> TrainingCost:

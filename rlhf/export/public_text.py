@@ -18,7 +18,7 @@ _PATH_IN_TEXT = re.compile(
 )
 """Pattern of an absolute path with at least two components, or of a path in a home folder."""
 _ABSOLUTE = re.compile(r"(?:file://)?(?:[~/]|[A-Za-z]:[\\/]|\\\\).*[/\\][^/\\]")
-"""Pattern that matches the start of a text if the whole text is an absolute path."""
+"""Pattern of the start of a text that begins like an absolute path."""
 _UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
 """Names of subfolders of a run. The name of the run is shown instead."""
 

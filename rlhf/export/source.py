@@ -239,7 +239,10 @@ def _base_hub_id_and_name(folder: Path, stages: Sequence[Stage]) -> tuple[str | 
 
 
 def _adapter_base_hub_id(folder: Path) -> str | None:
-    """Return the Hub id of the base model of an adapter; None if the base is a local folder."""
+    """Return the Hub id of the base model of an adapter.
+
+    The result is None if the base is a local folder, or if the folder contains no adapter.
+    """
     if not is_adapter(folder) or (folder / "base").is_dir():
         return None
     settings = read_mapping_or_empty(folder / CONFIG_FILE)

@@ -127,8 +127,8 @@ def chart_html(chart: Chart) -> str:
 def standalone_chart_svg(chart: Chart) -> str:
     """Return a chart as an SVG file of its own, with its title and the names of its lines.
 
-    The image has the colors of the report page, light or dark as the reader's system. It shows
-    correctly as an ``<img>`` element, which no other style sheet can change.
+    The image has the colors of the report page, light or dark according to the reader's system. It
+    is displayed correctly in an ``<img>`` element, which no other style sheet can change.
     """
     lines = _thinned_lines(chart)
     body = f'<text class="title" x="0" y="{-_IMAGE_TOP + 13}">{esc(chart.title)}</text>'

@@ -26,7 +26,7 @@ class RegressionCheck:
     """The difference of the mean scores for each row and environment. The earlier result is the
     baseline."""
     notes: list[str]
-    """Sentences about settings that differ and about rows that were not measured again."""
+    """Notes on keys of the manifests that differ, and on rows that were not measured again."""
 
     @property
     def significant_losses(self) -> list[Difference]:

@@ -36,6 +36,7 @@ class Launcher(Protocol):
 
         Raises:
             UserError: The launcher itself failed; finished runs are kept.
+            RuntimeError: A job raised an unexpected exception (launchers local and ray).
         """
         ...
 

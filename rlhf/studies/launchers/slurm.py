@@ -177,7 +177,7 @@ def _write_configs_and_make_job_script(folder: Path, task: int, job: Job) -> str
 
 
 def _escape_pattern(folder: Path) -> str:
-    """Return a path for --output, in which Slurm replaces patterns such as %j."""
+    """Return a path for --output with escaped %, because Slurm replaces patterns such as %j."""
     return str(folder).replace("%", "%%")
 
 
