@@ -65,8 +65,8 @@ class SuccessfulAdversary:
     name: str
     mean: float
     baseline: float
-    """The stated optimum, or else the mean return of the expert. Without a stated optimum and an
-    expert, the mean return of the best of random play and constant actions."""
+    """The stated optimum, or else the mean return of the expert. If there is neither, the mean
+    return of the best of random play and constant actions."""
     stated: bool
     """Whether the baseline is a stated optimum."""
 
@@ -151,7 +151,12 @@ class _AdversaryEvaluator:
         return list(actions)
 
     def _baseline_and_paired_policy(self) -> tuple[float, Policy | None]:
-        """Return the attributes `baseline` and `partner`."""
+        """Return the attributes `baseline` and `partner`.
+
+        With a stated optimum, the partner is the expert if it earns this optimum, else None.
+        Otherwise, the partner is the expert or else the best of random play and constant actions,
+        and the baseline is its mean return.
+        """
         if not self.is_stated:
             constants = (
                 [] if self.has_expert else [_constant_policy(action) for action in self.actions]
@@ -217,7 +222,11 @@ class _AdversaryEvaluator:
         return self.actions[int(rng.integers(len(self.actions)))]
 
     def adversaries(self) -> Iterator[Adversary]:
-        """Yield all adversaries to test."""
+        """Yield all adversaries to test.
+
+        There are fewer if the environment has neither a stated optimum nor an expert, see
+        `successful_adversaries`.
+        """
         if self.is_discrete:
             yield "a reply that is not a number (rollout.invalid_reward: 0)", _constant_policy(None)
         else:

@@ -51,7 +51,7 @@ def catalog(*, compute_values: bool = True) -> list[dict[str, Any]]:
 
 
 def _plugin_environment_row(env_id: str, creator: Creator, compute_values: bool) -> dict[str, Any]:
-    """Return the row of an environment that a plug-in registered."""
+    """Return the row of an environment of a plug-in; its values are known only for a `TextEnv`."""
     source = ENVIRONMENTS.sources.get(env_id, "")
     if isinstance(creator, type) and issubclass(creator, TextEnv):
         return _text_env_row(env_id, compute_values) | {"source": source}
@@ -105,8 +105,8 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version, or code that `import_environment_id`
-            accepts: `module:id`, `module:Class` or `file.py:Class`.
+        env_id: An id in any case, with or without `text/` and `-v0`, or code that
+            `import_environment_id` accepts: `module:id`, `module:Class` or `file.py:Class`.
 
     Raises:
         UserError: The module cannot be imported, or the id is not registered. In the second case,

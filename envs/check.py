@@ -46,8 +46,9 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     Args:
         env: An environment, its id, or `module:id`.
         episodes: Number of episodes of random play per check. Simulations of `optimal_value()` and
-            `random_value()` use 20 times this number. The search for better policies does not
-            depend on it.
+            `random_value()` use 20 times this number, and the exact solution at most
+            `EXACT_CALLS_PER_EPISODE` times this number of calls. The search for better policies
+            does not depend on it.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]
@@ -249,7 +250,10 @@ def _search_adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _check_exact_optimum(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that the exact optimum is at most `optimal_value()`, if the task can be enumerated."""
+    """Check that the exact optimum is at most `optimal_value()`.
+
+    Environments that state no optimum, have wrappers or cannot be enumerated are not checked.
+    """
     env = make()
     task: Any = env.unwrapped
     if not hasattr(task, "optimal_value") or not _has_only_checker_wrappers(env):

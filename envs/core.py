@@ -53,7 +53,7 @@ class FreeText(gym.Space[str]):
 
     @property
     def is_np_flattenable(self) -> bool:
-        """Return False, because text has no array form of fixed size."""
+        """Whether the space has an array form of fixed size; False for text."""
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:

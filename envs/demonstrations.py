@@ -85,7 +85,11 @@ def write_demonstrations(
 
 
 def _training_env(env_id: str, env_kwargs: dict[str, Any]) -> TextEnv:
-    """Create an environment with its training split, unless the arguments name another split."""
+    """Create an environment with its training split, unless the arguments name another split.
+
+    Raises:
+        UserError: The environment cannot be created, or is not a `TextEnv`.
+    """
     env = make(env_id, **kwargs_for_split(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
@@ -116,7 +120,11 @@ class _DemonstrationPlayer:
         return self.episode_rows() if form == "messages" else self.turn_rows()
 
     def _play_episode(self) -> Iterator[tuple[Conversation, str]]:
-        """Play one episode; before each step, yield the conversation so far and the next action."""
+        """Play one episode; before each step, yield the conversation so far and the next action.
+
+        The first step of the iterator increments `seed`. At the end, the return is appended to
+        `returns`.
+        """
         text, info = self.env.reset(seed=self.seed)
         self.seed += 1
         start = [{"role": "system", "content": self._system}] if self._system else []

@@ -2,8 +2,8 @@
 
 The environment's own `reset` and `step` run with a generator whose draws are choice points, so that
 every outcome is enumerated with its probability. The solver maximizes over all policies that depend
-only on the sequence of observations. Their actions include an empty and a malformed reply. The
-result is independent of the formulas by which an environment computes its optimum.
+only on the sequence of observations. The actions of these policies include an empty and a malformed
+reply. The result is independent of the formulas by which an environment computes its optimum.
 """
 
 from __future__ import annotations
@@ -408,7 +408,13 @@ class _Solver:
         return list(merged.values())
 
     def _state_key(self, env: Env) -> Any:
-        """Return a key of the environment's state; different states have different keys."""
+        """Return a key of the environment's state; different states have different keys.
+
+        The key of a state that cannot be pickled differs from all other keys.
+
+        Raises:
+            NotEnumerableError: The state contains a random generator.
+        """
         # Objects that all copies share with the root are left out, because they may be large.
         root = vars(self.root)
         state = {

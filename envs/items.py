@@ -40,8 +40,8 @@ def split_items(
     """Return the items of a split in their original order.
 
     Items with equal content are in the same split. The distinct contents are ranked by a hash, and
-    the first fifth of the ranking (at least one content) is the test split. A split therefore does
-    not depend on the order of the items.
+    the first fifth of the ranking (rounded, and at least one content) is the test split. A split
+    therefore does not depend on the order of the items.
 
     Args:
         items: All items.

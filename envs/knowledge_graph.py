@@ -50,10 +50,11 @@ class KnowledgeGraph(TextEnv):
 
     State: the start, the goal and the current entity. The start and the goal are drawn uniformly
     from the pairs of entities whose shortest path has `hops` facts. Observation: the facts about
-    the current entity, each of which names another entity. Action: the name of one of these
-    entities, with or without `go`. Reward: `-step_cost` per action, and +1.0 for reaching the goal.
-    The episode ends at the goal or after `3 * hops` actions. Optimum: the shortest path, which has
-    `hops` actions. The facts are the same in all episodes, so a policy can learn them.
+    the current entity, each of which names another entity; at the start, also the goal. Action: the
+    name of one of these entities, with or without `go`. Reward: `-step_cost` per action, and +1.0
+    for reaching the goal. The episode ends at the goal or after `3 * hops` actions. Optimum: the
+    shortest path, which has `hops` actions. The facts are the same in all episodes, so a policy can
+    learn them.
 
     Args:
         hops: Number of actions of the shortest path from the start to the goal.

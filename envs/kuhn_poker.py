@@ -105,7 +105,10 @@ class KuhnPoker(TwoPlayerEnv):
         return self.turn(text, won, True, success=won > 0, valid=valid, reason=reason)
 
     def _play_opponent_move(self) -> str:
-        """Make the opponent's move and return its description for the agent."""
+        """Append the opponent's move to the history, and return its description for the agent.
+
+        An invalid reply of a function is a fold, or a check if it is the first action of the hand.
+        """
         legal = LEGAL_WORDS_BY_HISTORY[self._history]
         if isinstance(self.opponent, str):
             chance = STRATEGIES[self.opponent][self._history][self._opponent_card]
@@ -118,8 +121,7 @@ class KuhnPoker(TwoPlayerEnv):
             text = " ".join(text.split())
             word = normalized(append_opponent_reply(self.opponent, self._opponent_view, text))
             if word not in legal:
-                # An episode cannot end at reset. An invalid first action of the opponent is
-                # therefore a check and not a fold.
+                # An episode cannot end at reset, so an invalid first action is not a fold.
                 word = "fold" if self._history else "check"
         self._history += word[0]
         return f"Your opponent says {word}."

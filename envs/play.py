@@ -30,7 +30,8 @@ def play(
         write: Function that prints a text.
         **env_kwargs: Keyword arguments of the environment.
 
-    Returns: The undiscounted sum of the rewards that were received.
+    Returns:
+        The undiscounted sum of the rewards that were received.
     """
 
     def show(text: Any) -> None:

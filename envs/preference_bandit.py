@@ -157,8 +157,8 @@ def proxy_score(context: Context, reply: str) -> float:
     """Return the flawed reward in [0, 1.85], which favors `wine` and long replies.
 
     The proxy ranks menus without extra words similarly to the gold score: `wine` is preferred to
-    the best drink only if its affinity is above 0.55. A policy that maximizes the proxy repeats
-    `wine` after the menu, which decreases the gold score.
+    the best drink only if `wine` has an affinity above 0.55. A policy that maximizes the proxy
+    repeats `wine` after the menu, which decreases the gold score.
     """
     return _gold_proxy_and_has_menu(context, reply)[1]
 

@@ -36,7 +36,7 @@ VISIBLE_INPUTS = ((3, -1, 4, 4, -5, 1), (2, 0, 7, -3, 2, 6), (-2, 5, 1))
 class ProgramSynthesis(TextEnv):
     """Write a pipeline of list operations that reproduces the examples.
 
-    State: a hidden pipeline of `length` operations, uniform over all such pipelines. Observation:
+    State: a hidden pipeline of `length` operations, uniform over those of the split. Observation:
     three examples; after a wrong program, the first example that the program fails and the
     program's output. Action: operations in order, separated by spaces or `|`. The episode ends with
     the first program that fits all examples, or with the last turn. Reward: 0.0 before the end of

@@ -38,8 +38,8 @@ class PromptEnv(TextEnv):
         system_prompt: System message of every episode.
 
     Raises:
-        UserError: `prompts` is not a list or is empty, or a conversation ends neither with a user
-            message nor with a tool result.
+        UserError: `prompts` is a single text or is empty, or a conversation ends neither with a
+            user message nor with a tool result.
     """
 
     items = "Prompts; a run holds out a fraction of them (evaluation.prompts_fraction)."

@@ -47,8 +47,8 @@ def import_environment_id(env_id: str) -> str:
 
     Args:
         env_id: A gymnasium id, ``module:name``, ``file.py:name``, or an ``object:`` name from
-            `rlhf.common.objects`. The module or file is imported. The name is an id that it
-            registers, an environment class, or a function that returns an environment.
+            `rlhf.common.objects`. The module or file is imported. The name is an id that the module
+            or file registers, an environment class, or a function that returns an environment.
 
     Raises:
         UserError: The module or file cannot be imported, or this process does not have the object.

@@ -15,11 +15,11 @@ class TMaze(TextEnv):
     State: the sign (left or right), the position in the corridor (0 to L) and the remaining steps.
     Observation: the sign in the first observation only, then "corridor" or "junction". The number
     of remaining steps is not shown, because a policy without memory could encode the sign in it.
-    Action: forward, left or right. Left or right inside the corridor, or an invalid action, wastes
-    a step. Reward: 1.0 for turning in the direction of the sign at the junction, else 0.0. The
-    episode ends with a turn at the junction or after T steps. Optimum: 1.0 with memory, 0.5 for the
-    best policy that sees only the current observation (Bakker 2002, "Reinforcement Learning with
-    Long Short-Term Memory").
+    Action: forward, left or right. Left or right inside the corridor, forward at the junction, and
+    an invalid action waste a step. Reward: 1.0 for turning in the direction of the sign at the
+    junction, else 0.0. The episode ends with a turn at the junction or after T steps. Optimum: 1.0
+    with memory, 0.5 for the best policy that sees only the current observation (Bakker 2002,
+    "Reinforcement Learning with Long Short-Term Memory").
 
     Args:
         length: Number of steps from the start to the junction, L.

@@ -27,9 +27,9 @@ class DiscreteToText(TextEnv):
     State: a state of the table and the remaining turns. Observation: `describe(state)`. Action: one
     of the words `actions`. Reward and transitions: those of the table. An invalid action uses a
     turn and leaves the state unchanged. Its reward is `invalid_action_reward(...)`, so an invalid
-    action is never better than the best legal one. The episode terminates after `max_turns`
-    actions. Optimum: computed by backward induction over the transition table, for the finite
-    horizon.
+    action is never better than the best legal one. The episode terminates with a terminal
+    transition of the table, or after `max_turns` actions. Optimum: computed by backward induction
+    over the transition table, for the finite horizon.
 
     Args:
         table: An environment with a transition table `P` and an initial distribution

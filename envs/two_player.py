@@ -41,7 +41,7 @@ class TwoPlayerEnv(TextEnv):
 
     @property
     def _possible_agent_seats(self) -> tuple[str, ...]:
-        """Return the possible seats of the agent, which are equally probable."""
+        """Possible seats of the agent, which are equally probable."""
         return SEATS if self.seat == "random" else (self.seat,)
 
     def _draw_seat(self) -> str:

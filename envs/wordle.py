@@ -20,7 +20,7 @@ def word_list() -> tuple[str, ...]:
 
 
 def letter_marks(guess: str, hidden: str) -> str:
-    """Mark each letter of a guess with g, y or -.
+    """Mark each letter of a guess, which is as long as the hidden word, with g, y or -.
 
     g: the hidden word has the letter at the same position. y: it has the letter at another
     position. -: the hidden word does not have the letter. Each letter of the hidden word is matched

@@ -48,7 +48,7 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         Args:
             text: First observation of the wrapped environment.
             info: Info dictionary of the wrapped environment.
-            seed: Seed of the episode.
+            seed: The argument `seed` of `reset`.
         """
         return text, info
 
@@ -96,9 +96,9 @@ class InvalidActions(TextWrapper):
             of the remaining turns, the wrapper repeats the action in them. If this return is
             negative, it is added to the reward of the action, so that ending early is never an
             advantage.
-        substitute: "random" replaces an invalid action by a random legal action. In this case,
-            `info["substituted"]` is True. By default, invalid actions are passed to the
-            environment.
+        substitute: "random" replaces an invalid action by a random legal action;
+            `info["substituted"]` then states whether the action was replaced. By default, invalid
+            actions are passed to the environment.
     """
 
     def __init__(
@@ -157,7 +157,11 @@ class InvalidActions(TextWrapper):
         return bool(trial.step(action)[4].get("valid", False))
 
     def _repeat_until_end(self, action: str) -> float:
-        """Repeat the action until the episode ends, and return the sum of its rewards."""
+        """Repeat the action until the episode ends, at most `MAX_SKIPPED_TURNS` times.
+
+        Returns:
+            The sum of the rewards of the repetitions.
+        """
         total = 0.0
         for _ in range(MAX_SKIPPED_TURNS):
             _, reward, terminated, truncated, _ = self.env.step(action)

@@ -40,7 +40,7 @@ def _same_number(answer: str, truth: str) -> float:
 
 
 def _probability_within_tolerance(answer: str, truth: str) -> float:
-    """Return 1.0 if the answer differs from `truth` by at most 1e-4 and at most 1%, else 0.0."""
+    """Return 1.0 if the answer differs from `truth` by at most 1e-4 and 1% of `truth`, else 0.0."""
     right = Fraction(truth)
     return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
 
@@ -97,7 +97,8 @@ REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "gsm_symbolic": (_same_number, "its scorer ignores a minus sign and accepts -14 for 14"),
     "spell_backward": (_fraction_of_same_letters, "its scorer ignores letters after the word"),
 }
-"""Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong)."""
+"""Task whose scorer accepts wrong answers -> (replacement scorer, what is wrong). A replacement
+scorer may raise an exception for an answer in another form than the reference."""
 
 ANSWER_FORMS = {
     "kakurasu": re.compile(r"[01\s]+"),

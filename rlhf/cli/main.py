@@ -38,7 +38,8 @@ from rlhf.runs.launch import prepare_process
 _PATH_ERRORS = frozenset(
     [errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST]
 )
-"""Numbers of the errors for a path that cannot be the path of a file or folder."""
+"""Numbers of the errors for a path that cannot exist, or that names a file instead of a folder or a
+folder instead of a file."""
 
 
 THREAD_SECONDS = 30.0
@@ -72,9 +73,10 @@ def _end_process_later(code: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The exit code is 0 for success and 2 for a user's mistake. It is 1 for a bug, or if the command
-    found a fault such as leakage in the data. If a signal stops the command, the exit code is 128
-    plus the signal's number, as in a shell.
+    The exit code is 0 for success and 2 for a user's mistake (1 with ``--debug``). It is 1 for a
+    bug, or if the command found a fault such as leakage in the data; `rlhf envs check` returns 2 in
+    this case. If a signal stops the command, the exit code is 128 plus the signal's number, as in a
+    shell.
 
     Args:
         arguments: The arguments after the program's name; by default, those of the process.
@@ -163,14 +165,14 @@ def _run_and_print_output(name: str, config: Any) -> int:
 
 
 def _set_up_logging() -> None:
-    first = launcher_number("RANK") == 0  # only the first process logs
+    first = launcher_number("RANK") == 0  # the other processes log only errors
     set_up_logging(logging.INFO if first else logging.ERROR)
     for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _report_error(error: BaseException, *, debug: bool) -> int:
-    """Print the message of the error that ended a command; return the exit code."""
+    """Print the error that ended a command, with `debug` its traceback; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
         _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE
@@ -195,7 +197,6 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
             "with --resume)"
         )
         return 2
-    # A UserError or an unreadable file is the user's mistake; anything else is a bug.
     if not debug and isinstance(error, OSError) and error.errno in _PATH_ERRORS:
         path = mask_secrets(escape_invisible(str(error.filename)))
         _print_error(f"rlhf: {path[:200]}{'…' * (len(path) > 200)}: {error.strerror}")
@@ -210,6 +211,7 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         reason = mask_secrets(escape_invisible(describe_exception(error)))
         _print_error(f"rlhf: your code failed: {reason}; --debug shows the traceback")
         return 2
+    # A UserError or an unreadable file is the user's mistake; any other error is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
         _print_error(mask_secrets(escape_invisible(trace)).rstrip("\n"))

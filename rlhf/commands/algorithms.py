@@ -25,7 +25,11 @@ class AlgorithmsConfig(CommandConfig):
 
 
 def list_algorithms(config: AlgorithmsConfig) -> Iterator[str]:
-    """Yield the text to print: one algorithm, JSON, or the table of all algorithms."""
+    """Yield the text to print: one algorithm, JSON, or the table of all algorithms.
+
+    Raises:
+        UserError: There is no algorithm of the given name.
+    """
     from rlhf.algorithms.registry import algorithm_table
 
     rows = algorithm_table()

@@ -64,7 +64,7 @@ class BranchConfig:
 
 
 def branch(config: BranchConfig) -> Iterator[str]:
-    """Create the new run directory; yield messages, the last with the command that continues it.
+    """Create the new run directory; yield messages, the last with the command to continue the run.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or the new directory is not empty or
@@ -246,10 +246,10 @@ def _best_model_precedes_checkpoint(source: Path, progress: Mapping[str, Any]) -
 
 
 def _copy_best_trl_checkpoint(source: Path, copied_checkpoint: Path) -> bool:
-    """Copy the best checkpoint of TRL's trainer, which a checkpoint names.
+    """Copy the best checkpoint of TRL's trainer up to the checkpoint `source`; return True.
 
     Raises:
-        UserError: It no longer exists.
+        UserError: The best checkpoint no longer exists.
     """
     recorded = read_json(source / "trainer_state.json").get("best_model_checkpoint")
     name = Path(recorded).name if recorded else source.name

@@ -28,7 +28,7 @@ def chat(config: ChatConfig) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _open_session(config: ChatConfig) -> Iterator[ChatSession]:
-    """Load the models and rewards, and open the file of votes before the models reply."""
+    """Return a context manager of the session; the file of votes is opened before models load."""
     from rlhf.chat.policy import load_policies
     from rlhf.chat.session import ChatSession
     from rlhf.chat.votes import VoteRecorder

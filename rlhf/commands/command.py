@@ -48,7 +48,7 @@ class Command:
     config: str | type
     """The configuration class."""
     run: str | Callable[..., Any]
-    """The function that does the work.
+    """The function that runs the command.
 
     If `makes_run` is true, the function takes (name, config, run) and returns the path of its
     result, such as the trained model or the run directory. Otherwise the function takes the config
@@ -156,7 +156,8 @@ class CommandTable(dict[str, Command]):
         """Return a configuration as plain data, with exactly the settings that the run uses.
 
         The defaults of a trainer are added. The settings of an algorithm that have no effect are
-        omitted. ``config.yaml`` therefore describes the run completely.
+        omitted. ``config.yaml`` therefore describes the run completely. If the command writes a run
+        directory, the key ``command`` with its name is added.
         """
         tree = dataclasses.asdict(config)
         if name in ALGORITHMS:
@@ -237,7 +238,7 @@ class CommandTable(dict[str, Command]):
         """Check that a command writes a run directory.
 
         Raises:
-            UserError: It is not known, or it writes none.
+            UserError: The command is not known, or writes no run directory.
         """
         if not self[name].makes_run:
             raise UserError(f"{name} writes no run: use it on the command line, as rlhf {name}")
@@ -305,8 +306,8 @@ def _output_of_plugin(
     """Run a command of a plug-in without a run directory; see `run_and_yield_text`.
 
     Raises:
-        UserError: The function is not a generator of texts, or returns something else than a
-            number.
+        UserError: The function is not a generator of texts, or returns something else than an
+            integer or nothing.
     """
     what = f"command {name!r}"
     advice = (

@@ -1,8 +1,8 @@
 """Implements `rlhf completion`, which prints a script that completes commands and keys in a shell.
 
-The script is generated from the table of commands and the typed configurations, so it has no list
-of its own. It completes without starting Python. After an update of the toolkit, it is generated
-again if the shell loads it with ``source <(rlhf completion bash)``.
+The script is generated from the table of commands and the typed configurations. It completes
+without starting Python. If a shell loads it with ``source <(rlhf completion bash)``, it is
+generated again in each new shell, so it agrees with the installed version.
 """
 
 from __future__ import annotations

@@ -66,7 +66,11 @@ class EnvDemosConfig(CommandConfig, DemosFile):
 
 
 def write_env_demos(config: EnvDemosConfig) -> Iterator[str]:
-    """Write the file; yield a line with its path, numbers of rows and episodes, and mean return."""
+    """Write the file; yield a line with its path, numbers of rows and episodes, and mean return.
+
+    Raises:
+        UserError: The file exists, or the environment cannot write such rows.
+    """
     from rlhf.envs.demonstrations import write_demonstrations
 
     if Path(config.path).exists():

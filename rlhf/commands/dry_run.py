@@ -59,6 +59,8 @@ def check_config_without_data(command: str, config: Any, *, with_model: bool) ->
 def plan_offline(command: str, config: Any) -> str:
     """Return a text with the rows, batch size, steps, memory and duration of an offline run.
 
+    The text is "" in all processes but the first.
+
     Raises:
         UserError: The configuration or the data are invalid.
     """
@@ -69,6 +71,8 @@ def plan_offline(command: str, config: Any) -> str:
 
 def plan_online(command: str, config: Any) -> str:
     """Return a text with the rollouts, updates, steps, memory and duration of an online run.
+
+    The text is "" in all processes but the first.
 
     Raises:
         UserError: The configuration or the data are invalid.
@@ -122,7 +126,7 @@ def _plan_text(
 
 
 def describe_offline(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
-    """Return lines with the rows, batch size and steps of an offline run, and its estimate."""
+    """Return lines with rows, batch size and steps of an offline run, and its memory and time."""
     from rlhf.training.methods import num_steps, steps_between_evaluations
     from rlhf.training.offline import (
         NATIVE_TRAINERS,
@@ -175,7 +179,7 @@ def _batch_line(config: Any, processes: int, *, trl: bool) -> str:
 
 
 def describe_online(command: str, config: Any, parallelism: Parallelism) -> tuple[list[str], Plan]:
-    """Return lines with the rollouts, updates and steps of an online run, and its estimate."""
+    """Return lines with rollouts, updates and steps of an online run, and its memory and time."""
     from rlhf.training.online import OnlineTrainer
     from rlhf.training.plan.online import estimate_online
 

@@ -68,6 +68,7 @@ def _explain_reward(
     pairs: Sequence[Pair],
     texts: Sequence[Conversation],
 ) -> RewardExplanation:
+    """Explain the pairs and the first ``config.shown`` texts; there is at least one of them."""
     from rlhf.data.load import load_and_log
     from rlhf.explain import RewardExplainer
     from rlhf.reward_models.pairs import to_pair
@@ -98,6 +99,7 @@ def _explain_reward(
 def _explain_policy(
     config: ExplainConfig, reward: Reward | None, replies: Sequence[Conversation]
 ) -> list[PolicyExplanation]:
+    """Explain the first ``2 * config.shown`` replies under the policy; [] without a policy."""
     if config.policy is None:
         return []
     from rlhf.explain import explain_policy, load_policy
@@ -116,6 +118,7 @@ def _explain_policy(
 def _compare_stages(
     config: ExplainConfig, replies: Sequence[Conversation]
 ) -> list[StageDifference]:
+    """Compare neighboring stages on the first ``config.compared`` replies; [] without stages."""
     from rlhf.explain import compare_stages, load_policy
 
     stages = config.stage_models

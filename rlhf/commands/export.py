@@ -8,7 +8,7 @@ from rlhf.config.export import ExportConfig
 
 
 def export(config: ExportConfig) -> Iterator[str]:
-    """Export a model; yield its folder, the other files, and the address of the repository."""
+    """Export a model; yield its folder, the GGUF files, the ONNX result and the Hub address."""
     from rlhf.export import export_model
 
     result = export_model(config)

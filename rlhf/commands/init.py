@@ -18,7 +18,7 @@ _SUFFIX = ".txt"
 """Suffix of the files of a template, which are text in the package and not modules of it."""
 
 _HIDDEN = "dot-"
-"""Prefix of the names that begin with a dot in the project; a wheel contains no hidden files."""
+"""Prefix that becomes a dot in the project; patterns of package data do not match hidden files."""
 
 TEMPLATES = {
     "project": "a pipeline with an environment, reward and algorithm of your own, and a CI gate",

@@ -113,7 +113,11 @@ def label(config: LabelConfig) -> Iterator[str]:
 
 
 def _items_to_label(config: LabelConfig, annotator: str) -> list[Any]:
-    """Return the items in the order of labeling, with the checks."""
+    """Return the items in the order of labeling, at most `limit` of them, with the checks.
+
+    Raises:
+        UserError: The items or checks are invalid, or every item is also a check.
+    """
     from rlhf.labeling.items import read_check_items, read_items
     from rlhf.labeling.queue import insert_check_items, order_items
 

@@ -61,7 +61,11 @@ class LabelImportConfig(CommandConfig):
 
 
 def report_agreement(config: LabelAgreementConfig) -> Iterator[str]:
-    """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON."""
+    """Yield a table of annotators, a table of their pairs, and Fleiss' kappa; or JSON.
+
+    Raises:
+        UserError: A file is not a file of labels, or the labels differ in mode or scale.
+    """
     from rlhf.data.labels import check_labels_have_one_scale
     from rlhf.labeling.agreement import agreement_report
 
@@ -92,7 +96,12 @@ def report_agreement(config: LabelAgreementConfig) -> Iterator[str]:
 
 
 def export_label_files(config: LabelExportConfig) -> Iterator[str]:
-    """Write labels to a file or folder; yield a line with their number."""
+    """Write labels to a file or folder; yield a line with their number.
+
+    Raises:
+        UserError: The path has a wrong ending or cannot be replaced, a file is not a file of
+            labels, or the labels differ in mode or scale.
+    """
     from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import DATASET_MARKER, export_labels
     from rlhf.labeling.pseudonyms import with_numbered_annotators
@@ -118,7 +127,13 @@ def export_label_files(config: LabelExportConfig) -> Iterator[str]:
 
 
 def import_label_file(config: LabelImportConfig) -> Iterator[str]:
-    """Append the new labels of a file to the file ``output``; yield a line with their number."""
+    """Append the new labels of a file to the file ``output``; yield a line with their number.
+
+    A label is not new if ``output`` has its id, or a label of the annotator for the item.
+
+    Raises:
+        UserError: A file cannot be read, or the labels differ in mode or scale.
+    """
     from rlhf.data.labels import check_labels_have_one_scale, labels_not_undone
     from rlhf.labeling.exchange.files import import_labels
     from rlhf.labeling.store import LabelFile

@@ -93,7 +93,11 @@ def report_seed_plan(config: PlanSeedsConfig) -> Iterator[str]:
 
 
 def _deviations_of_runs(config: PlanSeedsConfig) -> DifferenceDeviations:
-    """Return the standard deviations that the runs have."""
+    """Return the standard deviations that are estimated from the runs.
+
+    Raises:
+        UserError: The runs are not suitable.
+    """
     from rlhf.evaluation.compare import default_metric
     from rlhf.evaluation.records import read_runs
     from rlhf.evaluation.seed_plan import estimate_deviations

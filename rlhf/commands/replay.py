@@ -77,6 +77,10 @@ def _repeat_update_checks(
 
     Alarms about scores or about tensors of a batch have no checkpoint, because their checks do not
     use the model.
+
+    Raises:
+        Halt: A check raises an alarm.
+        UserError: The file of the batch cannot be read.
     """
     import torch
 

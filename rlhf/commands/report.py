@@ -70,7 +70,7 @@ def report(config: ReportConfig) -> Iterator[str]:
 
 
 def compare(config: CompareConfig) -> Iterator[str]:
-    """Yield the comparison as Markdown or JSON."""
+    """Yield the comparison as Markdown or JSON; write its tables to the folder `tables`, if set."""
     from rlhf.evaluation.compare import compare as compare_runs
 
     runs = [Path(run) for run in config.runs]

@@ -15,20 +15,20 @@ from rlhf.errors import UserError
 from rlhf.web import WEB_PACKAGES
 
 API_KEY_VARIABLE = "RLHF_API_KEY"
-"""Environment variable with the key of the server."""
+"""Environment variable with the API key of the server."""
 MIN_KEY_LENGTH = 8
-"""Minimum number of characters of a key. Shorter values are not masked in logs."""
+"""Minimum number of characters of an API key. Shorter values are not masked in logs."""
 
 
 def move_api_key_to_environment_and_read_config(
     sources: Sequence[ConfigSource], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> ServeConfig:
-    """Build the configuration. A key on the command line is moved to the environment variable.
+    """Build the configuration. An API key in `overrides` is moved to the environment variable.
 
-    The configuration can be printed and is therefore free of the key.
+    The configuration can be printed and is therefore free of the API key.
 
     Raises:
-        UserError: A key or a value is invalid, or a file contains the key.
+        UserError: A configuration key or a value is invalid, or a file contains the API key.
     """
     for value in (value for name, value in overrides if name == "api_key"):
         if not isinstance(value, str) or not value:
@@ -42,7 +42,7 @@ def serve(config: ServeConfig) -> Iterator[str]:
     """Serve until a signal ends the server; yield the address.
 
     Raises:
-        UserError: The model, a reward or the address cannot be used.
+        UserError: The API key, the model, a reward or the address cannot be used.
         Interrupted: A signal stopped the server.
     """
     check_extra_installed("rlhf serve", "serve", *WEB_PACKAGES, "prometheus_client")
@@ -81,10 +81,10 @@ def _served_names_text(config: ServeConfig) -> str:
 
 
 def _api_key_for_host(host: str) -> str:
-    """Return the key, or "" if there is none and only this machine can reach the address.
+    """Return the API key, or "" if there is none and only this machine can reach the address.
 
     Raises:
-        UserError: The key is missing, too short, or cannot be part of a header.
+        UserError: The API key is missing, too short, or cannot be part of a header.
     """
     from rlhf.web.server import is_loopback
 

@@ -135,7 +135,7 @@ class BenchCommandConfig(LauncherConfig, BenchConfig):
     """Path of an earlier bench.json; the exit code is 1 if a score is significantly worse than in
     this file."""
     array: str | None = None
-    """Folder to which SLURM scripts and the command of each job are written; no job is run."""
+    """Folder to which Slurm scripts and the command of each job are written; no job is run."""
     only: str | None = None
     """Key of a single job to run in this process, such as menu/seed0/ppo."""
 

@@ -33,9 +33,10 @@ class Attribution:
     values: list[float]
     """Attribution to each token, [T]."""
     score: float
-    """ScoreFunction of the text."""
+    """Score of the text."""
     reference_score: float | None = None
-    """ScoreFunction of the reference; only integrated gradients compute it."""
+    """Score of the reference text. This and the other fields below are None for gradient x
+    input."""
     gap: float | None = None
     """Completeness gap: |sum of the attributions - (score - reference score)|."""
     steps: int | None = None
@@ -77,7 +78,8 @@ def integrated_gradients(
         references: Embeddings at the start of the path for each model, each [T, D]. A token whose
             two embeddings are equal has the attribution 0.
         tolerance: Largest accepted sum of errors, in units of the score.
-        max_steps: Maximum number of gradients. If it is reached, the gap can exceed the tolerance.
+        max_steps: Maximum number of gradients, of which at least 6 are computed. If it is reached,
+            the gap can exceed the tolerance.
     """
     root = _integrate(score, inputs, references, 0.0, 1.0)
     queue = [root]
@@ -137,7 +139,7 @@ def _integrate(
 
 
 def _gradients(score: ScoreFunction, batch: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Return the gradient of each score with respect to the inputs, each [B, T, D]; and scores."""
+    """Return the gradients of the scores by the inputs, each [B, T, D], and the scores [B]."""
     inputs = [x.detach().requires_grad_(True) for x in batch]
     with torch.enable_grad():
         scores = score(inputs)

@@ -34,7 +34,7 @@ class EncodedConversation:
     """Token ids, [T]."""
     tokens: list[str]
     """Text of each token, [T]. The joined texts, without added special tokens, are the rendered
-    conversation."""
+    conversation, or its end after truncation."""
     parts: list[Part]
     """Part of each token, [T]. A token that contains characters of a message and of the template
     belongs to the message."""
@@ -187,8 +187,8 @@ def _rendered_messages(
 
     The conversation is also rendered with a marker in place of each message. The texts between the
     markers come from the template. A content is searched after the text that precedes its marker,
-    because it can itself contain text of the template. Characters before it, up to the text of the
-    template, are the reasoning of the message. If the template changes the content, for example a
+    because a content can itself contain text of the template. Characters between this text and the
+    content are the reasoning of the message. If the template changes the content, for example a
     block of reasoning in it, all characters up to the next text of the template are the message.
     The white space around a message is ignored, because templates may remove it.
     """

@@ -72,7 +72,7 @@ def measure_faithfulness(
     draws: int = 4,
     seed: int = 0,
 ) -> Faithfulness:
-    """Delete the tokens with the largest attributions to the margin, and random tokens.
+    """Measure margins without the tokens with the largest attributions, and without random tokens.
 
     Both deletions remove the same number of tokens from each reply of a pair, so they differ only
     in the choice of the tokens. The remaining tokens are joined without a gap.

@@ -32,7 +32,7 @@ _BLOCK_NUMBER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class TokenChange:
-    """A token of a reply whose log-probability changed."""
+    """A token of a reply, with its log-probabilities in both stages."""
 
     context: str
     """Text of the reply before the token, shortened at the start."""
@@ -53,11 +53,10 @@ class LayerChange:
     weights: float
     """||W' - W|| / ||W|| over all weights of the block (Frobenius norm)."""
     states: float
-    """Mean of ||h' - h|| / ||h||, where h is the output of the block, first over the tokens of each
-    reply, then over the replies."""
+    """Mean of ||h' - h|| / ||h|| over the tokens of each reply, then over the replies. h and h' are
+    the outputs of the block in the earlier and the later stage."""
     cosine: float
-    """Mean of the cosine of h and h', first over the tokens of each reply, then over the
-    replies."""
+    """Mean of the cosine of h and h' over the tokens of each reply, then over the replies."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class StageDifference:
     over the tokens of each reply, then over the replies to each prompt, then over the prompts."""
     same_top_token: Interval
     """Fraction of reply tokens for which both stages have the same most likely token, averaged
-    in the same way."""
+    like ``kl``."""
     gained: list[TokenChange]
     """Tokens whose log-probability increased most."""
     lost: list[TokenChange]
@@ -172,7 +171,7 @@ class _ReplyComparison:
 
 
 def _mean_logprob_change(prompts: list[str], replies: list[_ReplyComparison]) -> Interval:
-    """Return the mean change of the log-probability per reply token, with replies by prompt."""
+    """Return the mean change of the log-probability per reply token, with interval over prompts."""
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for prompt, reply in zip(prompts, replies, strict=True):
         totals[prompt][0] += sum(change.after - change.before for change in reply.tokens)

@@ -37,10 +37,10 @@ class Neighbor:
 class TrainingPairIndex:
     """Training pairs with the hidden states that the head of a reward model reads.
 
-    A pair is represented by the difference of the states of the chosen and the rejected text, whose
-    product with the weights of a linear head is the margin. A high similarity therefore means that
-    the same features contribute to the margins of both pairs. Swapping the replies of a pair
-    negates its difference.
+    A pair is represented by the difference of the states of the chosen and the rejected text. The
+    product of this difference with the weights of a linear head is the margin. A high similarity
+    therefore means that the same features contribute to the margins of both pairs. Swapping the
+    replies of a pair negates its difference.
 
     Args:
         reward: The reward. The hidden states are those of its first model.
@@ -66,7 +66,7 @@ class TrainingPairIndex:
         self._directions = nn.functional.normalize(differences, dim=1)
 
     def nearest(self, pair: Pair, count: int) -> list[Neighbor]:
-        """Return the training pairs that are most similar to a pair, the most similar first."""
+        """Return up to `count` training pairs that are most similar to a pair, in this order."""
         direction = nn.functional.normalize(_hidden_state_differences(self.model, [pair]), dim=1)[0]
         cosines = self._directions @ direction
         top = cosines.topk(min(count, len(cosines)))

@@ -11,7 +11,10 @@ from rlhf.reports.markup import esc, number_text
 from rlhf.reports.tokens import html_with_shading_selector
 from rlhf.reports.transcripts import message_html
 
-_NOTE = "Point at a token to see its values, in nats. Each card has its own scale."
+_NOTE = (
+    "Point at a token to see its values. Log-probabilities and entropy are in nats. Each card has "
+    "its own scale."
+)
 
 
 def policy_cards_html(replies: Sequence[PolicyExplanation]) -> str:

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PolicyExplanation:
-    """The tokens of one reply under a policy. All lists have one element for each of T tokens."""
+    """The tokens of one reply under a policy.
+
+    All lists except ``prompt`` have one element for each of T tokens.
+    """
 
     prompt: Conversation
     """Messages before the reply."""
@@ -55,7 +58,7 @@ class PolicyExplanation:
     advantage estimate. Without a critic, it is the score minus the mean score of the other scored
     replies to the same prompt (RLOO), and None if there are no such replies."""
     score: float | None = None
-    """Score of the reply; None without a reward."""
+    """Score of the reply; None without a reward, or if the reward cannot score the reply."""
 
 
 def load_policy(spec: ModelSpec, *, seed: int = 0) -> Policy:
@@ -142,7 +145,8 @@ def encode_and_mask_last_reply(
         context: Maximum number of tokens.
 
     Raises:
-        RowDropped: The chat template cannot render the conversation, or it is too long.
+        RowDropped: The chat template cannot render the conversation, or the conversation has more
+            than ``context`` tokens.
     """
     ids, mask = encode_example(chat_format, conversation[:-1], conversation[-1:])
     if len(ids) > context:
@@ -195,7 +199,11 @@ def _single_row_batch_with_advantages(
     lam: float,
     temperature: float,
 ) -> TrainingBatch:
-    """Return a batch of one row with log-probabilities, entropies, values and advantages."""
+    """Return a batch of one row with log-probabilities and entropies.
+
+    With a reference, the batch has its log-probabilities; with a critic, the values; with a critic
+    and a score, also the rewards and advantages.
+    """
     tokens = torch.tensor([list(ids)], device=policy.device)
     actions = torch.tensor([list(mask)], device=policy.device)
     attention = torch.ones_like(actions)

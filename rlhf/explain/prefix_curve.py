@@ -30,10 +30,10 @@ def prefix_curve(
 ) -> PrefixCurve:
     """Score prefixes of a reply, each followed by the tokens that end the conversation.
 
-    Because each prefix ends like a whole reply, for example with EOS, the head reads it at a token
-    at which it was trained. Reading the head at earlier tokens, as `LearnedReward.prefix_scores`
-    does, is faster but out of distribution. The values of parts without a model are those of the
-    whole reply.
+    Each prefix ends like a whole reply, for example with EOS, so the head reads the same kind of
+    token as in training. Reading the head at earlier tokens, as `LearnedReward.prefix_scores`
+    does, is faster but out of distribution. The scores of parts without a model are those of the
+    whole reply. The lists are empty if the reply has no tokens.
 
     Args:
         reward: The reward.

@@ -122,7 +122,7 @@ class DifferentiableReward:
 
 
 def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
-    """Return the parts of a reward without a model, and check that the other parts are supported.
+    """Return the parts of a reward that have no model, and check that the others are supported.
 
     Raises:
         UserError: A part of the reward is not supported.
@@ -146,7 +146,13 @@ def _check_and_list_parts_without_models(reward: Reward) -> list[Reward]:
 def _scores_from_logits(
     reward: Reward, logits: Mapping[int, Tensor], constants: Mapping[int, float]
 ) -> Tensor:
-    """Return the scores [B] of a reward from the logits [B, K] of its models, by object id."""
+    """Return the scores [B] of a reward.
+
+    Args:
+        reward: A reward, or one of its parts.
+        logits: Object id of a model of the reward -> its logits [B, K].
+        constants: Object id of a part without a model -> its score.
+    """
     if id(reward) in constants:
         first = next(iter(logits.values()))
         return first.new_full((len(first),), constants[id(reward)])

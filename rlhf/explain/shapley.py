@@ -71,7 +71,11 @@ class WordAttributor:
         return explanation, list(zip(words, values, strict=True))
 
     def shapley_values(self, conversation: Conversation, words: list[Word]) -> list[float]:
-        """Return the Shapley value of each word for the score of a text, [W]."""
+        """Return the Shapley value of each word for the score of a text, [W].
+
+        Raises:
+            Unscorable: The text without some of the words has no score.
+        """
         if not words:
             return []
 

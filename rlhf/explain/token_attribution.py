@@ -50,6 +50,11 @@ class TokenAttributor:
         Returns:
             - The explanation.
             - The words of the last message with their attributions by the last method.
+
+        Raises:
+            Unscorable: The conversation cannot be rendered or has no tokens, or a part of the
+                reward without a model has no score.
+            UserError: See `DifferentiableReward.encode` and `scores_of_embeddings`.
         """
         encoded = self.reward.encode(conversation, num_prompt_messages=num_prompt_messages)
         constants = self.reward.scores_without_models(conversation)
@@ -121,9 +126,8 @@ def _reference_embeddings(
 ) -> list[Tensor]:
     """Return zero embeddings, except those of the chat template, which are unchanged, each [T, D].
 
-    The head of a decoder reads the state of a token of the template. Without the embedding of this
-    token the score does not depend on the reply as it does in the text, and the attributions are
-    those of another function.
+    The head of a decoder reads the state of a token of the template. If the embedding of this token
+    were zero, the score would depend on the reply in another way than in the text.
     """
     references = [torch.zeros_like(x) for x in inputs]
     for x, reference in zip(inputs, references, strict=True):

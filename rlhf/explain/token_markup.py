@@ -28,7 +28,7 @@ class ShadedTokens:
     def append_tokens_html(
         self, tokens: Sequence[str], values: Mapping[str, Sequence[float | None]]
     ) -> str:
-        """Add tokens, and return their HTML.
+        """Add tokens, and return their HTML. Tokens after the first `_MAX_TOKENS` are omitted.
 
         Args:
             tokens: Text of each token, [T].
@@ -55,7 +55,16 @@ class ShadedTokens:
 def strongest_tokens_text(
     tokens: Sequence[str], values: Sequence[float], positions: Sequence[int], count: int = 6
 ) -> str:
-    """Return the tokens with the largest absolute values as text, such as `+0.21 "wine"`."""
+    """Return up to `count` tokens with the largest absolute values as text, such as `+0.21 “wine”`.
+
+    Tokens with the value 0 are omitted.
+
+    Args:
+        tokens: Text of each token, [T].
+        values: Value of each token, [T].
+        positions: Positions of the tokens that are considered.
+        count: Maximum number of tokens.
+    """
     top = sorted(positions, key=lambda i: -abs(values[i]))[:count]
     return ", ".join(
         f"{'+' if values[i] > 0 else ''}{number_text(values[i])} “{tokens[i].strip() or tokens[i]}”"
@@ -65,5 +74,5 @@ def strongest_tokens_text(
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return a value with four digits; None if it is not finite, which JSON cannot contain."""
+    """Return a value with four significant digits; None if it is not finite, for valid JSON."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

@@ -36,7 +36,7 @@ def words_of_last_message(conversation: Conversation, side: str) -> list[Word]:
 def without_words(conversation: Conversation, words: Iterable[Word]) -> Conversation:
     """Return the conversation without the given words of its last message.
 
-    The white space before a removed word is also removed.
+    The white space before a removed word and at the start of the message is also removed.
     """
     content = content_text(conversation[-1].get("content"))
     for word in sorted(words, key=lambda w: -w.start):

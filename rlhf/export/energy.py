@@ -26,7 +26,7 @@ class TrainingCost:
     device: str
     """Name of the GPU, or of the processor if no GPU was recorded; "" if it is unknown."""
     watts: float | None
-    """Power limit of all the GPUs in use; None if it was not recorded."""
+    """Sum of the power limits of the GPUs in use; None if one of them was not recorded."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class EnergyEstimate:
     watts: tuple[float, ...]
     """Assumed power of each run."""
     is_recorded: bool
-    """Whether the power is the limit of the GPUs that the runs recorded. If not, it was given for
-    the export."""
+    """Whether the power is the power limit of the GPUs, which the runs recorded. Otherwise, the
+    power was given for the export."""
 
 
 def training_cost(record: RunRecord) -> TrainingCost:
@@ -70,11 +70,11 @@ def _number_of_tokens(record: RunRecord) -> int | None:
 def estimate_energy(
     costs: Sequence[TrainingCost], power_watts: float | None
 ) -> EnergyEstimate | None:
-    """Return the product of time and power, summed over runs; None if a power is unknown.
+    """Return the product of time and power, summed over runs; None without runs or a known power.
 
     Args:
         costs: Costs of the runs.
-        power_watts: Power of every run in watts. By default, the recorded limits are used, which
+        power_watts: Power of every run in watts. By default, the recorded limits are used. They
             give an upper bound on the energy of the GPUs.
     """
     limits = [power_watts or cost.watts for cost in costs]

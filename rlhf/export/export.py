@@ -43,8 +43,8 @@ class Export:
 def export_model(config: ExportConfig) -> Export:
     """Export a model, and upload it if the configuration has a repository.
 
-    The folder is written completely before it replaces an earlier export, so that an error leaves
-    the earlier export unchanged.
+    The folder is written completely before it replaces an earlier export, so that an error before
+    the upload leaves the earlier export unchanged.
 
     Raises:
         UserError: The source is not a model, the target exists, a program or a package is missing,
@@ -84,10 +84,10 @@ def export_model(config: ExportConfig) -> Export:
 
 
 def _check_encoding_is_known(source: ModelSource) -> None:
-    """Check that a reward model has its description; checkpoints of a run do not have it.
+    """Check that a reward model of a recorded run has reward_model.json, which checkpoints lack.
 
     Raises:
-        UserError: It is missing, so the exported model could read texts in another form.
+        UserError: The file is missing, so users of the exported model could encode texts wrongly.
     """
     run = source.last_run
     if run is not None and run.command == "reward" and source.sidecar is None:
@@ -119,7 +119,7 @@ def _check_target_is_new_or_replaceable(target: Path, *, overwrite: bool) -> Non
 
 
 def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConfig) -> None:
-    """Check that the export does not replace or change a folder that it reads.
+    """Check that the export does not replace or change a file or folder that it reads.
 
     Raises:
         UserError: The target is an input, contains one, or is in the folder of the model.
@@ -140,7 +140,11 @@ def _check_inputs_are_kept(target: Path, source: ModelSource, config: ExportConf
 
 
 def _check_converted_model_is_causal(folder: Path, config: ExportConfig) -> None:
-    """Check that a model that is to be converted is a language model."""
+    """Check that a model that is to be converted is a language model.
+
+    Raises:
+        UserError: The configuration has `gguf` or `onnx`, and the model is a reward model.
+    """
     if is_causal_model(folder):
         return
     for key in ("gguf", "onnx"):

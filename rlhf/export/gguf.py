@@ -76,7 +76,7 @@ def _converter_path(spec: GGUFSpec) -> Path:
     """Return the path of the converter.
 
     Raises:
-        UserError: It does not exist.
+        UserError: The converter does not exist.
     """
     path = expand_user(spec.converter)
     script = path / CONVERTER if path.is_dir() else path

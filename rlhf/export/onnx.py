@@ -45,8 +45,8 @@ def write_onnx(folder: Path) -> str:
     """Write `model.onnx` into the folder of a language model, unless its logits differ.
 
     The file is a function of ``input_ids`` and ``attention_mask`` [B, T] that returns ``logits``
-    [B, T, V], in float32. It is removed if the logits at a position that is not padding differ by
-    more than `MAX_LOGIT_DIFFERENCE`.
+    [B, T, V], in float32. It is removed if the conversion fails, or if the logits at a position
+    that is not padding differ from those of PyTorch by more than `MAX_LOGIT_DIFFERENCE`.
 
     Returns:
         A message for the user: the largest difference of logits, or why there is no file.

@@ -18,7 +18,7 @@ _PATH_IN_TEXT = re.compile(
 )
 """Pattern of an absolute path with at least two components, or of a path in a home folder."""
 _ABSOLUTE = re.compile(r"(?:file://)?(?:[~/]|[A-Za-z]:[\\/]|\\\\).*[/\\][^/\\]")
-"""Pattern that matches the start of a text if the whole text is an absolute path."""
+"""Pattern of the start of a text that begins like an absolute path."""
 _UNINFORMATIVE_NAMES = frozenset({"final", "best", "checkpoints"})
 """Names of subfolders of a run. The name of the run is shown instead."""
 
@@ -38,7 +38,8 @@ def without_paths_and_secrets(text: str) -> str:
 def public_name(path: str) -> str:
     """Return the name of a local file or folder in a card: the last component of its path.
 
-    The folder `final` of a run is shown as the name of the run.
+    For a subfolder of a run with a model, such as `final` or a checkpoint, the result is the name
+    of the run.
 
     >>> public_name("/home/ann/runs/sft/final")
     'sft'

@@ -109,7 +109,7 @@ class ModelSource:
 
     @property
     def last_run(self) -> Stage | None:
-        """The last run, which wrote the model."""
+        """The last run, which wrote the model; None if there is no record."""
         return self.stages[-1] if self.stages else None
 
 
@@ -117,7 +117,7 @@ def find_model_source(path: str) -> ModelSource:
     """Find the model in a run directory, a checkpoint or a model folder, and read its records.
 
     Raises:
-        UserError: There is no such folder, it is not a model or a run, or the run has no final
+        UserError: There is no such folder, or it is neither a model nor a single run with a final
             model.
     """
     folder, directory = _model_folder_and_run(path_without_dot_dot(expand_user(path)))
@@ -127,7 +127,11 @@ def find_model_source(path: str) -> ModelSource:
 
 
 def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
-    """Return the folder of the model, and its run directory or None."""
+    """Return the folder of the model, and its run directory; None if no run wrote the model.
+
+    Raises:
+        UserError: See `find_model_source`.
+    """
     if not root.is_dir():
         siblings = root.parent.iterdir() if root.parent.is_dir() else ()
         hint = did_you_mean(root.name, [path.name for path in siblings if path.is_dir()])
@@ -235,7 +239,10 @@ def _base_hub_id_and_name(folder: Path, stages: Sequence[Stage]) -> tuple[str | 
 
 
 def _adapter_base_hub_id(folder: Path) -> str | None:
-    """Return the Hub id of the base model of an adapter; None if the base is a local folder."""
+    """Return the Hub id of the base model of an adapter.
+
+    The result is None if the base is a local folder, or if the folder contains no adapter.
+    """
     if not is_adapter(folder) or (folder / "base").is_dir():
         return None
     settings = read_mapping_or_empty(folder / CONFIG_FILE)

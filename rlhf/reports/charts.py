@@ -127,8 +127,8 @@ def chart_html(chart: Chart) -> str:
 def standalone_chart_svg(chart: Chart) -> str:
     """Return a chart as an SVG file of its own, with its title and the names of its lines.
 
-    The image has the colors of the report page, light or dark as the reader's system. It shows
-    correctly as an ``<img>`` element, which no other style sheet can change.
+    The image has the colors of the report page, light or dark according to the reader's system. It
+    is displayed correctly in an ``<img>`` element, which no other style sheet can change.
     """
     lines = _thinned_lines(chart)
     body = f'<text class="title" x="0" y="{-_IMAGE_TOP + 13}">{esc(chart.title)}</text>'
@@ -184,9 +184,10 @@ def _drawing_svg(chart: Chart, lines: Sequence[Series], frame: _AxisRanges) -> s
 
 
 def tick_values(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten) in [low, high].
+    """Return about `count` multiples of a number that is 1, 2 or 5 times a power of ten.
 
-    If `whole` is set, all numbers are integers, as on an axis of training steps.
+    They are all its multiples in [low, high], where `low` must be below `high`. If `whole` is set,
+    they are integers, as on an axis of training steps.
     """
     raw = (high - low) / max(1, count)
     if whole:

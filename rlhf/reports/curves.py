@@ -1,7 +1,7 @@
 """Select the metrics of a run for the chart panels of a report.
 
-Metrics that belong together have a common panel in `_PANELS`. Every other metric, such as that of a
-plug-in, has a panel of its own under "Other metrics".
+Metrics that belong together have a common panel in `_PANELS`. A metric that no other chart or table
+shows, such as that of a plug-in, has a panel of its own under "Other metrics".
 """
 
 from __future__ import annotations

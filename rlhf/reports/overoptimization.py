@@ -108,7 +108,7 @@ def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
     )
     peak = interval_from_mapping(observed["distance"])
     seeds = f", range over the individual seeds {interval_text(peak)}" if row["seeds"] > 1 else ""
-    note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
+    note = f"Observed peak at √KL {peak.value:.2f}{seeds} (step {observed['step']})"
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]
@@ -130,8 +130,8 @@ def _charts_of_rl_runs(row: Result, initial_gold_score: float) -> list[Chart]:
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     """Return the charts of best-of-n.
 
-    They show the scores of the first proxy and of gold with its fit, and the gold score by
-    combination, number of pairs and model size.
+    They show the scores of the first proxy, and the gold score with its fit. If there are several
+    combinations, numbers of pairs or model sizes, a chart shows the gold score of each.
     """
     first = rows[0]
     by_combination = [row for row in rows if row["proxy"] == first["proxy"]]

@@ -1,6 +1,6 @@
 "use strict";
-// Values under the pointer: the nearest logged step of every line, and a thin cursor; all that is
-// known of a token, and a shade for one of its quantities.
+// Shows a cursor and the values of all lines of a chart at the pointer, and the quantities of the
+// token under the pointer. Shades tokens by the selected quantity.
 (function () {
   const tip = document.createElement("div");
   tip.id = "tip";
@@ -57,7 +57,7 @@
     });
   }
 
-  // Quantities of which positive values are good.
+  // Quantities whose positive values are good.
   const SIGNED = new Set(
     ["advantage", "reward", "value", "gradient \u00d7 input", "integrated gradients", "Shapley value"]);
 

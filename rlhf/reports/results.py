@@ -282,6 +282,8 @@ def _without_interval(estimate: Interval) -> Interval:
 def interval_from_mapping(value: Mapping[str, Any]) -> Interval:
     """Convert a mapping with `mean` or `value`, `low`, `high` and `n` to an Interval.
 
+    A missing number, or None, becomes nan; a missing `n` becomes 0.
+
     In reports on rewards, `n` is the number of values, and `groups` is the number of independent
     units.
     """
@@ -331,7 +333,7 @@ def _difference_row(d: Difference, comparison: Comparison) -> ForestRow:
 
 
 def signed_value_text(estimate: Interval) -> str:
-    """Return the value of an estimate as text, with a plus or minus sign."""
+    """Return the value of an estimate as text, with a plus or minus sign unless it is 0."""
     return f"{'+' if estimate.value > 0 else ''}{number_text(estimate.value)}"
 
 

@@ -33,8 +33,9 @@ def is_reward_report(evaluation: Evaluation) -> bool:
 def reward_reports_html(runs: Sequence[RunRecord], *, links: bool = True) -> str:
     """Return the section with the reports on rewards, as HTML.
 
-    For one run the section has the whole report; for several runs, only findings and accuracy. With
-    ``links``, it also links to the page of each run, which is in a folder beside this page.
+    For one run, the section has the whole report. For several runs, it has only findings and
+    accuracy and, with ``links``, a link to the page of each run, which is in a folder beside this
+    page.
     """
     parts = []
     for run in runs:

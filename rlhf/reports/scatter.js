@@ -11,7 +11,7 @@
 
   function shown(value) { return String(+value.toPrecision(3)).replace(/-/g, "\u2212"); }
 
-  // Four to six round numbers that include both ends of the data.
+  // Return four to six round numbers, the first at most `low` and the last at least `high`.
   function ticks(low, high) {
     if (low === high) { const half = Math.abs(low) / 10 || 1; low -= half; high += half; }
     const rough = (high - low) / 4, power = Math.pow(10, Math.floor(Math.log10(rough)));

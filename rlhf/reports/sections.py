@@ -137,7 +137,7 @@ def _charts_and_constants_html(charts: Sequence[Chart], constant: Sequence[str])
 
 
 def run_details_html(runs: Sequence[RunRecord]) -> str:
-    """Return the command, the versions and the configuration of every stage, as HTML."""
+    """Return facts (such as command and versions) and the configuration of every stage, as HTML."""
     parts = []
     for run in runs:
         facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _run_facts(run))
@@ -201,7 +201,11 @@ def _last_two_path_parts(path: str) -> str:
 
 
 def _run_facts(run: RunRecord) -> list[tuple[str, str]]:
-    """Return (name, value) pairs: command, versions, machine, commit and date, where known."""
+    """Return (name, value) pairs of the known facts about a run.
+
+    They are command, versions, machine, commit and date, then changes of settings and the origin of
+    a branch.
+    """
     env = run.environment
     command = env.get("command")
     versions = env.get("versions") or {}

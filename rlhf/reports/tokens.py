@@ -33,7 +33,14 @@ def token_samples_html(run: RunRecord) -> str:
 def html_with_shading_selector(
     names: Sequence[str], selected: str, note: str, cards: Sequence[str]
 ) -> str:
-    """Return cards with a choice of the quantity that determines the color of the tokens."""
+    """Return cards with a choice of the quantity that determines the color of the tokens, as HTML.
+
+    Args:
+        names: Names of the quantities.
+        selected: Name of the quantity that is selected first.
+        note: Text above the cards.
+        cards: HTML of each card; without cards, the result is "".
+    """
     if not cards:
         return ""
     options = "".join(

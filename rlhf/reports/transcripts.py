@@ -36,7 +36,11 @@ class TranscriptColumn:
 
 
 def samples_before_and_after_html(run: RunRecord) -> str:
-    """Return cards with samples of the same seed before and after training, as HTML."""
+    """Return cards with samples of the same seed before and after training, as HTML.
+
+    At most `_MAX_CASES` seeds are selected by the change of the score. Without scores, these are
+    the first seeds.
+    """
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
@@ -158,7 +162,7 @@ def _count_common_opening_messages(columns: Sequence[TranscriptColumn]) -> int:
 
 
 def _select_seeds_by_change(changes: list[tuple[float | None, int]]) -> list[tuple[str, int]]:
-    """Select the seeds with the largest, the smallest and two changes of the ranking between them.
+    """Select the seeds with the largest and the smallest change, and two that rank between them.
 
     If at most `_MAX_CASES` seeds have a change that is not None, they are all selected, and the
     others are added at the end until the number of cards is `_MAX_CASES`.

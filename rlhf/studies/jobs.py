@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.text import count_text
 from rlhf.config.launcher import without_launcher_keys
 from rlhf.errors import UserError
 from rlhf.runs import launch
@@ -18,13 +19,13 @@ from rlhf.runs.directory import lock_directory_and_write_config
 
 
 class JobsFailedError(UserError):
-    """Error of a study that keeps its directory, because the logs show the errors of its jobs."""
+    """Error after which a study keeps its new directory, because the logs show the jobs' errors."""
 
 
 class Interruption(str):
     """Error message of a job that a signal or a write error, such as a full disk, stopped.
 
-    The reason is not the configuration of the job, so the study can continue it.
+    The configuration is not the reason, so a resumed study can continue the job.
     """
 
 
@@ -33,7 +34,7 @@ class Job:
     """Stages that one process runs in order."""
 
     key: str
-    """Name of the job, such as menu/seed0/ppo; the names of a study's jobs differ."""
+    """Name of the job, such as menu/seed0/ppo; unique in a study."""
     stages: tuple[tuple[str, dict[str, Any]], ...]
     """(command, configuration) pairs."""
     after: str | None = None
@@ -81,7 +82,7 @@ def lock_study_directory(
 
 
 def run_job(job: Job, commands: CommandTable) -> None:
-    """Run the unfinished stages of a job in this process, and delete their checkpoints."""
+    """Run the unfinished stages of a job in this process, and delete the checkpoints of all."""
     for command, tree in job.stages:
         commands.run_command(command, tree)
         # Delete the optimizer state of a finished run, because it is most of the run's size.
@@ -97,5 +98,5 @@ def failed_jobs_text(failed: Mapping[str, str]) -> str:
         failed: Key of each failed job -> error message; at least one.
     """
     key, reason = next(iter(failed.items()))
-    more = f" ({len(failed) - 1} more jobs failed)" if len(failed) > 1 else ""
+    more = f" (and {count_text(len(failed) - 1, 'more job')} failed)" if len(failed) > 1 else ""
     return f"{key}: {reason}{more}; finished runs are kept; continue with --resume"

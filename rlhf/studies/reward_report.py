@@ -58,7 +58,7 @@ class RewardReportConfig(RunConfig):
     """Policy that will be trained with the reward. The report then contains the mean and the
     standard deviation of the scores of its samples."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """Gold score for the best-of-n curve; requires a policy."""
+    """Rewards whose sum is the gold score of the best-of-n curve; they require a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policy."""
     prompts: PositiveInt = 32

@@ -190,7 +190,7 @@ def test_a_failed_task_of_slurm_is_named_with_its_last_line_and_the_others_are_k
     assert main(["sweep", str(path), "--launcher", "slurm"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "limited to 8 tokens" in line
-    assert "1 more jobs failed" in line
+    assert "(and 1 more job failed)" in line
     assert len(list((tmp_path / "s/out/runs").rglob("finished"))) == 2
 
 

@@ -82,6 +82,10 @@ def test_a_search_that_stopped_tries_what_one_that_never_did_would_have(tmp_path
     assert searched(tmp_path / "other", range(3), seed=1) != whole[:3]
 
 
+def test_the_largest_sampler_seed_is_accepted(tmp_path):
+    assert len(searched(tmp_path, range(2), seed=2**32 - 1)) == 2
+
+
 def test_a_search_continues_after_a_kill_that_left_the_lock_of_its_journal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # with a relative path, the link of Optuna's lock is broken
     first = searched(Path("run"), range(2))

@@ -156,10 +156,10 @@ def _positions_of_part(text: TextExplanation, part: str) -> list[int]:
 
 
 def _strongest_tokens_html(text: TextExplanation, method: str) -> str:
-    """Return the strongest tokens of the reply, and what is attributed to no token of it.
+    """Return the strongest tokens of the reply, and the part of the score from the template.
 
-    This is the reference score of integrated gradients, whose reference has the tokens of the
-    template. For other methods, it is the sum over these tokens.
+    With integrated gradients, this part is the reference score, because the reference text contains
+    the tokens of the template. With other methods, it is the sum of their attributions.
     """
     values = text.attributions[method]
     strongest = strongest_tokens_text(text.tokens, values, _positions_of_part(text, "reply"))

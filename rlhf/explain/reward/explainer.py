@@ -74,10 +74,11 @@ class RewardExplainer:
             measure_on: Maximum number of pairs, starting with the first that can be scored, on
                 which the faithfulness of the methods is measured. The faithfulness of Shapley
                 values is not measured.
-            draws: Number of random deletions of each pair.
+            draws: Number of random deletions of each pair for each deleted fraction.
 
         Raises:
-            UserError: No pair can be scored.
+            UserError: No pair can be scored, or the models of the reward do not support
+                attributions to tokens, see `DifferentiableReward`.
         """
         scorable, margins, skipped = _scorable_pairs(self.reward, pairs)
         if not scorable:
@@ -119,7 +120,8 @@ class RewardExplainer:
         relative to the larger of |score| and the standard deviation of the scores.
 
         Raises:
-            UserError: No text can be scored.
+            UserError: No text can be scored, or the models of the reward do not support
+                attributions to tokens, see `DifferentiableReward`.
         """
         scores = self.reward.score(conversations)
         values = scores.values
@@ -161,7 +163,11 @@ class RewardExplainer:
     def _explain_pair(
         self, pair: Pair, margin: float, std: float, other_prompts: Sequence[Conversation]
     ) -> PairExplanation:
-        """Explain a pair, given its margin and the standard deviation of all margins."""
+        """Explain a pair, given its margin and the standard deviation of all margins.
+
+        Raises:
+            Unscorable: A text that the explanation needs has no score.
+        """
         # Each of the two texts may have half of the accepted completeness gap. All margins can be
         # 0, for example if the replies are equal.
         scale = (max(abs(margin), std) or 1.0) / 2
@@ -188,7 +194,10 @@ class RewardExplainer:
     def _counterfactual(
         self, pair: Pair, margin: float, words: Sequence[tuple[Word, float]]
     ) -> Counterfactual | None:
-        """Search for a counterfactual edit, first of the words that support the margin most."""
+        """Search for a counterfactual edit, first of the words that support the margin most.
+
+        The result is None if the search is disabled or finds no edit.
+        """
         if not self.options.counterfactual_words:
             return None
         sign = 1.0 if margin > 0 else -1.0
@@ -253,7 +262,7 @@ def prompt_share(explanation: PairExplanation, method: str) -> float | None:
 def _scorable_pairs(
     reward: Reward, pairs: Sequence[Pair]
 ) -> tuple[list[Pair], list[float], Counter[str]]:
-    """Return the pairs with a score for both texts, their margins, and why others have none."""
+    """Return the pairs with two scores, their margins, and reason -> number of the other pairs."""
     scores = reward.score([text for pair in pairs for text in (pair.chosen, pair.rejected)])
     scorable, margins, skipped = [], [], Counter[str]()
     for i, pair in enumerate(pairs):

@@ -73,7 +73,7 @@ class RewardExplanation:
     pairs: list[PairExplanation] = field(default_factory=list)
     texts: list[TextExplanation] = field(default_factory=list)
     margin_std: float | None = None
-    """Standard deviation of the margins of all pairs that were scored."""
+    """Standard deviation of the margins of all pairs that were scored; None for a single pair."""
     faithfulness: list[Faithfulness] = field(default_factory=list)
     """Result of deletions for each method, if it was measured."""
     skipped: dict[str, int] = field(default_factory=dict)

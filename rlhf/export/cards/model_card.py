@@ -148,9 +148,9 @@ def _introduction(content: CardContent) -> str:
     merged = " The LoRA adapters are merged into the weights." if source.is_adapter else ""
     return (
         f"This {kind} (`{model_class_name(content.folder)}`, {count:,} weights, "
-        f"{', '.join(dtypes)}) {trained}.{merged} Every number below is in the files of the "
-        "training runs, or is a sum or product of such numbers. The data are described in the "
-        f"[data card]({DATA_CARD_FILE})."
+        f"{', '.join(dtypes)}) {trained}.{merged} Every number below is from the files of the "
+        "training runs and evaluations or from the settings of the export, or is a sum or product "
+        f"of such numbers. The data are described in the [data card]({DATA_CARD_FILE})."
     )
 
 
@@ -202,7 +202,11 @@ def _loading_code(content: CardContent) -> str:
 
 
 def _reward_spec(content: CardContent, path: str) -> dict[str, Any]:
-    """Return the specification of a reward with this model; one of several outputs is the score."""
+    """Return the specification of a reward with this model.
+
+    If the model has several outputs, the score is their sum for regression, and otherwise the first
+    output.
+    """
     sidecar = content.source.sidecar
     config = read_json(content.folder / "config.json")
     outputs = list((config.get("id2label") or {}).values())

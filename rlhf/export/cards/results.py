@@ -39,7 +39,7 @@ def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
     """Read the `summary.json` of additional evaluations.
 
     Raises:
-        UserError: A folder has no `summary.json`, or it has no metrics.
+        UserError: A folder has no `summary.json`, or the file is damaged or has no metrics.
     """
     evaluations = []
     for folder in folders:

@@ -102,7 +102,7 @@ def configuration_block(stage: Stage) -> str:
     """Return the configuration of a run as a folded YAML block."""
     shown = {key: value for key, value in stage.config.items() if key not in _HIDDEN_KEYS}
     if isinstance(rollout := shown.get("rollout"), Mapping):
-        # The engine names servers, and does not determine the model.
+        # The engine's settings contain addresses of servers, and do not determine the model.
         shown["rollout"] = {key: value for key, value in rollout.items() if key != "engine"}
     title = esc(f"Configuration of {stage.name}")
     return f"<details><summary>{title}</summary>\n\n{yaml_block(shown)}\n\n</details>"

@@ -24,8 +24,8 @@ eval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})"
 
 _SUBMIT_TEMPLATE = """\
 #!/bin/sh
-# First, the initial models are prepared. Then the training runs start from them. Then the table of
-# results is written.
+# First, the initial models are prepared, and the policies that are not trained are evaluated. Then
+# the training runs start from the initial models. Then the table of results is written.
 set -e
 first=$(sbatch --parsable {start})
 second=$(sbatch --parsable --dependency=afterok:$first {train})
@@ -34,7 +34,7 @@ sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
 
 
 def write_job_array(bench: Bench, folder: str | Path) -> list[Path]:
-    """Write the manifest, lists of commands and SLURM scripts; return the paths of the files.
+    """Write the manifest, lists of commands and Slurm scripts; return the paths of the files.
 
     `start.txt` and `train.txt` contain one command per line. The commands in `train.txt` need the
     results of those in `start.txt`. Other schedulers can be used too, for example

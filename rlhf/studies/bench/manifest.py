@@ -108,7 +108,7 @@ def build_manifest_entry(cls: type[T], item: Any, key: str) -> T:
 
 
 def _check_demonstrations(bench: Bench) -> None:
-    """Check the demonstrations of the environments and the settings that depend on them."""
+    """Check the demonstrations of the environments, the settings that depend on them, and `run`."""
     without = [name for name, task in bench.environments.items() if task.demonstrations is None]
     if without and bench.config.model.scratch:
         raise UserError(
@@ -122,7 +122,11 @@ def _check_demonstrations(bench: Bench) -> None:
 
 
 def _check_policies(bench: Bench) -> None:
-    """Check the policies that are not trained."""
+    """Check the names of the policies that are not trained, and that they need no training.
+
+    Raises:
+        UserError: A name is reserved, used or not valid, or a policy has a wrong key or a model.
+    """
     for name, item in bench.config.policies.items():
         key = f"policies.{name}"
         if name in _RESERVED_NAMES or name in bench.algorithms or not _is_valid_entry_name(name):
@@ -140,7 +144,7 @@ def _check_policies(bench: Bench) -> None:
 
 
 def _check_algorithms(bench: Bench) -> None:
-    """Check the names and commands of the algorithms, and the name of the baseline."""
+    """Check the names, commands and `run` keys of the algorithms, and the name of the baseline."""
     for name, entry in bench.algorithms.items():
         command = bench.command_of(name)
         if name in _RESERVED_NAMES:

@@ -21,7 +21,7 @@ DEMONSTRATIONS_FILE = "sft.jsonl"
 NUM_HELD_OUT_DEMONSTRATIONS = 64
 """Number of held-out demonstrations for the evaluation loss of supervised fine-tuning."""
 FIRST_HELD_OUT_EPISODE = 3_000_000
-"""Index of the first start state of held-out demonstrations; no training run reaches it."""
+"""Index of the first start state of held-out demonstrations; a shorter run does not reach it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ class Bench:
         return self.root.joinpath("runs", *parts)
 
     def run_config_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
-        """Return the configuration of one training run."""
+        """Return the configuration of one training run.
+
+        Raises:
+            UserError: The number of steps is not a positive integer.
+        """
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge_trees(merge_trees(self.config.run, task.run), entry.run) | self._plugins
         folder = f"seed{seed}"
@@ -126,7 +130,8 @@ class Bench:
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
             demos = self._demos_config_tree(environment, seed, "demos", task.demonstrations.count)
-            # If all episodes have the same first observation, rows cannot be split by prompt.
+            # Held-out demonstrations are generated too, because rows cannot be split by prompt if
+            # all episodes have the same first observation.
             held_out = self._demos_config_tree(
                 environment, seed, "demos-held-out", NUM_HELD_OUT_DEMONSTRATIONS
             )

@@ -26,7 +26,7 @@ class RegressionCheck:
     """The difference of the mean scores for each row and environment. The earlier result is the
     baseline."""
     notes: list[str]
-    """Sentences about settings that differ and about rows that were not measured again."""
+    """Notes on keys of the manifests that differ, and on rows that were not measured again."""
 
     @property
     def significant_losses(self) -> list[Difference]:
@@ -111,7 +111,7 @@ def read_bench_result(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--against: {path} is not JSON") from error
     if not _is_bench_result(tree):
-        raise UserError(f"--against: {path} is not a bench.json: it has no seeds and scores")
+        raise UserError(f"--against: {path} is not a bench.json: it has no seeds or no scores")
     return tree
 
 

@@ -31,8 +31,9 @@ def run_bench(bench: Bench, launcher: LauncherConfig | None = None) -> Path:
 
     Raises:
         UserError: The model or an environment cannot be loaded, the directory exists and neither
-            `resume` nor `overwrite` is set, some jobs failed (finished runs are kept), or the
-            random or optimal return of an environment is unknown.
+            `resume` nor `overwrite` is set, a stage was started with another configuration, some
+            jobs failed (finished runs are kept), or the random or optimal return of an environment
+            is unknown.
     """
     check_model_and_environments(bench)
     with lock_study_directory(

@@ -87,7 +87,8 @@ def read_scores(bench: Bench) -> BenchScores:
     """Read the scores of a benchmark whose jobs are all finished.
 
     Raises:
-        UserError: A run is missing, or the random or optimal return of an environment is unknown.
+        UserError: A summary is missing or damaged, the random or optimal return of an environment
+            is unknown, or the optimal return is not above the random return.
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}

@@ -36,6 +36,7 @@ class Launcher(Protocol):
 
         Raises:
             UserError: The launcher itself failed; finished runs are kept.
+            RuntimeError: A job raised an unexpected exception (launchers local and ray).
         """
         ...
 
@@ -60,7 +61,10 @@ class JobQueue:
         return len(self._finished) - self._num_outside + len(self.failed)
 
     def take_ready(self, count: int | None = None) -> list[Job]:
-        """Remove and return up to `count` waiting jobs whose dependencies are finished."""
+        """Remove and return up to `count` waiting jobs whose dependencies are finished.
+
+        By default, all of these jobs are removed and returned.
+        """
         ready = [
             job for job in self.waiting.values() if job.after is None or job.after in self._finished
         ]
@@ -98,6 +102,8 @@ class FutureLauncher(ABC):
 
         Raises:
             UserError: No further jobs can run.
+            RuntimeError: The job raised an exception that is not a ValueError, see
+                `run_job_and_return_error`.
         """
 
     def run_jobs(self, jobs: Sequence[Job], title: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from rlhf.studies.jobs import Job
 from rlhf.studies.launchers.base import FutureLauncher
 
 CONNECT_SECONDS = 10.0
-"""Time limit of the connection to an address of a cluster."""
+"""Time limit of a connection to the address of a cluster."""
 
 
 class RayLauncher(FutureLauncher):
@@ -55,7 +55,7 @@ class RayLauncher(FutureLauncher):
         if not ray.is_initialized():
             address = self.config.ray_address or os.environ.get("RAY_ADDRESS", "")
             _check_cluster_answers(address)
-            # A dashboard can only be declined for a cluster that this process starts.
+            # The dashboard can be disabled only in a cluster that this process starts.
             options = {} if address else {"include_dashboard": False}
             try:
                 ray.init(
@@ -72,7 +72,7 @@ class RayLauncher(FutureLauncher):
         except UserError:
             self._shut_down()
             raise
-        # A task is not repeated: its job failed, or --resume continues from its checkpoint.
+        # Ray must not repeat a task: --resume continues an interrupted job from its checkpoint.
         self._task = ray.remote(
             num_cpus=self.config.cpus_per_job or 1,
             num_gpus=self.config.gpus_per_job or 0,
@@ -137,6 +137,8 @@ class RayLauncher(FutureLauncher):
 def _check_cluster_answers(address: str) -> None:
     """Check that a program answers at an address ``host:port``; Ray would wait for minutes.
 
+    An address of another form, such as ``auto``, is not checked.
+
     Raises:
         UserError: No program answers.
     """
@@ -146,7 +148,9 @@ def _check_cluster_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"ray_address: no Ray cluster answers at {address} ({error})") from error
+        raise UserError(
+            f"ray_address or RAY_ADDRESS: no Ray cluster answers at {address} ({error})"
+        ) from error
 
 
 def _run_task(
@@ -160,6 +164,9 @@ def _run_task(
         directory: Working directory of the study.
         logs: Folder of the output files.
         threads: Maximum number of threads of torch.
+
+    Returns:
+        The error message of the job, or None if the job succeeded.
     """
     from rlhf.studies.launchers.worker import run_job_and_return_error
 

@@ -32,7 +32,7 @@ MAX_ARRAY_TASKS = 1000
 _SIGNAL_CODES = frozenset(str(128 + number) for number in STOP_SIGNALS)
 """Exit codes of commands that a signal stopped."""
 POLL_SECONDS = 1.0
-"""Interval in which the launcher looks for the results of tasks."""
+"""Interval between two searches for the results of tasks."""
 
 _ARRAY_TEMPLATE = """\
 #!/bin/sh
@@ -177,7 +177,7 @@ def _write_configs_and_make_job_script(folder: Path, task: int, job: Job) -> str
 
 
 def _escape_pattern(folder: Path) -> str:
-    """Return a path for --output, in which Slurm replaces patterns such as %j."""
+    """Return a path for --output with escaped %, because Slurm replaces patterns such as %j."""
     return str(folder).replace("%", "%%")
 
 
@@ -189,7 +189,10 @@ def _wait_for_array_id(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def _task_error(folder: Path, task: int) -> str | None:
-    """Return the error message of a task that ended, or None if it succeeded."""
+    """Return the error message of a task that ended, or None if it succeeded.
+
+    The message is an `Interruption` if a signal stopped a command of the task.
+    """
     log = folder / f"{task}.log"
     try:
         code = (folder / f"{task}.exit").read_text().strip()

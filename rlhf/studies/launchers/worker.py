@@ -21,6 +21,8 @@ from rlhf.studies.jobs import Interruption, Job, run_job
 def initialize_worker(logs: Path, threads: int) -> None:
     """Redirect the output of this process to a file, and limit the threads of torch.
 
+    The plug-ins of the parent process are loaded.
+
     Args:
         logs: Folder of the file, whose name contains the host and the process id.
         threads: Maximum number of threads of torch.
@@ -45,8 +47,8 @@ def run_job_and_return_error(job: Job, commands: CommandTable) -> str | None:
     """Run a job in this process.
 
     Returns:
-        None if the job succeeded. Otherwise, the message of a ValueError, such as UserError. It is
-        an `Interruption` if a signal or a write error, such as a full disk, stopped the job.
+        None if the job succeeded; an `Interruption` if a signal or a write error, such as a full
+        disk, stopped the job; otherwise the message of a ValueError, such as UserError.
 
     Raises:
         RuntimeError: The job raised another exception. The message contains its traceback. The

@@ -117,7 +117,10 @@ def powers_of_two_and_limit(limit: int) -> list[int]:
 
 
 def _best_of_n_advice(fit: OveroptimizationFit, ns: Sequence[int]) -> str:
-    """Return the advice of the fit. If it rises and falls, add the largest n up to its peak."""
+    """Return the advice of the fit, with the largest n up to the peak if gold rises and then falls.
+
+    The KL of n is that of `best_of_n_kl_bound`.
+    """
     if not fit.rises_then_falls:
         return fit.advice()
     largest = max((n for n in ns if best_of_n_kl_bound(n) <= fit.peak.value**2), default=1)
@@ -177,8 +180,8 @@ def peak_step_distance_and_gold(
 ) -> tuple[int, float, float]:
     """Return step index, d = sqrt(KL) and gold score of the peak of the mean gold over seeds.
 
-    `kl` and `gold` have the shape [seeds, steps]. Both means are smoothed by a moving average over
-    `width` steps.
+    `kl` and `gold` have the shape [seeds, steps]. Their means over seeds are smoothed by a moving
+    average over `width` steps.
     """
     smooth = centered_moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
@@ -190,7 +193,7 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
     """Return the distance d of the observed peak, with the range of the peaks of single seeds.
 
     The bounds of the result are this range and not a confidence interval: the coverage of an
-    interval for the argmax of few noisy curves is unknown.
+    interval for the argmax of few noisy curves is unknown. With a single seed, the bounds are nan.
     """
     point = peak_step_distance_and_gold(kl, gold, width)[1]
     single = [

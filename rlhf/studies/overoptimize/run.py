@@ -52,7 +52,8 @@ log = logging.getLogger(__name__)
 FEWEST_PROMPTS = 3
 """Minimum number of different prompts of the best-of-n curve; the fit needs 3 clusters."""
 HELD_OUT_FRACTION = 0.1
-"""Fraction of the prompts that are held out to measure the accuracy of the proxies."""
+"""Approximate fraction of the pairs that is held out to measure the accuracy of the proxies. All
+pairs of a prompt are in the same part."""
 
 
 @dataclass(frozen=True)
@@ -245,9 +246,10 @@ class _OveroptimizationStudy:
     def train_policy_against_proxy(
         self, combination: str, spec: PolicyTrainingSpec, proxies: list[ProxyReward], gold: Any
     ) -> list[TrainingTrack]:
-        """Train the policy against the first proxy with every seed; return a track for each seed.
+        """Train the policy with every seed; return a track for each seed.
 
-        `combination` names how the members of the proxy are combined.
+        The reward is the first proxy, whose members are combined by `combination`, or the existing
+        reward if `proxies` is empty.
         """
         tracks = []
         for seed in range(spec.seeds):
@@ -383,7 +385,8 @@ def _read_track(directory: Path, gold: Any) -> TrainingTrack:
     """Return the KL, proxy and gold scores of each step of a run.
 
     The gold score is measured on the saved transcripts of the training episodes. A step without an
-    update, because all scores of its groups are equal, logs no KL; it has that of the step before.
+    update, because all scores of its groups are equal, logs no KL. It has the KL of the step
+    before, or 0 before the first update.
 
     Raises:
         UserError: No step had an update, or a transcript has no gold score.

@@ -334,8 +334,9 @@ def _all_metrics_table(sweep: Sweep, results: Sequence[SettingResult]) -> Table:
 def _scatter_html(sweep: Sweep, results: Sequence[SettingResult]) -> str:
     """Return the plot of any two quantities of the runs: metrics, and numbers of the grid.
 
-    At first, it shows the reward against the KL if they were logged, and otherwise the metric of
-    the sweep against the first number of the grid. The six best settings have colors.
+    At first, it shows the reward against the KL if they were logged. Otherwise, it shows the metric
+    of the sweep against the first number of the grid or, without one, against another metric. The
+    six best settings have colors.
     """
     points = []
     for (index, seed), values in _last_finite_metric_values(sweep, results).items():

@@ -146,7 +146,7 @@ def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
         f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
     ]
     lines += [
-        f"{name}: {', '.join(keys)} has no effect" for name, keys in study.unused_keys.items()
+        f"{name}: without effect: {', '.join(keys)}" for name, keys in study.unused_keys.items()
     ]
     return "\n".join(lines)
 
@@ -189,9 +189,10 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
     """Run the trials of every algorithm that are not finished; return the path of tuned.yaml.
 
     Raises:
-        UserError: The directory exists and neither `resume` nor `overwrite` is set, the study or
-            its manifest has changed since it started, Optuna is not installed, the training of an
-            initial model failed, or every trial of an algorithm failed.
+        UserError: The model or an environment cannot be loaded, the directory exists and neither
+            `resume` nor `overwrite` is set, the study or its manifest has changed since it started,
+            Optuna is not installed, the training of an initial model failed, a run was interrupted
+            by a signal or a write error, or every trial of an algorithm failed.
     """
     check_model_and_environments(study.bench)
     # The files that the manifest names, such as its plug-ins, are inputs of the study too.
@@ -211,7 +212,12 @@ def run_tune(study: TuningStudy, launcher: LauncherConfig | None = None) -> Path
 
 
 def _run_search(study: TuningStudy, config: LauncherConfig) -> Path:
-    """Run all trials with a launcher and write the result; return the path of tuned.yaml."""
+    """Run all trials with a launcher and write the result; return the path of tuned.yaml.
+
+    Raises:
+        JobsFailedError: The training of an initial model failed, or a run was interrupted.
+        UserError: Optuna is not installed, or every trial of an algorithm failed.
+    """
     searches = {
         name: AlgorithmSearch(
             name,
@@ -238,8 +244,8 @@ def _run_trial_of_every_algorithm(
     """Run the trial `number` of every algorithm in parallel; finished trials are not repeated.
 
     Raises:
-        JobsFailedError: A signal or a full disk stopped a run. Its trial has not failed: a resumed
-            search continues it.
+        JobsFailedError: A signal or a write error, such as a full disk, stopped a run. A resumed
+            search continues the trial.
     """
     unfinished = {name: search.trial_to_run(number) for name, search in searches.items()}
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
@@ -259,7 +265,10 @@ def _run_trial_of_every_algorithm(
 def _effective_dimensions(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
-    """Return the dimensions of a search space that have an effect in an algorithm."""
+    """Return the dimensions of a search space that have an effect in an algorithm.
+
+    Only settings of algorithms, with keys `algorithm.*`, can be without effect.
+    """
     command = bench.command_of(algorithm)
     environment = next(iter(bench.environments))
     settings = bench.run_config_tree(environment, algorithm, bench.config.seeds[0]).get(
@@ -311,6 +320,9 @@ def _write_tuned_settings(study: TuningStudy, searches: Mapping[str, AlgorithmSe
 
     The file contains the best settings of each algorithm, for `rlhf bench --config`, and a
     description of the search.
+
+    Raises:
+        UserError: Every trial of an algorithm failed.
     """
     config, best = (
         study.config,

@@ -16,9 +16,11 @@ from rlhf.errors import UserError
 
 JOURNAL_FILE = "optuna.log"
 """Name of the file in which Optuna stores the trials."""
-# Trial n of a search uses the sampler seed `seed * _SEED_STRIDE + n`. The stride exceeds the number
-# of trials, so that searches with different seeds have no sampler seed in common.
+# Trial n of a search uses the sampler seed `seed * _SEED_STRIDE + n`, modulo the number of seeds of
+# NumPy. The stride exceeds usual numbers of trials, so that searches with different small seeds
+# have no sampler seed in common.
 _SEED_STRIDE = 100_000
+_NUM_SAMPLER_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ class AlgorithmSearch:
     def trial_to_run(self, number: int) -> Trial | None:
         """Return the trial `number`, or None if it is finished.
 
-        If the search was interrupted during this trial, the stored trial is returned. Otherwise, a
-        new trial is created.
+        If the search was interrupted during this trial, the stored trial is returned. Otherwise,
+        the next trial is created, so the trials must be requested in order.
         """
         stored = self._trials_with_all_parameters()
         if number < len(stored):
             trial = stored[number]
             return None if trial.state.is_finished() else Trial(number, dict(trial.params))
-        seed = self.seed * _SEED_STRIDE + number
+        seed = (self.seed * _SEED_STRIDE + number) % _NUM_SAMPLER_SEEDS
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=False)
         trial = self.study.ask(self.space)
         return Trial(number, dict(trial.params))
