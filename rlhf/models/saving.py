@@ -48,8 +48,8 @@ def restore_model(model: Any, folder: Path) -> None:
     """Load weights, written by ``save_model``, into a model of the same architecture, in place.
 
     Raises:
-        UserError: The folder contains no model, or its weights do not fit the model: one is missing
-            or has another shape.
+        UserError: The folder contains no model, or an adapter does not fit its base model.
+        ValueError: Another weight is missing in the folder, or has another shape than in the model.
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(

@@ -384,7 +384,7 @@ def test_several_processes_and_time_limits_of_the_main_thread_are_refused(
     threads = {"env": {"timeout": 1.0, "concurrency": "threads"}}
     check_online_config("grpo", configure("grpo", tree_of(tmp_path, echo_model, threads)))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one training process"):
+    with pytest.raises(UserError, match="single training process"):
         check_online_config("grpo", configure("grpo", tree_of(tmp_path, echo_model)))
 
 

@@ -241,7 +241,7 @@ def test_adapters_that_vllm_cannot_serve_are_refused(echo_model, tmp_path, key):
 def test_several_processes_are_refused(echo_model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = configure("grpo", tree_of(tmp_path, echo_model, "http://localhost:1"))
-    with pytest.raises(UserError, match="one training process"):
+    with pytest.raises(UserError, match="single training process"):
         check_online_config("grpo", config)
 
 

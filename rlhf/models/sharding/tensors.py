@@ -15,8 +15,6 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rlhf.errors import UserError
-
 
 class RowSource(Protocol):
     """Named tensors of which single rows can be read."""
@@ -132,12 +130,12 @@ def copy_rows(target: Tensor, source: StoredWeights | LoadedWeights, name: str) 
     If ``target`` is not sharded, all rows are copied.
 
     Raises:
-        UserError: The source has no such tensor, or it has another shape than ``target``.
+        ValueError: The source has no such tensor, or it has another shape than ``target``.
     """
     shape, needed = source.shapes.get(name), tuple(target.shape)
     if shape != needed:
         problem = "is missing" if shape is None else f"has the shape {list(shape)}"
-        raise UserError(
+        raise ValueError(
             f"{source.folder} does not fit the model: the weight {name} {problem}, and the model "
             f"needs the shape {list(needed)}"
         )
