@@ -282,6 +282,7 @@ class Engine(EngineBase):
         ("reward/mean", "engine/x", "metrics of the loss own_metrics: 'reward/mean' is"),
         ("x", "reward/mean", "metrics of rollout.engine.kind own_metrics: 'reward/mean' is"),
         ("x", "step", "metrics of rollout.engine.kind own_metrics: 'step' is"),
+        ("time/update", "engine/x", "metrics of the loss own_metrics: 'time/update' is"),
         ("x", "engine/x", None),
     ],
 )

@@ -1,10 +1,12 @@
 """Metrics of micro-batches; the sum of these metrics gives the metrics of the whole batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,26 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     residual, target = (returns - values)[mask], returns[mask]
     variance = target.var(correction=0) if target.numel() else target.new_zeros(())
     return float(1 - residual.var(correction=0) / variance) if variance > 0 else float("nan")
+
+
+def add_metrics_of_part(
+    metrics: Mapping[str, float], added: Mapping[str, float], *, what: str
+) -> dict[str, float]:
+    """Return the metrics of a step with those that a loss or an engine added.
+
+    Args:
+        metrics: The metrics of the training loop.
+        added: The metrics of the part, which can be a plug-in.
+        what: What the part is, for messages.
+
+    Raises:
+        UserError: A metric of the part has the name of a metric of the training loop, or begins
+            with ``time/`` or ``profile/``, as the metrics that are added at the end of a step do.
+    """
+    for name in added:
+        if name in {*metrics, "step", "time"} or name.startswith(("time/", "profile/")):
+            raise UserError(f"{what}: {name!r} is a metric of the run: choose another name")
+    return {**metrics, **added}
 
 
 def _merge(

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RunningRewardMoments
+from rlhf.algorithms.metrics import add_metrics_of_part
 from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.common.score_names import SCORE
 from rlhf.config.online import OnlineConfig
@@ -57,11 +58,7 @@ from rlhf.training.online_setup import (
 )
 from rlhf.training.optimize import compute_checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
-from rlhf.training.rollouts.metrics import (
-    add_metrics_of_part,
-    rollout_metrics,
-    staleness_metrics,
-)
+from rlhf.training.rollouts.metrics import rollout_metrics, staleness_metrics
 from rlhf.training.rollouts.source import BackgroundSource, RolloutSource, SynchronousSource
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful
@@ -314,23 +311,24 @@ class OnlineTrainer(OnlineTrainerParts):
                 metrics["cost/multiplier"] = self.multiplier.value
                 self.multiplier.update(metrics["rollout/cost"])
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        loss = f"metrics of the loss {self.algorithm.loss}"
+        metrics = add_metrics_of_part(metrics, update_metrics, what=loss)
+        if self.external_engine is not None:
+            engine = f"metrics of rollout.engine.kind {self.config.rollout.engine.kind}"
+            metrics = add_metrics_of_part(metrics, self.external_engine.metrics(), what=engine)
         for row, rollout in enumerate(rollouts[: self.config.samples_per_step]):
             sample = transcript_row(rollout, step + 1, "train", return_trained=returns[row])
             if batch is not None:
                 sample["tokens"] = token_table(batch, row, self.policy.tokenizer)
             run.write_sample(sample)
         seconds = self.stopwatch.pop_time_metrics()
-        loss = f"metrics of the loss {self.algorithm.loss}"
-        metrics = add_metrics_of_part(metrics, update_metrics, what=loss) | seconds
+        metrics |= seconds
         if self.throughput and batch is not None:
             epochs = self.algorithm.settings.num_epochs
             self.throughput.add(batch, seconds=seconds["time/update"], epochs=epochs)
             metrics |= self.throughput.pop_metrics()
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
-        if self.external_engine is not None:
-            engine = f"metrics of rollout.engine.kind {self.config.rollout.engine.kind}"
-            metrics = add_metrics_of_part(metrics, self.external_engine.metrics(), what=engine)
         return metrics
 
     def repeat_checks_of_halted_update(self, evidence: Mapping[str, Any]) -> None:

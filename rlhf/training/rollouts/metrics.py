@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,25 +74,6 @@ def staleness_metrics(rollouts: Sequence[Rollout], *, version: int, limit: int) 
         "rollout/staleness_mean": float(np.mean(staleness)),
         "rollout/staleness_max": float(max(staleness)),
     }
-
-
-def add_metrics_of_part(
-    metrics: Mapping[str, float], added: Mapping[str, float], *, what: str
-) -> dict[str, float]:
-    """Return the metrics of a step with those that a loss or an engine added.
-
-    Args:
-        metrics: The metrics of the training loop.
-        added: The metrics of the part, which can be a plug-in.
-        what: What the part is, for messages.
-
-    Raises:
-        UserError: A metric of the part has the name of a metric of the training loop.
-    """
-    for name in added:
-        if name in metrics or name in ("step", "time"):
-            raise UserError(f"{what}: {name!r} is a metric of the run: choose another name")
-    return {**metrics, **added}
 
 
 def repeated_bigram_fraction(rollout: Rollout) -> float:
