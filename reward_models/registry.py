@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.imports import import_object
 from rlhf.common.names import did_you_mean
+from rlhf.common.ranges import convert_to_type
 from rlhf.common.registry import Registry
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import PerConversationReward, Reward, check_unique_names
@@ -48,8 +51,6 @@ _BUILT_IN_KINDS: dict[str, str | Callable[..., Reward]] = {
 KINDS = Registry("kind of reward", _BUILT_IN_KINDS)
 
 _DTYPES = ("float32", "bfloat16", "float16")
-
-_WRAPPER_KEYS = ("name", "weight", "clip", "threshold", "normalize")
 
 
 def plugin_reward_builder(target: Callable[..., Any], name: str) -> Callable[..., Reward]:
@@ -99,75 +100,42 @@ def _type_hints_or_empty(function: Any) -> dict[str, Any]:
 def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     """Build the reward of a spec; the reward of a list of specs is the sum of their rewards.
 
-    In addition to ``kind`` and the settings of the kind, a spec may have ``name`` (of the
-    component), ``normalize: {mean, std}``, ``clip: [low, high]``, ``threshold: x`` and ``weight``.
-    The keys are applied in this order. ``normalize: true`` uses the mean and the standard deviation
-    that are stored in the checkpoint.
+    Args:
+        spec: Keys of `RewardSpec`, and the settings of the kind. ``normalize``, ``clip``,
+            ``threshold`` and ``weight`` are applied in this order.
 
     Raises:
-        UserError: A kind is unknown, a setting is unknown, missing or invalid, the list is empty,
-            or two components have the same name.
+        UserError: A kind is unknown, a key is unknown, missing or invalid, the list is empty, or
+            two components have the same name.
     """
     if isinstance(spec, Mapping):
-        return _build_one(spec)
+        return _build_one(convert_to_type(RewardSpec, spec, "reward"))
     if not spec:
         raise UserError("rewards: the list is empty; name at least one reward")
-    parts = [_build_one(part) for part in spec]
+    parts = list(map(_build_one, convert_to_type(list[RewardSpec], list(spec), "rewards")))
     check_unique_names([leaf for part in parts for leaf in part.leaves()])
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    return functools.reduce(operator.add, parts)
 
 
-def _build_one(spec: Mapping[str, Any]) -> Reward:
-    """Build the reward of one spec; see `build`."""
-    if not isinstance(spec, Mapping):
-        raise UserError(f"rewards: each entry must be a mapping with `kind`, got {spec!r}")
-    settings = dict(spec)
-    kind = settings.pop("kind", None)
-    if kind is None:
-        raise UserError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"rewards: unknown kind {kind!r}{_suggestion_text(str(kind), KINDS)}")
-    wrappers = {key: settings.pop(key) for key in _WRAPPER_KEYS if key in settings}
+def _build_one(spec: RewardSpec) -> Reward:
+    """Build the reward of a spec whose keys have the types of `RewardSpec`."""
+    kind = spec["kind"]
+    if kind not in KINDS:
+        raise UserError(f"rewards: unknown kind {kind!r}{_suggestion_text(kind, KINDS)}")
     builder = import_object(KINDS[kind], what=f"rewards: kind {kind!r}")
+    settings = {key: value for key, value in spec.items() if key not in RewardSpec.__annotations__}
     _check_settings(kind, builder, settings)
     reward = builder(**settings)
-    if "name" in wrappers:
-        reward.name = str(wrappers.pop("name"))
-    return _apply_wrappers(reward, wrappers, kind=kind)
-
-
-def _apply_wrappers(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
-    """Apply normalize, clip, threshold and weight to a reward, in this order.
-
-    Raises:
-        UserError: A value is invalid, or the reward has no stored mean and standard deviation.
-    """
-    if "normalize" in wrappers:
-        moments = {} if wrappers["normalize"] is True else wrappers["normalize"]
-        if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
-            problem = f"rewards: {kind}: normalize must be true or {{mean, std}}"
-            raise UserError(f"{problem}, got {moments!r}")
-        numbers = {key: _checked_number(kind, f"normalize.{key}", moments[key]) for key in moments}
-        reward = reward.normalize(**numbers)
-    if "clip" in wrappers:
-        bounds = wrappers["clip"]
-        if not isinstance(bounds, Sequence) or len(bounds) != 2:
-            raise UserError(f"rewards: {kind}: clip must be [low, high], got {bounds!r}")
-        reward = reward.clip(*(_checked_number(kind, "clip", bound) for bound in bounds))
-    if "threshold" in wrappers:
-        reward = reward.threshold(_checked_number(kind, "threshold", wrappers["threshold"]))
-    if "weight" in wrappers:
-        return reward * _checked_number(kind, "weight", wrappers["weight"])
-    return reward
-
-
-def _checked_number(kind: str, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"rewards: {kind}: {key} must be a number, got {value!r}")
-    return value
+    if "name" in spec:
+        reward.name = spec["name"]
+    if "normalize" in spec:
+        stored = spec["normalize"] is True
+        reward = reward.normalize(**({} if stored else spec["normalize"]))
+    if "clip" in spec:
+        reward = reward.clip(*spec["clip"])
+    if "threshold" in spec:
+        reward = reward.threshold(spec["threshold"])
+    return reward * spec["weight"] if "weight" in spec else reward
 
 
 def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
@@ -175,7 +143,7 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     parameters = inspect.signature(builder).parameters
     for key in settings:
         if key not in parameters:
-            choices = [*parameters, *_WRAPPER_KEYS]
+            choices = [*parameters, *RewardSpec.__annotations__]
             raise UserError(
                 f"rewards: kind {kind!r} has no setting {key!r}{_suggestion_text(key, choices)}"
             )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from rlhf.common.ranges import AtLeastTwo, Port, PositiveInt, Seed
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.labeling import LabelMode, LabelOrder, check_annotator
@@ -39,7 +40,7 @@ class LabelConfig(CommandConfig):
     """Order of the items. data: that of the data; random: shuffled; disagreement: pairs about which
     the reward models in rewards disagree most come first; suspicion: pairs whose label is probably
     wrong, according to a model that is fitted on the other pairs, come first."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Reward models for order: disagreement, in the format of a training configuration: several, or
     one of kind ensemble or heads."""
     checks: list[DataSpec] = field(default_factory=list)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlhf.common.files import write_jsonl
 from rlhf.common.ranges import AtLeastTwo, PositiveInt
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import RunConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -32,7 +32,7 @@ class PairsConfig(RunConfig):
     """The policy from which replies are sampled."""
     env: EnvSpec
     """Source of prompts. Without rewards, the environment's own reward is the gold score."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""
     annotator: SimulatedAnnotator = field(default_factory=SimulatedAnnotator)

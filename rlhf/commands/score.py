@@ -6,8 +6,8 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import CommandConfig
 from rlhf.config.data import DataSpec, check_reward_columns
 
@@ -22,7 +22,7 @@ class ScoreConfig(CommandConfig):
     """JSONL file whose rows have a prompt and a completion, or messages."""
     reward: str | None = None
     """Folder of a trained reward model."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards, in the format of a training configuration. Set either this key or ``reward``."""
     reward_columns: list[str] = field(default_factory=list)
     """Columns that rewards read, such as [difficulty], as keys of the last user message."""
@@ -48,7 +48,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
     reward = load_rewards(specs)
     source = DataSpec(config.input, reward_columns=config.reward_columns or None)
     loaded = load(source, "sft", seed=None, with_answer_and_tests=True)
-    log.info("input: %s", loaded.summary())
+    loaded.log_summary("input")
     conversations = [
         with_tools(conversation_of_labeled_row(row), row.get("tools")) for row in loaded.rows
     ]

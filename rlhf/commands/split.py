@@ -34,7 +34,7 @@ class SplitConfig(RunConfig):
 def write_split_into_run(command: str, config: SplitConfig, run: Run) -> Path:
     """Write train.jsonl and test.jsonl, split by prompt; return the run directory."""
     loaded = load(config.data, config.kind, seed=config.seed)
-    log.info("data: %s", loaded.summary())
+    loaded.log_summary("data")
     check_labels_have_one_scale(loaded.rows, "data")  # rows of the new files have no range
     train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)
     for name, rows in (("train", train), ("test", test)):

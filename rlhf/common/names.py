@@ -6,11 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
-class UnknownNameError(ValueError):
-    """Error for a name that is not in a table; the message lists the names in it."""
-
-
 FILE_NAME_RULE = "at most 100 letters, digits and _ . + = -, beginning with a letter, a digit or _"
 
 

@@ -8,12 +8,12 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeGuard
 
 from annotated_types import Interval
+from typing_extensions import is_typeddict
 
-from rlhf.common.names import UnknownNameError
 from rlhf.errors import UserError
 
 MAX_INT32 = 2**31 - 1
@@ -40,6 +40,36 @@ LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 """Probability that the label of a pair is wrong."""
 
 
+OTHER_KEYS_ALLOWED: Any = {"extra": "allow"}
+"""``__pydantic_config__`` of a `TypedDict` whose values can have keys without a field."""
+
+
+class UnmetConditionError(ValueError):
+    """Error for a value of a configuration; the message is the condition, after "must be"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Annotation of a configuration key whose value is checked by a function.
+
+    Args:
+        text: The condition in the error message, after "must be".
+        is_met: Returns whether a value of any type satisfies the condition.
+    """
+
+    text: str
+    is_met: Callable[[Any], bool]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return the schema by which pydantic checks a value."""
+        return {"type": "function-plain", "function": {"type": "no-info", "function": self._check}}
+
+    def _check(self, value: Any) -> Any:
+        if not self.is_met(value):
+            raise UnmetConditionError(self.text)
+        return value
+
+
 def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
     """Convert plain data to the type ``hint``, and check the ranges of its numbers.
 
@@ -56,7 +86,7 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = first.get("ctx", {}).get("error")
-        if reason and not isinstance(reason, UnknownNameError):  # raised by a __post_init__
+        if reason and not isinstance(reason, UnmetConditionError):  # raised by a __post_init__
             raise UserError(str(reason)) from error
         key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
         if first["type"] == "missing":
@@ -76,6 +106,11 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """
     for name, hint in _type_hints(type(config)).items():
         convert_to_type(hint, getattr(config, name), f"{prefix}{name}")
+
+
+def has_fields(hint: Any) -> TypeGuard[type]:
+    """Return whether a type is a dataclass or a `TypedDict`, whose fields are keys."""
+    return isinstance(hint, type) and (dataclasses.is_dataclass(hint) or is_typeddict(hint))
 
 
 def range_text(hint: Any) -> str:
@@ -120,8 +155,8 @@ def _check_no_boolean_is_number(hint: Any, value: Any, key: str) -> None:
         if isinstance(value, list | tuple) and kind in (list, tuple):
             for index, item in enumerate(value):
                 _check_no_boolean_is_number(arguments[0], item, f"{prefix}{index}")
-        elif isinstance(value, Mapping) and (kind is dict or dataclasses.is_dataclass(member)):
-            hints = _type_hints(member) if isinstance(member, type) else {}
+        elif isinstance(value, Mapping) and (kind is dict or has_fields(member)):
+            hints = _type_hints(member) if has_fields(member) else {}
             for name, item in value.items():
                 hint_of_item = arguments[1] if kind is dict else hints.get(name)
                 _check_no_boolean_is_number(hint_of_item, item, f"{prefix}{name}")

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Container
 from typing import Any, Self, TypeVar
 
-from rlhf.common.names import UnknownNameError, did_you_mean
+from rlhf.common.names import did_you_mean
 from rlhf.common.plugins import current_plugin
+from rlhf.common.ranges import UnmetConditionError
 from rlhf.errors import UserError
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ class OneOf:
     def _check(self, name: str) -> str:
         if name not in self.registry:
             *names, last = map(repr, self.registry)
-            raise UnknownNameError(f"{', '.join(names)} or {last}" if names else last)
+            raise UnmetConditionError(f"{', '.join(names)} or {last}" if names else last)
         return name
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf.common.ranges import Port, Seed
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import CommandConfig
 from rlhf.config.labeling import check_annotator
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -31,7 +32,7 @@ class ChatConfig(CommandConfig):
     seed: Seed = 0
     """Random seed of sampling and of the environment. The first reply is that of `rlhf generate`
     with the same seed."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards that score every reply, in the format of a training configuration."""
     blind: bool = False
     """Hide which model gave a reply until the vote, and show the replies in random order."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
 from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt, Seconds
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -130,7 +131,7 @@ class EvaluateConfig(RunConfig):
     """Policies to evaluate."""
     env: EnvSpec | None = None
     """Source of episodes: a gymnasium environment or a prompt dataset."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards that score the episodes and the pairs."""
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions, on which the loss per completion token, the perplexity and the bits

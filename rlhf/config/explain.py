@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf.common.ranges import (
     AtLeastTwo,
@@ -12,6 +12,7 @@ from rlhf.common.ranges import (
     PositiveFraction,
     PositiveInt,
 )
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -106,7 +107,7 @@ class ExplainConfig(RunConfig):
     """Maximum number of pairs and of texts that are explained on the page."""
     reward: str | None = None
     """Folder of a trained reward model."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards by kind, as in a training configuration; their weighted sum is explained."""
     train_pairs: list[DataSpec] = field(default_factory=list)
     """Training pairs of the reward, among which those nearest to each pair are searched."""

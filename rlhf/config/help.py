@@ -12,12 +12,12 @@ import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Required
 
 import docstring_parser
 import yaml
 
-from rlhf.common.ranges import range_text
+from rlhf.common.ranges import has_fields, range_text
 from rlhf.common.registry import OneOf
 from rlhf.common.yaml_text import load_yaml
 
@@ -112,10 +112,10 @@ def _with_effective_default(key: ConfigKey, defaults: Mapping[str, Any]) -> Conf
 def sections_of(
     cls: type, option_classes: Mapping[str, type], prefix: str = ""
 ) -> list[ConfigSection]:
-    """Return the keys of a dataclass in sections.
+    """Return the keys of a configuration class in sections.
 
     Args:
-        cls: The configuration class.
+        cls: A dataclass or a `TypedDict`.
         option_classes: Name of a field with a mapping -> class that defines the keys of the
             mapping.
         prefix: Dotted path of ``cls`` in the whole configuration, with a final dot. The name of
@@ -127,52 +127,53 @@ def sections_of(
     """
     class_keys: list[ConfigKey] = []
     nested: list[ConfigSection] = []
-    for field, hint, description in _fields_with_docs(cls):
+    foreign = cls in option_classes.values()
+    for field, hint in _keys_of_class(cls):
         name = f"{prefix}{field.name}"
-        foreign = cls in option_classes.values()
-        inner = option_classes.get(field.name) or dataclass_in(hint)
+        key = dataclasses.replace(field, name=name)
+        inner = option_classes.get(field.name) or class_with_fields_in(hint)
         if inner is None or foreign:
-            class_keys.append(_make_key(field, hint, description, name))
+            class_keys.append(key)
             continue
         is_list = typing.get_origin(hint) is list
         if is_list:
-            class_keys.append(
-                dataclasses.replace(_make_key(field, hint, description, name), type="LIST")
-            )
+            class_keys.append(dataclasses.replace(key, type="LIST"))
         first, *rest = sections_of(inner, option_classes, f"{name}.{'N.' if is_list else ''}")
         # Keys of list items are shown as optional because the list may be empty.
-        optional = is_list or not _is_required(field)
+        optional = is_list or not key.required
         keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
-        nested += [ConfigSection(f"{name}: {description}", keys), *rest]
+        nested += [ConfigSection(f"{name}: {key.description}", keys), *rest]
     return [ConfigSection(prefix or "Options:", class_keys), *nested]
 
 
-def _fields_with_docs(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
-    """Yield each field that the constructor accepts, with its type and its description."""
+def _keys_of_class(cls: type) -> Iterator[tuple[ConfigKey, Any]]:
+    """Yield each key of a dataclass or a `TypedDict`, with its type."""
     hints = typing.get_type_hints(cls, include_extras=True)
     descriptions: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
+        if has_fields(base):
             parsed = docstring_parser.parse_from_object(base)
             descriptions |= {p.arg_name.strip("`"): p.description or "" for p in parsed.params}
+    if not dataclasses.is_dataclass(cls):  # a TypedDict has no defaults
+        for name, hint in hints.items():
+            required = typing.get_origin(hint) is Required
+            hint = typing.get_args(hint)[0] if required else hint
+            yield _make_key(name, hint, required, dataclasses.MISSING, descriptions[name]), hint
+        return
     for field in dataclasses.fields(cls):
         if field.init:
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
             description = field.metadata.get("help") or descriptions.get(field.name, "")
-            yield field, hints[field.name], " ".join(str(description).split())
+            required = default is dataclasses.MISSING
+            hint = hints[field.name]
+            yield _make_key(field.name, hint, required, default, str(description)), hint
 
 
-def _make_key(field: dataclasses.Field[Any], hint: Any, description: str, name: str) -> ConfigKey:
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    return ConfigKey(
-        name, _type_text(hint), _is_required(field), default, description, _choices(hint)
-    )
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
+def _make_key(name: str, hint: Any, required: bool, default: Any, description: str) -> ConfigKey:
+    text = " ".join(description.split())
+    return ConfigKey(name, _type_text(hint), required, default, text, _choices(hint))
 
 
 def _type_text(hint: Any) -> str:
@@ -231,15 +232,16 @@ def _is_plain_yaml(text: str) -> bool:
         return False
 
 
-def dataclass_in(hint: Any) -> type | None:
-    """Return the first dataclass X in a type ``X``, ``X | None``, ``list[X]`` or a union of these.
+def class_with_fields_in(hint: Any) -> type | None:
+    """Return the first class with fields X in ``X``, ``X | None``, ``list[X]`` or a union of these.
 
-    The result is None if the type contains no dataclass.
+    A class with fields is a dataclass or a `TypedDict`. The result is None if the type contains
+    none.
     """
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if has_fields(hint):
         return hint
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
         for argument in typing.get_args(hint):
-            if inner := dataclass_in(argument):
+            if inner := class_with_fields_in(argument):
                 return inner
     return None

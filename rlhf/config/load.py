@@ -8,7 +8,6 @@ lists are replaced. ``--rewards.0.weight 2`` changes a key of the first entry of
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from textwrap import shorten
 from typing import Any, TypeVar
 
 import yaml
+from typing_extensions import is_typeddict
 
 from rlhf.common.files import is_utf8_encodable
 from rlhf.common.names import closest_name, did_you_mean
@@ -24,7 +24,7 @@ from rlhf.common.plugins import load_plugins, resolve_code_references
 from rlhf.common.ranges import convert_to_type, shortened_repr
 from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
-from rlhf.config.help import ConfigSection, dataclass_in, sections_of
+from rlhf.config.help import ConfigSection, class_with_fields_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import check_no_old_names
 
@@ -217,10 +217,12 @@ def _check_keys(
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
+            if is_typeddict(cls):  # other keys are the settings of a kind, which checks them
+                continue
             raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; remove the key to use its default")
-        section = option_classes.get(key) or dataclass_in(hints[key])
+        section = option_classes.get(key) or class_with_fields_in(hints[key])
         if section is None or value is None:
             continue
         items = [(name, value)]
@@ -228,7 +230,7 @@ def _check_keys(
             items = [(f"{name}.{index}", item) for index, item in enumerate(value)]
         for path, item in items:
             if not isinstance(item, Mapping):
-                known = ", ".join(field.name for field in dataclasses.fields(section))
+                known = ", ".join(typing.get_type_hints(section))
                 known = shorten(known, 100, placeholder="...")
                 raise UserError(
                     f"{path}: expected a mapping with {known}; got {shortened_repr(item)}"

@@ -6,10 +6,36 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.common.ranges import PositiveInt, ProperFraction
+from typing_extensions import TypedDict
+
+from rlhf.common.ranges import OTHER_KEYS_ALLOWED, PositiveInt, ProperFraction
 from rlhf.config.base import TrainingConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.optimization import OPTIONS_BY_COMMAND, NativeOptions
+
+
+class TrainerOptions(TypedDict, total=False):
+    """The options under `trainer` that are set, with TRL's names.
+
+    The fields are the options that are read outside the training engines. All options of a command
+    are the fields of a dataclass, such as ``trl.DPOConfig`` or `NativeOptions`, with which
+    `rlhf.config.load.build_config` checks names and values.
+    """
+
+    __pydantic_config__ = OTHER_KEYS_ALLOWED  # type: ignore[misc]
+
+    max_steps: int
+    """Number of optimizer steps; -1 for the number of steps of num_train_epochs."""
+    num_train_epochs: float
+    """Number of epochs."""
+    optim: str
+    """Name of the optimizer."""
+    pad_to_multiple_of: int | None
+    """The number of tokens of a padded batch is a multiple of this number."""
+    center_rewards_coefficient: float | None
+    """Weight of the centering term of reward models."""
+    disable_dropout: bool
+    """Disable the dropout layers of a reward model."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,7 @@ class OfflineConfig(TrainingConfig):
     data_cache: str | None = None
     """Folder in which the rows and examples of large datasets are kept for later runs. By default,
     it is the folder rlhf in the cache of the library datasets (HF_DATASETS_CACHE)."""
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
     """Options of the trainer, with TRL's names, e.g. learning_rate, num_train_epochs, max_steps,
     beta."""
 

@@ -18,6 +18,7 @@ from rlhf.common.ranges import (
     PositiveInt,
     ProperFraction,
 )
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import TrainingConfig
 from rlhf.config.model import LoraSpec
 from rlhf.config.optimization import OptimizerName
@@ -103,9 +104,9 @@ class OnlineConfig(TrainingConfig):
 
     env: EnvSpec
     """Source of episodes."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards that are added to the environment's reward; docs/rewards.md lists the kinds."""
-    gold: list[dict[str, Any]] = field(default_factory=list)
+    gold: list[RewardSpec] = field(default_factory=list)
     """Rewards that are computed and logged but not used in training, such as a gold score."""
     algorithm: Settings = field(default_factory=Settings)
     """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""

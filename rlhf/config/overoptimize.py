@@ -10,6 +10,7 @@ from annotated_types import Interval
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.names import did_you_mean
 from rlhf.common.ranges import MAX_INT32, NonNegativeFloat, PositiveInt
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -94,11 +95,11 @@ class OveroptimizeConfig(RunConfig):
     """The initial policy."""
     env: EnvSpec
     """Source of prompts; the reward of the environment is not used."""
-    gold: list[dict[str, Any]]
+    gold: list[RewardSpec]
     """Rewards whose weighted sum is the gold score; docs/rewards.md lists the kinds."""
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Existing rewards that are used as the proxy. Set either this key or ``proxies``."""
     penalty: NonNegativeFloat = 0.5
     """Weight of the variance of the members' scores in "uncertainty". The variance is computed from

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Interval
 
 from rlhf.common.ranges import NonNegativeInt, PositiveInt, Seconds
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import CommandConfig
 from rlhf.config.engine import EngineSpec
 from rlhf.config.model import ModelSpec
@@ -76,7 +77,7 @@ class ServeConfig(CommandConfig):
     name: str | None = None
     """Name of the model in requests; by default, the last part of model.path, or "model" without a
     path."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards to serve at /v1/score, in the format of a training configuration. The score is their
     weighted sum."""
     reward_name: str = "reward"

@@ -66,6 +66,11 @@ class LoadedRows:
     for_rewards: bool = False
     """Whether rewards read the rows, so that `reward_columns` can name further columns."""
 
+    def log_summary(self, data_name: str) -> None:
+        """Log `summary`, as a warning if rows were dropped, so that Python programs show it too."""
+        level = logging.WARNING if self.dropped else logging.INFO
+        log.log(level, "%s: %s", data_name, self.summary())
+
     def summary(self) -> str:
         """Return one line: the numbers of used, dropped and unused rows, and `reading_notes`."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
@@ -260,7 +265,7 @@ def load_and_log(
     if not specs:
         return []
     loaded = load(specs, kind, seed=seed, keep=keep, with_answer_and_tests=with_answer_and_tests)
-    log.info("%s: %s", data_name, loaded.summary())
+    loaded.log_summary(data_name)
     if counts is not None:
         counts[data_name] = loaded.counts()
     return list(loaded.rows)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rlhf.common.files import write_jsonl
 from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt
+from rlhf.common.reward_spec import RewardSpec
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -41,7 +42,7 @@ class RewardReportConfig(RunConfig):
 
     reward: str | None = None
     """Folder of a trained reward model."""
-    rewards: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     """Rewards by kind, as in a training configuration; their sum is evaluated."""
     data: list[DataSpec] = field(default_factory=list)
     """Held-out preference pairs."""
@@ -57,7 +58,7 @@ class RewardReportConfig(RunConfig):
     policy: ModelSpec | None = None
     """Policy that will be trained with the reward. The report then contains the mean and the
     standard deviation of the scores of its samples."""
-    gold: list[dict[str, Any]] = field(default_factory=list)
+    gold: list[RewardSpec] = field(default_factory=list)
     """Rewards whose sum is the gold score of the best-of-n curve; they require a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling settings of the policy."""
@@ -125,7 +126,7 @@ def write_pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dic
     from rlhf.evaluation.pairs import write_pair_evaluation
 
     loaded = load(config.data, "preference", seed=config.seed, with_answer_and_tests=True)
-    log.info("data: %s", loaded.summary())
+    loaded.log_summary("data")
     train = load_and_log(config.train_data, "preference", data_name="train_data", seed=config.seed)
     groups = sample_policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n_curve(config, reward, groups) if config.gold and groups else None

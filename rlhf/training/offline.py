@@ -173,8 +173,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     if command != "reward":
         setup = replace(setup, prompts=prompts_to_sample(eval_rows))
     train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
-    if setup.summary():
-        log.info("examples: %s", setup.summary())
+    if setup.summary():  # a warning, so that Python programs show it too
+        log.warning("examples: %s", setup.summary())
     log.info("engine: %s", "trl" if setup.trainer else "native")
     if setup.trainer:
         _train_and_save_with_trl(config, run, method, setup, (train_set, eval_set))
@@ -369,7 +369,7 @@ def _load_rows(
         except Unstorable:
             log.info("%s: read into memory, because some values have no form in JSON", what)
         else:
-            log.info("%s: %s", what, loaded.summary())
+            loaded.log_summary(what)
             if counts is not None:
                 counts[what] = loaded.counts()
             return loaded.rows

@@ -177,7 +177,7 @@ def load_split_prompts(
     if not config.env.prompts:
         return [], []
     loaded = load(config.env.prompts, "prompt", seed=config.seed)
-    log.info("prompts: %s", loaded.summary())
+    loaded.log_summary("prompts")
     train, held_out = split_by_prompt(
         loaded.rows, fraction=config.evaluation.prompts_fraction, seed=config.seed
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,7 @@ class _OveroptimizationStudy:
         }
 
     def _training_config_tree(
-        self, spec: PolicyTrainingSpec, rewards: list[dict[str, Any]], *, seed: int
+        self, spec: PolicyTrainingSpec, rewards: Sequence[Mapping[str, Any]], *, seed: int
     ) -> dict[str, Any]:
         """Return the configuration of the training of the policy with one seed."""
         return {
@@ -366,7 +367,7 @@ def _standardized_column(column: np.ndarray, name: str) -> np.ndarray:
 
 def _proxy_reward_config(
     config: OveroptimizeConfig, combination: str, proxies: list[ProxyReward], seed: int
-) -> list[dict[str, Any]]:
+) -> Sequence[Mapping[str, Any]]:
     """Return the configuration of the reward that RL maximizes with training seed `seed`.
 
     It is an existing reward, a single member of the first proxy, or the ensemble of its members.

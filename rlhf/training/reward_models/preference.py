@@ -42,7 +42,7 @@ class PairKind(RewardKind):
     def __init__(self, config: RewardConfig) -> None:
         super().__init__(config)
         self.uses_margin = config.margins
-        self.centering: float = config.trainer.get("center_rewards_coefficient") or 0.0
+        self.centering = config.trainer.get("center_rewards_coefficient") or 0.0
 
     @property
     def centers_scores(self) -> bool:

@@ -155,7 +155,7 @@ class _ModelAndReportWriter:
         kind, encoder, test = self.kind, self.encoder, self.test
         dropped: dict[str, int] = {}
         if test is not None:
-            log.info("test_data: %s", test.summary())
+            test.log_summary("test_data")
             encoder(test.rows, False)
             dropped = test.dropped
         train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
