@@ -147,8 +147,8 @@ def test_all_pairs_identical(capsys, tmp_path, echo_model):
     rows = [row | {"rejected": row["chosen"]} for row in pair_rows()]
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     tree = offline_tree(tmp_path / "run", echo_model, data)
-    for verb in ("reward", "dpo"):
-        line = refused(capsys, verb, "--config", config_file(tmp_path, tree))
+    for command in ("reward", "dpo"):
+        line = refused(capsys, command, "--config", config_file(tmp_path, tree))
         assert "all 32 pairs are identical" in line
         assert not (tmp_path / "run").exists()
 
@@ -209,7 +209,7 @@ def test_print_config_round_trips(capsys, tmp_path, sft):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_s_own_configuration_is_taken_back_by_its_verb(capsys, tmp_path, sft):
+def test_a_run_s_own_configuration_is_taken_back_by_its_command(capsys, tmp_path, sft):
     shown = call(capsys, "sft", "--config", config_file(tmp_path, sft), "--print-config")[1]
     path = tmp_path / "shown.yaml"
     path.write_text(shown)

@@ -28,16 +28,16 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("verb", KNOWN)
-def test_help_shows_the_settings_of_the_algorithm(capsys, verb):
-    shown = help_values(capsys, verb)
-    assert {key: shown[f"algorithm.{key}"] for key in KNOWN[verb]} == KNOWN[verb]
+@pytest.mark.parametrize("command", KNOWN)
+def test_help_shows_the_settings_of_the_algorithm(capsys, command):
+    shown = help_values(capsys, command)
+    assert {key: shown[f"algorithm.{key}"] for key in KNOWN[command]} == KNOWN[command]
 
 
-@pytest.mark.parametrize("verb", ALGORITHMS)
-def test_help_lists_exactly_the_settings_that_have_an_effect(capsys, verb):
-    shown = {key for key in help_values(capsys, verb) if key.startswith("algorithm.")}
-    assert shown == {f"algorithm.{key}" for key in ALGORITHMS[verb].settings_with_effect}
+@pytest.mark.parametrize("command", ALGORITHMS)
+def test_help_lists_exactly_the_settings_that_have_an_effect(capsys, command):
+    shown = {key for key in help_values(capsys, command) if key.startswith("algorithm.")}
+    assert shown == {f"algorithm.{key}" for key in ALGORITHMS[command].settings_with_effect}
 
 
 def test_help_of_several_steps_lists_the_clipping(capsys):
@@ -53,10 +53,10 @@ def test_help_hides_the_critic_where_there_is_none(capsys):
 
 
 @pytest.mark.parametrize(
-    ("verb", "rate"), [("sft", "2e-05"), ("reward", "2e-05"), ("dpo", "1e-06"), ("kto", "1e-06")]
+    ("command", "rate"), [("sft", "2e-05"), ("reward", "2e-05"), ("dpo", "1e-06"), ("kto", "1e-06")]
 )
-def test_help_of_offline_stages_shows_the_learning_rate_and_epochs_in_force(capsys, verb, rate):
-    shown = help_values(capsys, verb)
+def test_help_of_offline_stages_shows_the_learning_rate_and_epochs_in_force(capsys, command, rate):
+    shown = help_values(capsys, command)
     assert shown["trainer.learning_rate"] == rate
     assert float(shown["trainer.num_train_epochs"]) == 1  # TRL's own default is 3
     assert "trainer.bf16" not in shown  # set by model.dtype
@@ -71,23 +71,23 @@ def test_options_of_trl_are_listed_on_request(capsys):
 
 
 def test_help_has_a_usage_line_and_required_keys_first(capsys):
-    for verb in ("ppo", "sft", "generate", "score", "evaluate"):
-        assert main([verb, "--help"]) == 0
+    for command in ("ppo", "sft", "generate", "score", "evaluate"):
+        assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
-        assert f"usage: rlhf {verb} [--config FILE ...]" in text
+        assert f"usage: rlhf {command} [--config FILE ...]" in text
     assert main(["sft", "--help"]) == 0
     text = capsys.readouterr().out
     required = text.partition("Required:")[2].partition("\n\n")[0]
     assert re.findall(r"--(\S+)", required) == ["output_dir", "data"]
 
 
-@pytest.mark.parametrize("verb", ["ppo", "grpo", "online_dpo", "ppo_lagrangian", "best_of_n"])
-def test_print_config_holds_every_setting_that_has_an_effect(capsys, tmp_path, verb):
+@pytest.mark.parametrize("command", ["ppo", "grpo", "online_dpo", "ppo_lagrangian", "best_of_n"])
+def test_print_config_holds_every_setting_that_has_an_effect(capsys, tmp_path, command):
     tree = online_tree(tmp_path / "run", tmp_path)
     tree["algorithm"] = {}
     tree["episodes_per_step"] = 8
-    shown = printed_config(capsys, verb, "--config", config_file(tmp_path / "c.yaml", tree))
-    row = ALGORITHMS[verb]
+    shown = printed_config(capsys, command, "--config", config_file(tmp_path / "c.yaml", tree))
+    row = ALGORITHMS[command]
     assert shown["algorithm"] == {
         key: getattr(row.settings, key) for key in row.settings_with_effect
     }
@@ -123,7 +123,7 @@ def test_the_run_records_what_it_used(tmp_path, echo_model):
 
 
 @pytest.mark.parametrize(
-    ("verb", "key", "right"),
+    ("command", "key", "right"),
     [
         ("sft", "learning_rate", "'trainer.learning_rate'"),
         ("ppo", "learning_rate", "'optimizer.learning_rate'"),
@@ -134,8 +134,8 @@ def test_the_run_records_what_it_used(tmp_path, echo_model):
         ("evaluate", "temprature", "temperature'"),
     ],
 )
-def test_a_key_of_the_wrong_section_is_told_the_right_one(capsys, verb, key, right):
-    assert main([verb, "--output_dir", "x", f"--{key}", "1"]) == 2
+def test_a_key_of_the_wrong_section_is_told_the_right_one(capsys, command, key, right):
+    assert main([command, "--output_dir", "x", f"--{key}", "1"]) == 2
     assert right in capsys.readouterr().err
 
 

@@ -114,13 +114,13 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
     assert "FLOP utilization" in page
 
 
-@pytest.mark.parametrize("verb", ["sft", "dpo", "reward"])
-def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", ["sft", "dpo", "reward"])
+def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_model, command):
     rows = [
         {"prompt": f"p{i}", "completion": "yes", "chosen": "yes yes", "rejected": "no"}
         for i in range(24)
     ]
-    columns = ("prompt", "completion") if verb == "sft" else ("prompt", "chosen", "rejected")
+    columns = ("prompt", "completion") if command == "sft" else ("prompt", "chosen", "rejected")
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({c: r[c] for c in columns}) + "\n" for r in rows))
     tree = {
@@ -134,7 +134,7 @@ def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_mo
     }
     found = {}
     for name, keys in (("plain", {}), ("profiled", {"profile": True})):
-        run_command(verb, {**tree, **keys, "output_dir": str(tmp_path / name)})
+        run_command(command, {**tree, **keys, "output_dir": str(tmp_path / name)})
         found[name] = metrics_of(tmp_path / name)
     lines = [row for row in found["profiled"] if "profile/padding" in row]
     assert [row["step"] for row in lines] == [2, 4]

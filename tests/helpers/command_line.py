@@ -10,7 +10,7 @@ from rlhf.cli.main import main
 
 
 def help_values(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
-    """Key -> value as the help of a verb prints them."""
+    """Key -> value as the help of a command prints them."""
     assert main([*arguments, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     return dict(

@@ -22,18 +22,18 @@ from tests.helpers.training import (
 ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_rows}
 
 
-def tree_of(verb, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
+def tree_of(command, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
     """Configuration of an offline run of a method, by default on its own kind of rows."""
-    data = write_rows(tmp_path / f"{name}.jsonl", ROWS[verb]() if rows is None else rows)
+    data = write_rows(tmp_path / f"{name}.jsonl", ROWS[command]() if rows is None else rows)
     return offline_tree(tmp_path / name, place, data, engine=engine, **keys)
 
 
-def trl_trainer(verb, tree, change=None):
+def trl_trainer(command, tree, change=None):
     """The TRL trainer of a method, with a model that ``change`` has modified in memory."""
-    config = configure(verb, tree)
+    config = configure(command, tree)
     seed_everything(config.seed)
-    method = offline.method_of(verb, config)
-    run = Run.open({**tree, "command": verb})
+    method = offline.method_of(command, config)
+    run = Run.open({**tree, "command": command})
     train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     with changed_at_load(change):
         setup = method.setup(config, train_rows, "trl")

@@ -84,11 +84,11 @@ class Place:
         """The model as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
 
-    def tree(self, verb: str, rows: Sequence[Any], **keys: Any) -> dict[str, Any]:
+    def tree(self, command: str, rows: Sequence[Any], **keys: Any) -> dict[str, Any]:
         """An offline run of one step over all rows but the held-out ones."""
-        data = write_rows(self.folder / f"{verb}.jsonl", rows)
+        data = write_rows(self.folder / f"{command}.jsonl", rows)
         return {
-            "output_dir": str(self.folder / verb),
+            "output_dir": str(self.folder / command),
             "model": {"path": str(self.model), "dtype": "float32"},
             "data": [{"path": str(data)}],
             "max_length": 100,
@@ -122,12 +122,12 @@ def _trained(model: Any) -> list[Any]:
     return [p for p in model.parameters() if p.grad is not None]
 
 
-def encoded(verb: str, tree: dict[str, Any]) -> list[Example]:
+def encoded(command: str, tree: dict[str, Any]) -> list[Example]:
     """The training rows of a run as token ids."""
-    config = configure(verb, tree)
-    rows, _ = offline.load_train_and_eval_rows(config, offline.method_of(verb, config))
+    config = configure(command, tree)
+    rows, _ = offline.load_train_and_eval_rows(config, offline.method_of(command, config))
     tokenizer = load_tokenizer(str(config.model.path))
-    return ExampleEncoder(tokenizer, max_length=config.max_length)(rows, pairs=verb == "dpo")
+    return ExampleEncoder(tokenizer, max_length=config.max_length)(rows, pairs=command == "dpo")
 
 
 def first_step(folder: Path) -> dict[str, float]:
@@ -240,13 +240,13 @@ def sample(place: Place) -> float:
     return max(gaps)
 
 
-def _online(place: Place, verb: str, **keys: Any) -> float:
+def _online(place: Place, command: str, **keys: Any) -> float:
     """Ratios of the trainer's to the sampler's probabilities, and of the first update's: 1.
 
     Their logarithms, relative to that of a token's mean probability.
     """
     tree = online_tree(
-        place.folder / verb,
+        place.folder / command,
         place.model,
         model={"path": str(place.model), "dtype": "float32"},
         num_steps=1,
@@ -255,8 +255,8 @@ def _online(place: Place, verb: str, **keys: Any) -> float:
         samples_per_step=0,
         **keys,
     )
-    run_command(verb, tree)
-    (row,) = [row for row in metrics_of(place.folder / verb) if row["step"] == 1]
+    run_command(command, tree)
+    (row,) = [row for row in metrics_of(place.folder / command) if row["step"] == 1]
     ratios = (row["sampler/ratio_max"], row["policy/ratio_max"])
     return max(abs(math.log(ratio)) for ratio in ratios) / math.log(VOCABULARY)
 

@@ -79,15 +79,15 @@ def test_micro_batches_are_weighted_by_tokens():
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("verb", ["sft", "dpo"])
-def test_micro_batches_keep_their_limit_although_rows_are_padded(tmp_path, monkeypatch, verb):
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_micro_batches_keep_their_limit_although_rows_are_padded(tmp_path, monkeypatch, command):
     model = balanced("mixtral")
     for part in (model, tiny_tokenizer()):
         part.save_pretrained(tmp_path / "model")
     texts = ["no " * (20 if i % 8 == 0 else 1) for i in range(24)]
-    columns = ("completion",) if verb == "sft" else ("chosen", "rejected")
+    columns = ("completion",) if command == "sft" else ("chosen", "rejected")
     rows = [{"prompt": f"p{i}", **dict.fromkeys(columns, t)} for i, t in enumerate(texts)]
-    if verb == "dpo":
+    if command == "dpo":
         rows = [row | {"rejected": "yes"} for row in rows]
     sizes = []
     score = Policy.score
@@ -100,7 +100,7 @@ def test_micro_batches_keep_their_limit_although_rows_are_padded(tmp_path, monke
     data = write_rows(tmp_path / "rows.jsonl", rows)
     batches = {"batch_size": 8, "micro_batch_size": 2, "max_length": 64}
     tree = offline_tree(tmp_path / "run", tmp_path / "model", data, **batches)
-    run_command(verb, {**tree, "trainer": {"max_steps": 2, "learning_rate": 1e-3}})
+    run_command(command, {**tree, "trainer": {"max_steps": 2, "learning_rate": 1e-3}})
     assert 64 < max(sizes) <= 2 * 64
 
 

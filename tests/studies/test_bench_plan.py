@@ -44,16 +44,16 @@ def manifest(**keys: Any) -> dict[str, Any]:
 def test_keys_of_algorithms_win_over_environments_and_common_keys():
     bench = make_bench(manifest(), COMMANDS)
     trees = {job.key: job.stages[-1] for job in bench.jobs()}
-    verb, tree = trees["maze/seed3/ppo"]
-    config = configure(verb, tree)
-    assert (verb, config.num_steps, config.episodes_per_step, config.seed) == ("ppo", 6, 8, 3)
+    command, tree = trees["maze/seed3/ppo"]
+    config = configure(command, tree)
+    assert (command, config.num_steps, config.episodes_per_step, config.seed) == ("ppo", 6, 8, 3)
     assert (config.rollout.parallel, config.rollout.max_new_tokens) == (7, 4)
     assert config.env.kwargs == {"length": 2}
     assert config.algorithm == replace(ALGORITHMS["ppo"].settings, kl_coef=0.2)
     assert config.model.path == "out/runs/maze/seed3/sft/final"
     assert config.evaluation.every == 3
-    verb, tree = trees["maze/seed0/small"]
-    assert (verb, configure(verb, tree).num_steps) == ("rloo", 2)
+    command, tree = trees["maze/seed0/small"]
+    assert (command, configure(command, tree).num_steps) == ("rloo", 2)
 
 
 def test_every_cell_is_there_once_and_its_start_is_shared():
@@ -88,7 +88,7 @@ def test_without_demonstrations_everybody_starts_from_the_model():
     )
     assert bench.initial_row_name == bench.baseline == "model"
     start = bench.initial_model_job("echo", 0)
-    assert [verb for verb, _ in start.stages] == ["evaluate"]
+    assert [command for command, _ in start.stages] == ["evaluate"]
     assert bench.run_config_tree("echo", "ppo", 0)["model"]["path"] == "somewhere"
 
 

@@ -74,19 +74,19 @@ def steps_of(folder: Path, *, drop: Sequence[str] = ()) -> list[Tree]:
     ]
 
 
-@pytest.mark.parametrize("verb", CASES)
+@pytest.mark.parametrize("command", CASES)
 def test_a_background_without_staleness_is_the_synchronous_loop(
-    tmp_path, echo_model, monkeypatch, verb
+    tmp_path, echo_model, monkeypatch, command
 ):
     """The copy of the weights, the thread and the queue change no bit of a run."""
-    synchronous = merge_trees(CASES[verb], {"rollout": {"max_staleness": 0}})
-    run_command(verb, tree_of(tmp_path / "plain", echo_model, synchronous))
+    synchronous = merge_trees(CASES[command], {"rollout": {"max_staleness": 0}})
+    run_command(command, tree_of(tmp_path / "plain", echo_model, synchronous))
 
     def without_staleness(**settings: Any) -> RolloutSchedule:
         return RolloutSchedule(**{**settings, "max_staleness": 0})
 
     monkeypatch.setattr(rollout_source, "RolloutSchedule", without_staleness)
-    run_command(verb, tree_of(tmp_path / "thread", echo_model, CASES[verb]))
+    run_command(command, tree_of(tmp_path / "thread", echo_model, CASES[command]))
     rows = metrics_of(tmp_path / "thread")
     assert {row["rollout/staleness_max"] for row in rows} == {0.0}
     assert steps_of(tmp_path / "plain") == steps_of(tmp_path / "thread")
@@ -160,12 +160,12 @@ def test_the_next_batch_is_collected_during_the_update(tmp_path, echo_model, mon
     assert [event.is_set() for event in collected.values()] == [True] * 4 + [False]
 
 
-@pytest.mark.parametrize("verb", CASES)
+@pytest.mark.parametrize("command", CASES)
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_run(
-    tmp_path, echo_model, monkeypatch, verb
+    tmp_path, echo_model, monkeypatch, command
 ):
     """With one update of staleness, the replies of the waiting batch are replayed to the bit."""
-    run_command(verb, tree_of(tmp_path / "whole", echo_model, CASES[verb]))
+    run_command(command, tree_of(tmp_path / "whole", echo_model, CASES[command]))
     step = OnlineTrainer.step
 
     def interrupted(trainer: Any, number: int, run: Any) -> Any:
@@ -174,15 +174,15 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_run(
         return step(trainer, number, run)
 
     monkeypatch.setattr(OnlineTrainer, "step", interrupted)
-    options = arguments(tree_of(tmp_path / "cut", echo_model, CASES[verb]))
-    assert main([verb, *options]) == 130
+    options = arguments(tree_of(tmp_path / "cut", echo_model, CASES[command]))
+    assert main([command, *options]) == 130
     monkeypatch.undo()
     replies = read_jsonl(tmp_path / "cut/checkpoints/step-2" / REPLIES_FILE)
     expected = {(2, 1)}
-    if "evaluation" in CASES[verb]:  # which has published policy 2, so the next batch began
+    if "evaluation" in CASES[command]:  # which has published policy 2, so the next batch began
         expected |= {(3, 2)}
     assert {(row["step"], row["policy_version"]) for row in replies} == expected
-    assert main([verb, *options, "--resume"]) == 0
+    assert main([command, *options, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     assert not list((tmp_path / "cut/checkpoints/step-4").glob(REPLIES_FILE))
 
@@ -389,7 +389,7 @@ def test_several_processes_and_time_limits_of_the_main_thread_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("verb", "settings", "warns"),
+    ("command", "settings", "warns"),
     [
         ("grpo", {}, True),
         ("grpo", {"tis_cap": 2.0}, False),
@@ -398,10 +398,10 @@ def test_several_processes_and_time_limits_of_the_main_thread_are_refused(
     ],
 )
 def test_stale_rollouts_without_a_correction_are_a_warning(
-    tmp_path, echo_model, caplog, verb, settings, warns
+    tmp_path, echo_model, caplog, command, settings, warns
 ):
     tree = tree_of(tmp_path, echo_model, {"algorithm": settings})
-    check_online_config(verb, configure(verb, tree))
+    check_online_config(command, configure(command, tree))
     assert ("without a correction; set algorithm.tis_cap" in caplog.text) == warns
 
 

@@ -59,10 +59,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def tree_of(folder: Path, verb: str, model: Any, **keys: Any) -> dict[str, Any]:
+def tree_of(folder: Path, command: str, model: Any, **keys: Any) -> dict[str, Any]:
     """A run of a few steps on that model."""
-    if verb in ROWS:
-        data = write_rows(folder.with_suffix(".jsonl"), ROWS[verb](16))
+    if command in ROWS:
+        data = write_rows(folder.with_suffix(".jsonl"), ROWS[command](16))
         tree = offline_tree(folder, Path("unused"), data, **{"trainer": {"max_steps": 4}, **keys})
     else:
         tree = online_tree(folder, Path("unused"), **keys)
@@ -70,14 +70,14 @@ def tree_of(folder: Path, verb: str, model: Any, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+@pytest.mark.parametrize("command", ["ppo", "grpo"])
 def test_the_first_importance_ratio_of_an_online_batch_is_1(
-    tmp_path: Path, places: dict[str, Any], verb: str, start: str
+    tmp_path: Path, places: dict[str, Any], command: str, start: str
 ) -> None:
     algorithm = {"num_epochs": 1, "num_minibatches": 1}
-    algorithm |= {"group_size": 4} if verb == "grpo" else {}
-    tree = tree_of(tmp_path / "run", verb, places[start], algorithm=algorithm, num_steps=3)
-    run_command(verb, tree)
+    algorithm |= {"group_size": 4} if command == "grpo" else {}
+    tree = tree_of(tmp_path / "run", command, places[start], algorithm=algorithm, num_steps=3)
+    run_command(command, tree)
     rows = metrics_of(tmp_path / "run")
     assert len(rows) == 3
     for row in rows:
@@ -116,25 +116,25 @@ def test_a_resumed_online_run_ends_like_the_whole_one(
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(("verb", "engine"), [("dpo", "native"), ("dpo", "trl"), ("kto", "trl")])
+@pytest.mark.parametrize(("command", "engine"), [("dpo", "native"), ("dpo", "trl"), ("kto", "trl")])
 def test_preference_losses_start_at_their_exact_value(
-    tmp_path: Path, places: dict[str, Any], verb: str, engine: str, start: str
+    tmp_path: Path, places: dict[str, Any], command: str, engine: str, start: str
 ) -> None:
     trainer = {"max_steps": 2, "learning_rate": 1e-12, "logging_steps": 1}
-    tree = tree_of(tmp_path / "run", verb, places[start], engine=engine, trainer=trainer)
-    run_command(verb, tree)
+    tree = tree_of(tmp_path / "run", command, places[start], engine=engine, trainer=trainer)
+    run_command(command, tree)
     told = [row["train/loss"] for row in metrics_of(tmp_path / "run") if "train/loss" in row]
-    expected = math.log(2) if verb == "dpo" else 0.5
+    expected = math.log(2) if command == "dpo" else 0.5
     assert told == pytest.approx([expected] * 2, abs=1e-6)
     assert evaluations(tmp_path / "run")[0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+@pytest.mark.parametrize("command", ["sft", "reward", "dpo"])
 def test_dropout_acts_in_updates_of_sft_and_reward_models_alone(
     tmp_path: Path,
     places: dict[str, Any],
-    verb: str,
+    command: str,
     start: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -157,9 +157,9 @@ def test_dropout_acts_in_updates_of_sft_and_reward_models_alone(
 
     monkeypatch.setattr(nn.Dropout, "forward", counting)
     monkeypatch.setattr(offline, "fit", marking)
-    run_command(verb, tree_of(tmp_path / "run", verb, places[start], engine="native"))
+    run_command(command, tree_of(tmp_path / "run", command, places[start], engine="native"))
     kinds = {"adapters": {"adapters"}, "own": {"own"}, "both": {"adapters", "own"}}[start]
-    expected = {"sft": kinds, "reward": kinds - {"own"}, "dpo": set()}[verb]
+    expected = {"sft": kinds, "reward": kinds - {"own"}, "dpo": set()}[command]
     assert active == {True: expected, False: set()}
 
 

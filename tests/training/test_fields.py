@@ -307,11 +307,11 @@ def left(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Any]) -> An
     """What a run of two steps leaves, by its configuration; equal ones run once."""
     found: dict[str, Any] = {}
 
-    def run(verb: str, changes: Tree) -> Any:
-        name = json.dumps([verb, changes], sort_keys=True)
+    def run(command: str, changes: Tree) -> Any:
+        name = json.dumps([command, changes], sort_keys=True)
         if name not in found:
             folder = tmp_path_factory.mktemp("run") / "run"
-            run_command(verb, tree_of(folder, places, changes))
+            run_command(command, tree_of(folder, places, changes))
             found[name] = everything(folder)
         return found[name]
 
@@ -353,17 +353,17 @@ def everything(folder: Path) -> Any:
 
 @pytest.mark.parametrize("key", EFFECTS)
 def test_a_key_changes_what_the_run_leaves(key: str, left: Any) -> None:
-    value, base, verb = EFFECTS[key]
-    before = left(verb, base)
-    assert not same(before, left(verb, merge_trees(base, nested(key, value))))
+    value, base, command = EFFECTS[key]
+    before = left(command, base)
+    assert not same(before, left(command, merge_trees(base, nested(key, value))))
 
 
 @pytest.mark.parametrize("key", REFUSALS)
 def test_a_key_without_effect_is_refused(key: str, places: dict[str, Any]) -> None:
-    value, base, verb, message = REFUSALS[key]
+    value, base, command, message = REFUSALS[key]
     tree = tree_of("unused", places, merge_trees(base, nested(key, value)))
     with pytest.raises((UserError, ValueError), match=message) as error:
-        OnlineTrainer(verb, configure(verb, tree))
+        OnlineTrainer(command, configure(command, tree))
     assert "\n" not in str(error.value)
     assert key.rpartition(".")[2] in str(error.value)
 

@@ -44,13 +44,13 @@ class Moody(TextEnv):
 gym.register("moody/Moody-v0", entry_point=Moody)
 
 
-def trainer_of(place, pays, fails=(), verb="dapo", **keys):
+def trainer_of(place, pays, fails=(), command="dapo", **keys):
     """A trainer of 8 episodes a step in groups of 4; episode n earns ``pays[n % len(pays)]``."""
     Moody.pays, Moody.fails = list(pays), set(fails)
     Moody.calls.clear()
     env = {"id": "moody/Moody-v0", "errors": "count", "concurrency": "lockstep"}
     tree = online_tree("unused", place, **({"env": env, "rewards": []} | GROUPS | keys))
-    return OnlineTrainer(verb, configure(verb, tree))
+    return OnlineTrainer(command, configure(command, tree))
 
 
 def round_counts(metrics):
@@ -128,7 +128,9 @@ def test_a_run_whose_episodes_all_fail_says_so(echo_model):
     with pytest.raises(UserError, match="the environment failed in every episode"):
         trainer_of(echo_model, [0.0, 1.0], fails=range(100)).step_collector.collect(0)
     with pytest.raises(UserError, match="the environment failed in every episode"):
-        trainer_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo").step_collector.collect(0)
+        trainer_of(echo_model, [0.0, 1.0], fails=range(100), command="grpo").step_collector.collect(
+            0
+        )
 
 
 def test_groups_are_judged_before_the_penalty_of_length(echo_model):

@@ -162,7 +162,7 @@ class Life:
         return self.folder / "final"
 
 
-def live(verb: str, tree: dict[str, Any]) -> Life:
+def live(command: str, tree: dict[str, Any]) -> Life:
     """Train, and look at the model before its first step and before it is saved."""
     life = Life(Path(tree["output_dir"]))
 
@@ -182,18 +182,18 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
             patch.setattr(f"rlhf.training.{module}.WeightChangeDetector", Watched)
         for module in (offline, checkpoint):
             patch.setattr(module, "copy_base_to_final", before_saving)
-        run_command(verb, tree)
+        run_command(command, tree)
     return life
 
 
-def tree_of(folder: Path, verb: str, engine: str, model: dict[str, Any]) -> dict[str, Any]:
+def tree_of(folder: Path, command: str, engine: str, model: dict[str, Any]) -> dict[str, Any]:
     """A run of a few steps."""
     place = Path(model["path"])
-    if verb in ONLINE:
+    if command in ONLINE:
         rate = {"optimizer": {"learning_rate": 1e-2}, "num_steps": 2, "save_every": 2}
-        algorithm = {"algorithm": {"group_size": 4}} if verb == "grpo" else {}
+        algorithm = {"algorithm": {"group_size": 4}} if command == "grpo" else {}
         return online_tree(folder, place, **rate, **algorithm) | {"model": model}
-    data = write_rows(folder.with_suffix(".jsonl"), OFFLINE[verb](16))
+    data = write_rows(folder.with_suffix(".jsonl"), OFFLINE[command](16))
     keys = {"engine": engine, "evaluations": 1, "trainer": {"max_steps": 3}}
     tree = offline_tree(folder, place, data, **keys)
     return tree | {"model": model}
@@ -229,13 +229,13 @@ def read_plainly(folder: Path, *, reward: bool) -> Any:
     return plain(model)
 
 
-@pytest.mark.parametrize(("start", "verb", "engine"), TRAINED)
+@pytest.mark.parametrize(("start", "command", "engine"), TRAINED)
 def test_what_was_trained_is_what_is_loaded(
-    tmp_path: Path, base: Path, first: Life, start: str, verb: str, engine: str
+    tmp_path: Path, base: Path, first: Life, start: str, command: str, engine: str
 ) -> None:
-    tree = tree_of(tmp_path / "run", verb, engine, start_model(start, base, first))
-    life = live(verb, tree)
-    reward, adapted = verb == "reward", start.startswith("lora")
+    tree = tree_of(tmp_path / "run", command, engine, start_model(start, base, first))
+    life = live(command, tree)
+    reward, adapted = command == "reward", start.startswith("lora")
 
     origin = AutoModelForCausalLM.from_pretrained(base) if start in ("full", "lora") else None
     expected = first.states if origin is None else states_of(plain(origin))
@@ -270,15 +270,15 @@ def test_what_was_trained_is_what_is_loaded(
 def test_a_refused_cell_is_one_line(
     tmp_path: Path, base: Path, first: Life, cell: tuple[str, str, str]
 ) -> None:
-    start, verb, engine = cell
+    start, command, engine = cell
 
     def attempt() -> None:
-        if verb == "merge":
+        if command == "merge":
             folder = base if start == "full" else merge_adapter(str(first.final), tmp_path / "m")
             merge_adapter(str(folder), tmp_path / "target")
         else:
             run_command(
-                verb, tree_of(tmp_path / "run", verb, engine, start_model(start, base, first))
+                command, tree_of(tmp_path / "run", command, engine, start_model(start, base, first))
             )
 
     with pytest.raises(UserError) as error:
@@ -426,11 +426,11 @@ def merged(folder: Path) -> Any:
     return plain(load_model(ModelSpec(path=str(folder)), seed=0)[0])
 
 
-def stage_of(folder: Path, verb: str, model: dict[str, Any]) -> dict[str, Any]:
-    """A stage of a pipeline, named after its verb."""
-    tree = tree_of(folder / verb, verb, "native", {"path": "unused"})
+def stage_of(folder: Path, command: str, model: dict[str, Any]) -> dict[str, Any]:
+    """A stage of a pipeline, named after its command."""
+    tree = tree_of(folder / command, command, "native", {"path": "unused"})
     del tree["output_dir"]
-    return tree | {"name": verb, "command": verb, "model": model}
+    return tree | {"name": command, "command": command, "model": model}
 
 
 FORMS = {

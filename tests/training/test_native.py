@@ -24,7 +24,7 @@ from tests.helpers.training import (
     weights_of,
 )
 
-VERBS = ("sft", "dpo", "reward")
+COMMANDS = ("sft", "dpo", "reward")
 # A longer and a shorter prompt, replies of several lengths: padding that must not count.
 UNEQUAL = [
     {**row, "chosen": [{"role": "assistant", "content": "apple " * (1 + i % 5)}]}
@@ -32,18 +32,18 @@ UNEQUAL = [
 ]
 
 
-def native_trainer(verb, tree):
+def native_trainer(command, tree):
     """The trainer of a native run before its first step."""
-    config = configure(verb, tree | {"engine": "native"})
+    config = configure(command, tree | {"engine": "native"})
     seed_everything(config.seed)
-    method = offline.method_of(verb, config)
+    method = offline.method_of(command, config)
     train_rows, eval_rows = offline.load_train_and_eval_rows(config, method)
     engine = offline.engine_of(config, native_supported=method.native)
     setup = method.setup(config, train_rows, engine)
     sets = (setup.encode(train_rows, True), setup.encode(eval_rows, False))
-    options = native_options(verb, config.trainer, default_learning_rate=method.learning_rate)
-    trainer = offline.NATIVE_TRAINERS[verb](config, options, setup, *sets)
-    run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
+    options = native_options(command, config.trainer, default_learning_rate=method.learning_rate)
+    trainer = offline.NATIVE_TRAINERS[command](config, options, setup, *sets)
+    run = Run.open({**tree, "command": command, "output_dir": tree["output_dir"] + "-native"})
     trainer.prepare_before_resuming(run)
     return trainer
 
@@ -53,7 +53,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(
-    ("verb", "options"),
+    ("command", "options"),
     [
         ("sft", {}),
         ("reward", {}),
@@ -63,23 +63,23 @@ def losses(folder):
         ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 0.3]}),
     ],
 )
-def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, options):
-    rows = UNEQUAL if verb != "sft" else None
+def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, command, options):
+    rows = UNEQUAL if command != "sft" else None
     tree = tree_of(
-        verb, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8, trainer=options
+        command, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8, trainer=options
     )
-    native = native_trainer(verb, tree)
-    trainer = trl_trainer(verb, tree)
-    if verb == "reward":  # two fresh heads: give both the same
+    native = native_trainer(command, tree)
+    trainer = trl_trainer(command, tree)
+    if command == "reward":  # two fresh heads: give both the same
         head = torch.randn(native.model.model.score.weight.shape)
         for model in (native.model.model, trainer.model):
             model.score.weight.data.copy_(head)
     inputs = next(iter(trainer.get_train_dataloader()))
-    count = (inputs["labels"][:, 1:] != -100).sum() if verb == "sft" else None
+    count = (inputs["labels"][:, 1:] != -100).sum() if command == "sft" else None
     theirs = trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=count)
     theirs.backward()
 
-    batch = same_batch(native, verb, inputs)
+    batch = same_batch(native, command, inputs)
     total = 0.0
     for rows, _ in native.micro_batch_rows_and_weights(batch):
         micro_batch = batch.select(rows)
@@ -96,9 +96,9 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
     assert compared > 10
 
 
-def same_batch(native, verb, inputs):
+def same_batch(native, command, inputs):
     """The examples that TRL's collator put into a batch, found again by their ids."""
-    if verb == "reward" or verb == "dpo":
+    if command == "reward" or command == "dpo":
         wanted = inputs["input_ids"][: len(inputs["input_ids"]) // 2]
     else:
         wanted = inputs["input_ids"]
@@ -108,16 +108,16 @@ def same_batch(native, verb, inputs):
     return native.make_batch("train", [places[key] for key in keys])
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb):
-    final = run_command(verb, tree_of(verb, tmp_path, echo_model, engine="auto"))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, command):
+    final = run_command(command, tree_of(command, tmp_path, echo_model, engine="auto"))
     folder = tmp_path / "run"
     found = evaluations(folder)
     assert sorted(found) == [0, 2, 4, 6, 8]
     told = losses(folder)
     assert len(told) == 8
     assert min(told) < told[0]
-    kind = AutoModelForSequenceClassification if verb == "reward" else AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if command == "reward" else AutoModelForCausalLM
     _, info = kind.from_pretrained(final, output_loading_info=True)
     assert not info["missing_keys"]
     assert "packed" not in (final / "config.json").read_text()
@@ -133,16 +133,16 @@ def test_a_run_without_a_finite_held_out_loss_ends_with_the_last_model(
     assert "no evaluation had a finite loss" in caplog.text
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_rows_of_weight_zero_are_in_no_batch_and_no_denominator(tmp_path, echo_model, verb):
-    rows = (sft_rows if verb == "sft" else pair_rows)(12)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_rows_of_weight_zero_are_in_no_batch_and_no_denominator(tmp_path, echo_model, command):
+    rows = (sft_rows if command == "sft" else pair_rows)(12)
     weighted = [row | {"weight": int(i % 3 > 0)} for i, row in enumerate(rows)]
-    tree = tree_of(verb, tmp_path, echo_model, rows=weighted, eval_fraction=0.25)
-    trainer = native_trainer(verb, tree)
+    tree = tree_of(command, tmp_path, echo_model, rows=weighted, eval_fraction=0.25)
+    trainer = native_trainer(command, tree)
     ids = [tuple(example.ids[0]) for split in trainer.examples.values() for example in split]
     assert len(ids) == 8  # 12 rows without every third
     assert len(trainer.examples["train"]) == 6
-    if verb == "dpo":
+    if command == "dpo":
         assert trainer.make_batch("train", [0, 1, 2]).tokens.shape[0] == 6
 
 
@@ -156,19 +156,21 @@ def test_dpo_starts_at_ln_2_to_the_bit_and_holds_no_second_model(tmp_path, echo_
 
 def test_adapters_train_too(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4, "dropout": 0.1}}}
-    for verb in VERBS:
-        tree = tree_of(verb, tmp_path, echo_model, engine="native", name=verb, **keys)
-        final = run_command(verb, tree)
-        found = evaluations(tmp_path / verb)
+    for command in COMMANDS:
+        tree = tree_of(command, tmp_path, echo_model, engine="native", name=command, **keys)
+        final = run_command(command, tree)
+        found = evaluations(tmp_path / command)
         assert abs(found[8] - found[0]) > 5e-4
-        assert (final / "adapter_config.json").exists() == (verb != "reward")  # that one is merged
+        assert (final / "adapter_config.json").exists() == (
+            command != "reward"
+        )  # that one is merged
 
 
-@pytest.mark.parametrize("verb", ["sft", "dpo"])
-def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, command):
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
     trainer = native_trainer(
-        verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
+        command, tree_of(command, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
     )
     weights = trainer.model.parameters()
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
@@ -182,12 +184,13 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     assert max(moved) < 1e-5
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, command):
     runs = []
     for size in (1, 8):
         trainer = native_trainer(
-            verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
+            command,
+            tree_of(command, tmp_path, echo_model, micro_batch_size=size, name=f"{command}{size}"),
         )
         batch = trainer.make_batch("train", trainer.schedule.example_indices(0))
         assert (len(list(trainer.micro_batch_rows_and_weights(batch))) > 1) == (size == 1)
@@ -233,13 +236,13 @@ def test_a_damaged_best_model_is_found_when_the_run_is_resumed(tmp_path, echo_mo
         run_command("sft", tree | {"resume": True})
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, command, monkeypatch):
     """Two epochs, cut in the first and in the second."""
     trainer = {"learning_rate": 1e-2, "max_steps": 8}
-    whole = tree_of(verb, tmp_path, echo_model, engine="native", name="whole", trainer=trainer)
-    run_command(verb, whole)
-    cut = tree_of(verb, tmp_path, echo_model, engine="native", name="cut", trainer=trainer)
+    whole = tree_of(command, tmp_path, echo_model, engine="native", name="whole", trainer=trainer)
+    run_command(command, whole)
+    cut = tree_of(command, tmp_path, echo_model, engine="native", name="cut", trainer=trainer)
     original = SupervisedTrainer.step
     for last in (3, 6):
 
@@ -250,9 +253,9 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
 
         monkeypatch.setattr(SupervisedTrainer, "step", failing)
         with pytest.raises(UserError, match="cut"):
-            run_command(verb, cut | {"resume": True})
+            run_command(command, cut | {"resume": True})
     monkeypatch.setattr(SupervisedTrainer, "step", original)
-    run_command(verb, cut | {"resume": True})
+    run_command(command, cut | {"resume": True})
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
 
@@ -312,7 +315,7 @@ def test_the_advice_after_a_divergence_can_be_followed(tmp_path, echo_model, eng
 
 
 @pytest.mark.parametrize(
-    ("verb", "keys", "message"),
+    ("command", "keys", "message"),
     [
         (
             "sft",
@@ -345,6 +348,6 @@ def test_the_advice_after_a_divergence_can_be_followed(tmp_path, echo_model, eng
         ("reward", {"kind": "ranking"}, r"engine: native supports only sft, dpo"),
     ],
 )
-def test_what_it_does_not_have_is_refused(tmp_path, echo_model, verb, keys, message):
+def test_what_it_does_not_have_is_refused(tmp_path, echo_model, command, keys, message):
     with pytest.raises(UserError, match=message):
-        run_command(verb, tree_of(verb, tmp_path, echo_model, engine="native", **keys))
+        run_command(command, tree_of(command, tmp_path, echo_model, engine="native", **keys))

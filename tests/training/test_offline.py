@@ -56,15 +56,15 @@ def test_the_trap_is_there_default_options_raise_on_a_cpu(tmp_path, options):
         options(output_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("verb", ROWS)
-def test_every_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb):
-    final = run_command(verb, tree_of(verb, tmp_path, echo_model))
+@pytest.mark.parametrize("command", ROWS)
+def test_every_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, command):
+    final = run_command(command, tree_of(command, tmp_path, echo_model))
     folder = tmp_path / "run"
     assert final == folder / "final"
     assert sorted(evaluations(folder)) == [0, 2, 4, 6, 8]
     losses = [row["train/loss"] for row in metrics_of(folder) if "train/loss" in row]
     assert len(losses) == 8
-    kind = AutoModelForSequenceClassification if verb == "reward" else AutoModelForCausalLM
+    kind = AutoModelForSequenceClassification if command == "reward" else AutoModelForCausalLM
     model, info = kind.from_pretrained(final, output_loading_info=True)
     assert not info["missing_keys"]
     assert AutoTokenizer.from_pretrained(final).chat_template
@@ -86,10 +86,10 @@ def test_kto_starts_at_no_divergence_whatever_lies_on_disk(tmp_path, echo_model)
     assert found["eval_loss"] == pytest.approx(0.5, abs=1e-6)  # 1 - sigmoid(0)
 
 
-@pytest.mark.parametrize("verb", ["dpo", "kto"])
-def test_the_log_of_a_preference_run_starts_where_the_reference_is(tmp_path, echo_model, verb):
-    run_command(verb, tree_of(verb, tmp_path, echo_model))
-    start = {"dpo": math.log(2), "kto": 0.5}[verb]
+@pytest.mark.parametrize("command", ["dpo", "kto"])
+def test_the_log_of_a_preference_run_starts_where_the_reference_is(tmp_path, echo_model, command):
+    run_command(command, tree_of(command, tmp_path, echo_model))
+    start = {"dpo": math.log(2), "kto": 0.5}[command]
     assert evaluations(tmp_path / "run")[0] == pytest.approx(start, abs=1e-6)
     assert evaluations(tmp_path / "run")[8] != pytest.approx(start, abs=1e-3)
 
@@ -129,12 +129,12 @@ def test_nothing_fits_is_one_line(echo_model):
         encoder(sft_rows(3))
 
 
-@pytest.mark.parametrize("verb", ["sft", "dpo"])
-def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, command):
     """Updates of 1e-6 vanish in a bf16 weight; the float32 masters keep them."""
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
     trainer = trl_trainer(
-        verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
+        command, tree_of(command, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
     )
     weights = list(trainer.model.parameters())
     assert {weight.dtype for weight in weights} == {torch.bfloat16}

@@ -29,9 +29,9 @@ from tests.helpers.training import (
 )
 
 
-def trainer_for(place, verb="ppo", **keys):
+def trainer_for(place, command="ppo", **keys):
     keys = {"output_dir": "unused", **keys}
-    return OnlineTrainer(verb, configure(verb, online_tree("unused", place, **keys)))
+    return OnlineTrainer(command, configure(command, online_tree("unused", place, **keys)))
 
 
 def snapshot(module):
@@ -59,16 +59,16 @@ def test_every_schedule_has_the_warm_up(echo_model, schedule, expected):
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("verb", sorted(ALGORITHMS))
-def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
-    run_command(verb, online_tree(tmp_path / "run", echo_model, num_steps=2))
+@pytest.mark.parametrize("command", sorted(ALGORITHMS))
+def test_every_algorithm_trains_two_steps(tmp_path, echo_model, command):
+    run_command(command, online_tree(tmp_path / "run", echo_model, num_steps=2))
     rows = [row for row in metrics_of(tmp_path / "run") if row["step"]]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     final = tmp_path / "run/final"
     AutoModelForCausalLM.from_pretrained(final)
     AutoTokenizer.from_pretrained(final)
-    assert (final / "value_head.safetensors").exists() == ALGORITHMS[verb].needs_critic
+    assert (final / "value_head.safetensors").exists() == ALGORITHMS[command].needs_critic
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["episodes"] == 4
     assert summary["optimal"] == 1.0
@@ -76,18 +76,18 @@ def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
     assert [splits.count(name) for name in ("before", "train", "after")] == [16, 4, 16]
 
 
-@pytest.mark.parametrize("verb", ["ppo", "grpo"])
-def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", ["ppo", "grpo"])
+def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, command):
     """Against the model that sampled them: the first step's policy is the start model itself."""
     tree = online_tree(tmp_path / "run", echo_model, num_steps=1, samples_per_step=3)
-    run_command(verb, tree)
+    run_command(command, tree)
     rows = [r for r in read_rows(tmp_path / "run/samples.jsonl") if r["split"] == "train"]
     model = AutoModelForCausalLM.from_pretrained(echo_model)
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
     assert len(rows) == 3
     for row in rows:
         table = row["tokens"]
-        assert ("value" in table) == (verb == "ppo")
+        assert ("value" in table) == (command == "ppo")
         reply = row["messages"][-1]["content"]
         assert "".join(table["text"]).startswith(reply)
         assert sum(table["reward"]) == pytest.approx(row["return_trained"], abs=1e-3)
@@ -99,7 +99,7 @@ def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, verb):
             logits = model(ids).logits[0, -1]
         share = logits.softmax(-1)
         assert table["entropy"][0] == pytest.approx(-(share * share.log()).sum().item(), rel=1e-3)
-    if verb == "grpo":  # one advantage for all tokens of a reply
+    if command == "grpo":  # one advantage for all tokens of a reply
         assert all(len(set(row["tokens"]["advantage"])) == 1 for row in rows)
 
 
@@ -163,11 +163,11 @@ def test_gradients_are_clipped(echo_model):
     assert norms[1e9] > 1e-2
 
 
-@pytest.mark.parametrize("verb", ["ppo", "grpo", "online_dpo"])
-def test_micro_batches_do_not_change_the_update(echo_model, verb):
+@pytest.mark.parametrize("command", ["ppo", "grpo", "online_dpo"])
+def test_micro_batches_do_not_change_the_update(echo_model, command):
     gradients = []
     for tokens in (1, 60, 10_000):
-        trainer = trainer_for(echo_model, verb, micro_batch_tokens=tokens)
+        trainer = trainer_for(echo_model, command, micro_batch_tokens=tokens)
         torch.manual_seed(0)
         if trainer.policy.value_head is not None:  # zero at the start, blind to the trunk
             torch.nn.init.normal_(trainer.policy.value_head.linear.weight)
@@ -326,10 +326,10 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
     assert any(str(r).startswith("judge_some: returned None (test_online.py:") for r in reasons)
 
 
-@pytest.mark.parametrize("verb", ["ppo", "grpo", "reinforce++"])
-def test_unscored_episodes_do_not_reach_the_gradient(echo_model, verb):
+@pytest.mark.parametrize("command", ["ppo", "grpo", "reinforce++"])
+def test_unscored_episodes_do_not_reach_the_gradient(echo_model, command):
     keys = {"rewards": JUDGE, "shaping": {"max_unscored": 0.5}}
-    trainer = trainer_for(echo_model, verb, **keys)
+    trainer = trainer_for(echo_model, command, **keys)
     batch = collected_batch(trainer)
     unscored = batch.rewards.isnan().any(1)
     assert unscored.tolist() == [True, False, False, False] * 2
@@ -400,11 +400,11 @@ def test_a_reward_with_the_name_of_another_metric_is_refused(tmp_path, echo_mode
         run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
 
 
-@pytest.mark.parametrize("verb", ["grpo", "rloo"])
-def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
+@pytest.mark.parametrize("command", ["grpo", "rloo"])
+def test_groups_must_divide_the_batch(tmp_path, echo_model, command):
     tree = online_tree(tmp_path / "run", echo_model, episodes_per_step=10)
     with pytest.raises(UserError, match=r"multiple of algorithm\.group_size, got 10 and [48]"):
-        run_command(verb, tree)
+        run_command(command, tree)
 
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):

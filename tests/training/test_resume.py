@@ -46,11 +46,11 @@ def test_same_seed_twice_is_the_same_run_and_another_seed_another(tmp_path, echo
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
 
 
-@pytest.mark.parametrize("verb", CASES)
+@pytest.mark.parametrize("command", CASES)
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
-    tmp_path, echo_model, monkeypatch, capsys, verb
+    tmp_path, echo_model, monkeypatch, capsys, command
 ):
-    run_command(verb, online_tree(tmp_path / "whole", echo_model, **CASES[verb]))
+    run_command(command, online_tree(tmp_path / "whole", echo_model, **CASES[command]))
     original = OnlineTrainer.step
 
     def interrupted(trainer, step, run):
@@ -59,15 +59,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
         return original(trainer, step, run)
 
     monkeypatch.setattr(OnlineTrainer, "step", interrupted)
-    options = arguments(online_tree(tmp_path / "cut", echo_model, **CASES[verb]))
-    assert main([verb, *options]) == 130
+    options = arguments(online_tree(tmp_path / "cut", echo_model, **CASES[command]))
+    assert main([command, *options]) == 130
     monkeypatch.undo()
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "stopped by SIGINT; continue with --resume" in message
     assert {p.name for p in (tmp_path / "cut/checkpoints").iterdir()} == {"step-1", "step-2"}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert main([verb, *options, "--resume"]) == 0
+    assert main([command, *options, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
