@@ -104,6 +104,7 @@ class KnowledgeGraph(TextEnv):
         return self.turn(self._location_text(), -self.step_cost)
 
     def _location_text(self) -> str:
+        """Return the facts about the current entity and the number of turns left."""
         return f"{facts_about(self._entity)} {self.turns_left_text()}"
 
     def legal_actions(self) -> list[str]:

@@ -66,6 +66,7 @@ def write_gguf(folder: Path, name: str, spec: GGUFSpec) -> list[Path]:
 
 
 def _run_converter(converter: Path, folder: Path, target: Path, kind: str, name: str) -> None:
+    """Write a GGUF file of type ``kind`` for a model folder; see `_run_and_check_output`."""
     command = [sys.executable, str(converter), str(folder), "--outfile", str(target)]
     _run_and_check_output(
         [*command, "--outtype", kind, f"--model-name={name}"], target, "gguf.converter"

@@ -202,7 +202,8 @@ def _earlier_run_and_model(stage: Stage) -> tuple[Path, Path] | None:
     """Return the directory of the run that trained the initial model of a run, and this model.
 
     The recorded path is tried first. A pipeline can be moved, so a folder of the same name in the
-    parent directory of the run is tried next.
+    parent directory of the run is tried next. The result is None if neither is the model of another
+    run, or if the fingerprint of the model is not the recorded one.
     """
     path = _model_path(stage.record.config)
     recorded = stage.inputs.get("model.path")

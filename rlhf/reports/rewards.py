@@ -148,6 +148,7 @@ def stress_test_plot_html(report: Report) -> str:
 
 
 def _preference_report_charts(report: Report) -> list[Chart]:
+    """Return the charts of accuracy, calibration and, if it was measured, best-of-n."""
     margins, gaps = report["by_margin"], report["by_length_gap"]
     charts = [
         Chart(

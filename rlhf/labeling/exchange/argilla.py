@@ -38,7 +38,8 @@ def to_argilla(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[st
 def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[str, Any]:
     """Return the record of an item from all labels of the item.
 
-    A skipped label is counted and has no response.
+    A skipped label and a tied ranking are counted and have no response. A label whose messages have
+    more than text is counted too.
     """
     first = labels[0]
     responses: dict[str, list[dict[str, Any]]] = {}

@@ -89,7 +89,7 @@ class ProcessEnvironment(gym.Env):
         return self._call("step", action)
 
     def close(self) -> None:
-        """Close the environment and end its process."""
+        """Close the environment, and kill its process also if this fails; there is no time limit."""
         try:
             self._call("close")
         finally:
@@ -140,6 +140,7 @@ def _serve_environment_calls(connection: Connection, make_env: Callable[[], gym.
     env: Any = None
 
     def make() -> dict[str, Any]:
+        """Make the environment of the calls below; return the attributes that the run reads."""
         nonlocal env
         load_plugins_of_parent()
         env = make_env()

@@ -376,7 +376,11 @@ class ThreadedWorkers:
 
 
 def resolved_concurrency(spec: EnvSpec) -> Concurrency:
-    """Return how calls of environments are scheduled: ``spec.concurrency`` with "auto" resolved."""
+    """Return how calls of environments are scheduled.
+
+    This is ``spec.concurrency``. "auto" is "lockstep" for prompts and for the toolkit's own
+    environments, and "threads" for other environments.
+    """
     if spec.concurrency != "auto":
         return spec.concurrency
     return "lockstep" if spec.id is None or is_built_in(spec.id) else "threads"
