@@ -48,13 +48,13 @@ Edges = dict[str, dict[str, str]]  # entity -> neighbor -> relation
 class KnowledgeGraph(TextEnv):
     """Walk from a start entity to a goal entity; each action follows one fact.
 
-    State: the start, the goal and the current entity. The start and the goal are drawn uniformly
-    from the pairs of entities whose shortest path has `hops` facts. Observation: the facts about
-    the current entity, each of which names another entity; at the start, also the goal. Action: the
-    name of one of these entities, with or without `go`. Reward: `-step_cost` per action, and +1.0
-    for reaching the goal. The episode ends at the goal or after `3 * hops` actions. Optimum: the
-    shortest path, which has `hops` actions. The facts are the same in all episodes, so a policy can
-    learn them.
+    State: the goal, the current entity and the number of remaining actions. The start and the goal
+    are drawn uniformly from the pairs of entities whose shortest path has `hops` facts.
+    Observation: the facts about the current entity, each of which names another entity, and the
+    number of remaining actions; at the start, also the goal. Action: the name of one of these
+    entities, with or without `go`. Reward: `-step_cost` per action, and +1.0 for reaching the goal.
+    The episode ends at the goal or after `3 * hops` actions. Optimum: the shortest path, which has
+    `hops` actions. The facts are the same in all episodes, so a policy can learn them.
 
     Args:
         hops: Number of actions of the shortest path from the start to the goal.
@@ -181,7 +181,7 @@ def distances() -> dict[str, dict[str, int]]:
 
 
 def facts_about(entity: str) -> str:
-    """Return the observation at an entity: all facts about it."""
+    """Return the part of the observation that states an entity and all facts about it."""
     facts = (
         f"{entity} {relation} {name}" for name, relation in relations_by_entity()[entity].items()
     )

@@ -110,6 +110,6 @@ def _prepend_prompt(prompt: Conversation, reply: Conversation) -> Conversation:
 
 
 def _common_prefix(first: Conversation, second: Conversation) -> Conversation:
-    """Return the messages with which both conversations begin, at most up to the last message."""
+    """Return the messages with which both conversations begin, without their last messages."""
     pairs = zip(first[:-1], second[:-1], strict=False)
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]

@@ -1,8 +1,8 @@
 """Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
 ``FunctionWorker`` starts a Python subprocess that runs ``serve``. Arguments and results are sent as
-JSON Lines. Unlike a process of ``multiprocessing``, the subprocess can be started from threads and
-needs no ``if __name__ == "__main__"`` in the caller's script.
+JSON Lines. A forked process of ``multiprocessing`` would be unsafe while threads run, and a spawned
+one would need ``if __name__ == "__main__"`` in the caller's script.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def serve(function_path: str, timeout: str) -> None:
     """Call the function at ``function_path`` with the arguments in each line of standard input.
 
     Results are written to standard output. Text that the function prints is redirected to standard
-    error. A call that exceeds the time limit, in seconds, is interrupted.
+    error. A call that takes longer than ``timeout`` seconds is interrupted.
     """
     # Ctrl-C and schedulers send signals to every process. This process ignores these signals,
     # because the run needs scores until its current step ends.

@@ -43,19 +43,20 @@ folder instead of a file."""
 
 
 THREAD_SECONDS = 30.0
-"""Time that threads of imported code have to end after the command has ended."""
+"""Seconds that threads of imported code are given to end after the command has ended."""
 
 
 def run_program() -> int:
-    """Run the command of this process, and let the process end although threads still run.
+    """Run the command of this process, and let the process end even if threads still run.
 
-    Python waits for threads that are not daemons. A thread that an environment or a reward leaves
-    would keep the process of a finished run, and its machine, occupied without a limit.
+    Python waits for threads that are not daemons. If an environment or a reward has left such a
+    thread, the process of a finished run would not end, and its machine would remain in use.
     """
     with stop_signals_as_exceptions():
         code = main()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # A second Ctrl-C ends the process at once. An exception at its exit would be a traceback.
+        # A second Ctrl-C ends the process at once. A KeyboardInterrupt while the process ends would
+        # print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     others = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if others:
@@ -172,7 +173,10 @@ def _set_up_logging() -> None:
 
 
 def _report_error(error: BaseException, *, debug: bool) -> int:
-    """Print the error that ended a command, with `debug` its traceback; return the exit code."""
+    """Print the error that ended a command, and return the exit code.
+
+    The traceback is printed for a bug of the toolkit, and for every error if `debug` is true.
+    """
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
         _discard_output_that_cannot_be_written()
         return 128 + signal.SIGPIPE

@@ -75,8 +75,8 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
 
     Raises:
         UserError: A key is missing, or a value has the wrong type or is outside its range; the
-            message names the key, with the prefix ``name``. Or a ``__post_init__`` failed; its
-            message is unchanged.
+            message names the key, with the prefix ``name``. If a ``__post_init__`` raises an
+            error, the message is that of this error.
     """
     from pydantic import ValidationError  # slow to import
 

@@ -52,7 +52,7 @@ class NativeOptions:
     """Number of optimizer steps. A positive number overrides num_train_epochs."""
     optim: str = "adamw_torch_fused"
     """adamw_torch_fused or adamw_torch (AdamW), sgd (without momentum), or the optimizer of a
-    plug-in. The optimizer's state is float32."""
+    plug-in. The state of AdamW is float32."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
@@ -156,7 +156,8 @@ def _check_optimizer(options: NativeOptions) -> None:
 
 
 def _check_losses(options: DPOOptions) -> None:
-    # Without sigmoid, no preference is trained. Of a repeated name, only one weight would count.
+    # Without sigmoid, no preference is trained. If a name were repeated, only one of its
+    # weights would be used.
     if tuple(options.loss_type) not in (("sigmoid",), ("sigmoid", "sft"), ("sft", "sigmoid")):
         raise UserError(
             f"trainer.loss_type: the native engine has [sigmoid] and [sigmoid, sft], got "

@@ -100,7 +100,8 @@ def _evaluations_and_omission_notes(
 ) -> tuple[list[MethodEvaluation], list[str]]:
     """Return the evaluations to use, and notes on those that are omitted because of equal names.
 
-    There are no notes on untrained policies, and on evaluations that `method_evaluations` replaces.
+    There are no notes on untrained policies, or on evaluations of training runs that those of `rlhf
+    evaluate` replace; see `method_evaluations`.
     """
     # Runs of `rlhf evaluate` with named policies come first: their evaluations replace those of
     # training runs, and the table has the same order.
@@ -152,7 +153,8 @@ def collect_metric_values(runs: Sequence[RunRecord], metric: str) -> MetricValue
     """Collect the values of `metric` by method, setting, training seed and independent unit.
 
     Raises:
-        UserError: An episode does not have the metric.
+        UserError: An episode does not have the metric. An episode in which the metric could not be
+            scored has it without a value, and is omitted.
     """
     methods: dict[str, MethodValues] = {}
     unscored: Counter[str] = Counter()

@@ -85,7 +85,8 @@ class ModelSource:
     stages: Sequence[Stage]
     """Runs that trained the model, in order; empty if there is no record."""
     base_hub_id: str | None
-    """Hub id of the model from which the first run started; None if it is not from the Hub."""
+    """Hub id of the model from which the first run started or, without a record of a run, of the
+    base of the adapter; None if it is unknown or the model is not from the Hub."""
     base_name: str
     """Name of this base model in the text of a card."""
     sidecar: Sidecar | None
@@ -93,7 +94,7 @@ class ModelSource:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the folder contains a LoRA adapter, which is merged."""
+        """Whether the folder contains a LoRA adapter, which the export merges into its base."""
         return is_adapter(self.folder)
 
     @property
@@ -127,7 +128,7 @@ def find_model_source(path: str) -> ModelSource:
 
 
 def _model_folder_and_run(root: Path) -> tuple[Path, Path | None]:
-    """Return the folder of the model, and its run directory; None if no run wrote the model.
+    """Return the folder of the model and its run directory, which is None if no run wrote it.
 
     Raises:
         UserError: See `find_model_source`.
@@ -201,9 +202,10 @@ def _training_stages(directory: Path, model: Path) -> list[Stage]:
 def _earlier_run_and_model(stage: Stage) -> tuple[Path, Path] | None:
     """Return the directory of the run that trained the initial model of a run, and this model.
 
-    The recorded path is tried first. A pipeline can be moved, so a folder of the same name in the
-    parent directory of the run is tried next. The result is None if neither is the model of another
-    run, or if the fingerprint of the model is not the recorded one.
+    The recorded path is tried first. A pipeline can be moved, so the last two components of the
+    path, such as ``sft/final``, are tried next in the parent directory of the run. The result is
+    None if neither is the model of another run, or if the fingerprint of the model is not the
+    recorded one.
     """
     path = _model_path(stage.record.config)
     recorded = stage.inputs.get("model.path")

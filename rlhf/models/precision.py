@@ -44,7 +44,10 @@ def default_device() -> torch.device:
 
 @functools.cache
 def has_native_bf16(device: torch.device) -> bool:
-    """Return whether the device has hardware support for bf16 matmuls."""
+    """Return whether the device is known to have hardware support for bf16 matmuls.
+
+    Support is detected for CUDA devices, and for x86 processors on Linux.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and sys.platform.startswith("linux"):
@@ -185,7 +188,10 @@ class MasterOptimizer(torch.optim.Optimizer):
                 weight.copy_(saved)
 
     def _weights_with_separate_master(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the pairs (weight, master weight) in which the two tensors are separate."""
+        """Yield the pairs (weight, master weight) in which the master is another tensor object.
+
+        It is a float32 copy, or the rows of a sharded weight that this process holds.
+        """
         for group, masters in zip(self.param_groups, self.master_weights, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
                 if master is not weight:

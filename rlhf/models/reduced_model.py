@@ -1,6 +1,6 @@
 """A small model with a large model's architecture, to verify computations quickly.
 
-Some checks need rows that are longer than the attention window. Others need float32 weights,
+Some checks need sequences longer than the attention window. Others need float32 weights,
 because the rounding errors of half precision would hide small errors. On a large model, such checks
 would take too long. The small model runs the same code with few layers, windows of a few tokens and
 random float32 weights.
@@ -115,8 +115,8 @@ def _kept_layer_indices(values: dict[str, Any], num_layers: int, max_layers: int
 def _scale_weights_by_input_size(model: Any) -> None:
     """Scale each weight matrix to a standard deviation of 1 / sqrt(input size).
 
-    The initial weights are smaller. With them, a layer would hardly change the output, so errors in
-    the layer would not be detected.
+    In a narrow model, the initial weights are smaller. With them, a layer would hardly change the
+    output, so errors in the layer would not be detected.
     """
     for weight in model.parameters():
         if weight.dim() >= 2 and float(weight.std()) > 0:

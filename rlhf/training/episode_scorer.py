@@ -37,7 +37,7 @@ class EpisodeScorer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended.put(None)  # after an error, the thread ends when its current call returns
+        self._ended.put(None)  # the thread ends after the queued episodes
 
     def submit(self, rollout: Rollout) -> None:
         """Score an episode that has ended. Its conversation must not change any more."""

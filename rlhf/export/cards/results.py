@@ -31,7 +31,7 @@ class Result:
 
 
 def results_of(evaluations: Sequence[Evaluation]) -> list[Result]:
-    """Return every metric of evaluations, in the order of their files."""
+    """Return every metric of evaluations, in the order of `evaluations`."""
     return [result for evaluation in evaluations for result in _results_of_evaluation(evaluation)]
 
 
@@ -134,7 +134,7 @@ def hub_eval_results(results: Sequence[Result], task: str) -> list[EvalResult]:
 
 
 def held_out_table(record: RunRecord) -> str:
-    """Return the held-out metrics that were logged during training; "" if there are none."""
+    """Return a Markdown table of the held-out metrics logged in training; "" if there are none."""
     rows = []
     names = dict.fromkeys(key for row in record.metrics for key in row if key.startswith("eval/"))
     for name in names:

@@ -3,7 +3,7 @@
 A record is an item. Its fields are chat fields. Its questions are `preference` (response_a,
 response_b or tie), `strength`, `rating`, `ranking` and `completion`, depending on the mode, and
 `note`. Argilla identifies users by UUIDs; the metadata `annotators` maps them to the annotators'
-ids. The metadata `checks` maps the users for whom the item was a check to the known answer.
+ids. If the item was a check for some users, the metadata `checks` maps them to the known answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USER_NAMESPACE = uuid.UUID("2f0c3a3e-3a0c-5d0a-9c46-0a5b8e7d1f10")
 
 
 def to_argilla(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[str, Any]]:
-    """Return one record for each item; skipped items have no response."""
+    """Return one record for each item; skipped labels have no response."""
     return [_record_of_item(labels, count_problem) for labels in labels_by_item(rows)]
 
 

@@ -1,4 +1,4 @@
-"""Write a sharded model as the same folder of Transformers that an unsharded model has."""
+"""Save a sharded model in the format in which Transformers saves an unsharded model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def write_model(model: Any, folder: Path, *, weights: Mapping[str, Tensor] | Non
     """Write the configuration and the weights of a Transformers model to a folder.
 
     If the model is sharded, every process must call this function. The first process writes, and
-    every process holds one whole tensor at a time. If the names in the files of the model's family
-    differ from those of the parameters, the first process holds the whole model while it is saved.
+    every process holds one whole tensor at a time. For a model family whose weights have other
+    names in files than in the model, the first process holds the whole model while it is saved.
 
     Args:
         model: The model.

@@ -47,7 +47,7 @@ class ProcessEnvironment(gym.Env):
     """
 
     def __init__(self, make_env: Callable[[], gym.Env], *, timeout: float | None = None) -> None:
-        # A forked process would contain the locks of this process's threads in any state.
+        # A forked process would inherit locks that other threads of this process may hold.
         context = SpawnContextWithoutUserScript()
         self._connection, other = context.Pipe()
         self._process = context.Process(
@@ -55,7 +55,8 @@ class ProcessEnvironment(gym.Env):
         )
         try:
             self._process.start()
-            # At its exit, Python sends SIGTERM, which the worker ignores, and waits for its end.
+            # When this process ends, multiprocessing sends SIGTERM to the worker, which ignores it,
+            # and waits for the worker. So the worker is killed before.
             atexit.register(self._process.kill)
             other.close()
             if timeout is not None and not self._connection.poll(timeout + START_SECONDS):
@@ -89,7 +90,7 @@ class ProcessEnvironment(gym.Env):
         return self._call("step", action)
 
     def close(self) -> None:
-        """Close the environment, and kill its process also if this fails; there is no time limit."""
+        """Close the environment, without a time limit, and then kill its process."""
         try:
             self._call("close")
         finally:
@@ -136,7 +137,7 @@ def _serve_environment_calls(connection: Connection, make_env: Callable[[], gym.
     """Make an environment and run calls until the connection is closed; send every outcome."""
     _ignore_stop_signals()
     end_with_parent()
-    os.dup2(2, 1)  # standard output is reserved for results
+    os.dup2(2, 1)  # standard output is reserved for the results of the command
     env: Any = None
 
     def make() -> dict[str, Any]:
@@ -171,8 +172,8 @@ def _ignore_stop_signals() -> None:
     """Ignore the signals that stop a run.
 
     Ctrl-C, a closed terminal and a scheduler send a signal to all processes of a run, but only the
-    run decides when to stop. A function as handler is not inherited by the programs that the
-    environment starts.
+    run decides when to stop. The handler is a function, because the programs that the environment
+    starts would inherit SIG_IGN.
     """
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 

@@ -214,7 +214,8 @@ class ThreadedWorkers:
     def __init__(self, caller: EnvironmentCaller, *, isolated: bool = False) -> None:
         self.caller, self.isolated = caller, isolated
         self._threads: dict[int, _EnvironmentThread] = {}  # by id of the environment
-        self._running: dict[int, tuple[EnvironmentCall, float]] = {}  # with start, in order
+        # By id of the environment: the call and its start time, in the order of the starts.
+        self._running: dict[int, tuple[EnvironmentCall, float]] = {}
         self._results: queue.SimpleQueue[tuple[EnvironmentCall, _Outcome]] = queue.SimpleQueue()
 
     def make(self, make_env: MakeEnvironment) -> gym.Env:
@@ -256,13 +257,18 @@ class ThreadedWorkers:
         """
         start, limit = time.monotonic(), self.caller.timeout
         outcome = _run_for_outcome(call.run)
-        # The engine may have been busy at the time limit, so the result was not yet awaited.
+        # While the engine was busy, the main thread did not wait for the result, so it has not
+        # noticed that the limit was exceeded.
         if limit is not None and not outcome.error and time.monotonic() - start > limit:
             return self._timeout_outcome(None)
         return outcome
 
     def _timeout_outcome(self, location: CodeLocation | None) -> _Outcome:
-        """Return the failure of a call that exceeds the time limit at a line of its code."""
+        """Return the failure of a call that exceeded the time limit.
+
+        Args:
+            location: Line of the code that the call was running; None if it is not known.
+        """
         error = TimeoutError(f"took longer than {self.caller.timeout:g} s")
         if location is not None:
             set_default_location(error, location)

@@ -29,7 +29,7 @@ from rlhf.stats.samples import best_of_n
 Form = Literal["best-of-n", "rl"]
 
 _LARGEST_EXPONENT = 50.0
-"""A fitted peak beyond exp(50) is treated as no peak, because beta is then 0 up to rounding."""
+"""A fitted peak beyond exp(50) is treated as no peak, because no run reaches such a distance."""
 _NUM_TESTED_DISTANCES = 2001
 """Number of distances at which the slope is tested; their spacing is 1/2000 of the range."""
 
@@ -71,7 +71,7 @@ class OveroptimizationFit:
 
     @property
     def _has_fitted_peak(self) -> bool:
-        """Whether the fitted curve rises and then falls before the largest distance."""
+        """Whether the interval of the peak has a lower bound above 0 and a finite upper bound."""
         return self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
