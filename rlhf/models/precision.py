@@ -29,7 +29,7 @@ OPTIMIZER_CHUNK_ELEMENTS = 2**20
 # torch's number of threads when this module was imported.
 DEFAULT_THREADS = torch.get_num_threads()
 
-# All loaded models that still exist, for the number of threads.
+# All loaded models that still exist. The largest one determines the number of threads.
 _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -174,7 +174,10 @@ class MasterOptimizer(torch.optim.Optimizer):
         return {**outer, "inner": inner, "masters": masters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state that ``state_dict`` returned. The result is bit-identical."""
+        """Restore a state that ``state_dict`` returned, exactly.
+
+        Weights with separate master weights are set to the values of these.
+        """
         state = dict(state_dict)
         inner, masters = state.pop("inner"), state.pop("masters")
         super().load_state_dict(state)
@@ -199,7 +202,7 @@ class MasterOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def parameter_states(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """Yield each parameter with its state, in the rows of this process.
+        """Yield each parameter with the part of its state that is in this process.
 
         The state has a tensor for each of ``moments``, ``step`` if there are moments, and
         ``master`` if the master weight is a copy. The tensors are those of the optimizer, except
@@ -221,7 +224,11 @@ class MasterOptimizer(torch.optim.Optimizer):
     def load_parameter_states(
         self, states: Iterable[tuple[torch.Tensor, dict[str, torch.Tensor]]]
     ) -> None:
-        """Restore states that `parameter_states` yielded, after their tensors were changed."""
+        """Copy states into the optimizer and the weights.
+
+        Args:
+            states: The pairs that `parameter_states` yielded, with new values in their tensors.
+        """
         pieces = self._pieces_by_parameter()
         for parameter, state in states:
             if "master" in state:
@@ -234,7 +241,7 @@ class MasterOptimizer(torch.optim.Optimizer):
                     piece_state["step"].copy_(state["step"])
 
     def _pieces_by_parameter(self) -> dict[int, list[tuple[_OptimizerChunk, _WeightPiece]]]:
-        """Return id of a parameter -> its pieces with their chunks, in the order of the rows."""
+        """Return the pieces of each parameter, by its id, in row order and with their chunks."""
         pieces: dict[int, list[tuple[_OptimizerChunk, _WeightPiece]]] = {}
         for chunk in self._chunks:
             for piece in chunk.pieces:
@@ -294,7 +301,8 @@ def total_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
 def _master_weight(parameter: torch.Tensor) -> torch.Tensor:
     """Return the tensor that the fused optimizer updates for a parameter.
 
-    It is the parameter, or its rows in this process if it is sharded, or a float32 copy.
+    It is the parameter or, if the parameter is sharded, its rows in this process. For a dtype
+    narrower than float32, it is a float32 copy of them.
     """
     rows = local_part(parameter)
     return rows if rows.dtype.itemsize >= 4 else rows.detach().float()

@@ -122,7 +122,7 @@ def accuracy_gain_plot_html(report: Report) -> str:
                 f"over {name}", prompts, gain, signed_value_text(gain), interval_text(gain), tone
             )
         )
-    detail = "over each baseline, 95%"
+    detail = "over each baseline, with 95% intervals"
     return titled_forest_plot_html("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
 
 
@@ -185,7 +185,7 @@ def _calibration_chart(report: Report) -> Chart:
         lines.append(Series(name, x, y, color))
     interval = report["calibration"].get("temperature")
     fitted = report["calibration"]["fitted"]["temperature"]
-    note = "Proportion of correct pairs by predicted probability, σ(margin / T)."
+    note = "Proportion of correct pairs by predicted probability, σ(|margin| / T)."
     if fitted is not None:
         note += f" Fitted T {number_text(fitted)}"
         if interval:

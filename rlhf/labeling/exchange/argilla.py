@@ -71,7 +71,7 @@ def _record_of_item(labels: Sequence[Row], count_problem: CountProblem) -> dict[
 
 
 def _answers(row: Row, count_problem: CountProblem) -> Iterator[tuple[str, Any]]:
-    """Yield the questions of a label with their answers; a tied ranking is counted and has none."""
+    """Yield the questions of a label with their answers; for a tied ranking, only count it."""
     match row["mode"]:
         case "pairs":
             names = {"a": "response_a", "b": "response_b", "tie": "tie"}
@@ -107,7 +107,7 @@ def from_argilla(
             _labels_of_record(record, names),
             count_problem,
             malformed="malformed record",
-            unknown="response without a preference, rating, ranking or completion",
+            unknown="response without a readable preference, rating, ranking or completion",
         )
 
 
@@ -123,7 +123,7 @@ def _labels_of_record(
 
 
 def _metadata_by_user(record: Mapping[str, Any], key: str) -> Mapping[str, str]:
-    """Return the text of each user in the JSON object under a key of the metadata."""
+    """Return user -> text, from the JSON text under a key of the metadata; {} if it has none."""
     metadata = record.get("metadata")
     try:
         texts = json.loads(metadata[key]) if isinstance(metadata, Mapping) else {}
@@ -145,7 +145,8 @@ def _user_label(
 ) -> ForeignLabel | None:
     """Return the label that one user gave.
 
-    The result is None if the questions or the replies have other names, or a ranking is incomplete.
+    The result is None if no question has a known name, a preference is neither a reply nor a tie,
+    or a ranking is incomplete or has unknown replies.
     """
 
     def field(name: str) -> Any:

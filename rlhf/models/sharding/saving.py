@@ -83,7 +83,8 @@ def write_safetensors(path: Path, tensors: WholeTensors, *, writes: bool) -> Non
         tensors: The tensors; every process must call this function with the same names.
         writes: Whether this process writes the file.
     """
-    names = sorted(tensors, key=lambda name: -tensors.dtype(name).itemsize)  # keeps the alignment
+    # In descending order of the item size, every tensor begins at a multiple of its item size.
+    names = sorted(tensors, key=lambda name: -tensors.dtype(name).itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
