@@ -12,8 +12,8 @@ from rlhf.common.ranges import OTHER_KEYS_ALLOWED, Condition, Finite
 
 
 def _is_interval(value: Any) -> bool:
-    """Return whether a value is a list of two numbers in ascending order."""
-    numbers = isinstance(value, list) and all(isinstance(x, int | float) for x in value)
+    """Return whether a value is a list or a tuple of two numbers in ascending order."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value)
     return numbers and len(value) == 2 and value[0] < value[1]
 
 

@@ -322,6 +322,12 @@ def test_a_signal_to_all_processes_does_not_cost_a_score(importable):
     worker.close()
 
 
+@pytest.mark.parametrize("bounds", [[-0.5, 1], (-0.5, 1), [-0.5, float("inf")]])
+def test_the_limits_of_a_score_can_be_a_tuple_or_one_sided(bounds):
+    reward = build({"kind": "length", "low": 10, "high": 20, "clip": bounds})
+    assert reward([talk("a b c")]) == [-0.5]  # without limits 3 / 10 - 1
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
