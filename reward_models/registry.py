@@ -109,16 +109,19 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
             two components have the same name.
     """
     if isinstance(spec, Mapping):
-        return _build_one(convert_to_type(RewardSpec, spec, "reward"))
+        return _build_one(spec, "reward")
     if not spec:
         raise UserError("rewards: the list is empty; name at least one reward")
-    parts = list(map(_build_one, convert_to_type(list[RewardSpec], list(spec), "rewards")))
+    parts = [_build_one(part, f"rewards.{index}") for index, part in enumerate(spec)]
     check_unique_names([leaf for part in parts for leaf in part.leaves()])
     return functools.reduce(operator.add, parts)
 
 
-def _build_one(spec: RewardSpec) -> Reward:
-    """Build the reward of a spec whose keys have the types of `RewardSpec`."""
+def _build_one(mapping: Mapping[str, Any], key: str) -> Reward:
+    """Build the reward of one spec; ``key`` is its key in error messages. See `build`."""
+    if isinstance(mapping, Mapping) and "kind" not in mapping:
+        raise UserError(f"{key}.kind is required; known kinds: {', '.join(KINDS)}")
+    spec: RewardSpec = convert_to_type(RewardSpec, mapping, key)
     kind = spec["kind"]
     if kind not in KINDS:
         raise UserError(f"rewards: unknown kind {kind!r}{_suggestion_text(kind, KINDS)}")
@@ -143,7 +146,7 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     parameters = inspect.signature(builder).parameters
     for key in settings:
         if key not in parameters:
-            choices = [*parameters, *RewardSpec.__annotations__]
+            choices = [*parameters, *(k for k in RewardSpec.__annotations__ if k != "kind")]
             raise UserError(
                 f"rewards: kind {kind!r} has no setting {key!r}{_suggestion_text(key, choices)}"
             )
@@ -240,4 +243,5 @@ def gated_reward(
     The score of a conversation is the score of ``reward`` if ``condition`` scores at least
     ``at_least``, and ``otherwise`` if it scores less; see :meth:`Reward.gate`.
     """
-    return build(reward).gate(build(condition), at_least=at_least, otherwise=otherwise)
+    gate = _build_one(condition, "gate.condition")
+    return _build_one(reward, "gate.reward").gate(gate, at_least=at_least, otherwise=otherwise)

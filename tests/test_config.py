@@ -259,7 +259,11 @@ def test_text_of_an_undeclared_type_stays_text(text):
             "unknown key 'qqqq'; the keys are name, inner, parts, mode, limit, maybe",
         ),
         ({"name": "bad"}, "name must not be 'bad'"),
-        ({"name": None}, "name: has no value; remove the key to use its default"),
+        ({"name": None}, "name: has no value; give one"),
+        (
+            {"name": "a", "mode": None},
+            "mode: has no value; remove the key to use its default",
+        ),
     ],
 )
 def test_unknown_keys_are_refused_wherever_they_stand(tree, message):

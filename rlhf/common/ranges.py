@@ -91,9 +91,12 @@ def convert_to_type(hint: Any, value: Any, name: str = "") -> Any:
         key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
+        # A key of a TypedDict that is not a text has the error "invalid_key".
+        kind = "string_type" if first["type"] == "invalid_key" else first["type"]
+        message = "a valid string" if kind != first["type"] else first["msg"]
         value = shortened_repr(first["input"])
-        condition = str(reason) if reason else _condition_in_pydantic_message(first["msg"])
-        hint = _yaml_hint(first["type"], first["input"])
+        condition = str(reason) if reason else _condition_in_pydantic_message(message)
+        hint = _yaml_hint(kind, first["input"])
         raise UserError(f"{key} must be {condition}, got {value}{hint}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from typing_extensions import TypedDict  # pydantic needs this class before Python 3.12
 
@@ -40,7 +40,7 @@ class RewardSpec(TypedDict, total=False):
     name: str
     """Name of the reward in metrics and transcripts; by default, that of the kind."""
     normalize: Annotated[
-        bool | dict[str, float],
+        Literal[True] | dict[str, float],
         Condition("true or {mean: NUMBER, std: NUMBER > 0}", _is_normalization),
     ]
     """{mean: M, std: S}: subtract M and divide by S; true: with the mean and the standard deviation

@@ -128,7 +128,7 @@ def sections_of(
     class_keys: list[ConfigKey] = []
     nested: list[ConfigSection] = []
     foreign = cls in option_classes.values()
-    for field, hint in _keys_of_class(cls):
+    for field, hint in keys_of_class(cls):
         name = f"{prefix}{field.name}"
         key = dataclasses.replace(field, name=name)
         inner = option_classes.get(field.name) or class_with_fields_in(hint)
@@ -146,7 +146,7 @@ def sections_of(
     return [ConfigSection(prefix or "Options:", class_keys), *nested]
 
 
-def _keys_of_class(cls: type) -> Iterator[tuple[ConfigKey, Any]]:
+def keys_of_class(cls: type) -> Iterator[tuple[ConfigKey, Any]]:
     """Yield each key of a dataclass or a `TypedDict`, with its type."""
     hints = typing.get_type_hints(cls, include_extras=True)
     descriptions: dict[str, str] = {}
@@ -188,7 +188,7 @@ def _type_text(hint: Any) -> str:
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        return "|".join(map(str, arguments))
+        return "|".join(_default_text(a) if isinstance(a, bool) else str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
         return "|".join(_type_text(a) for a in arguments if a is not type(None))
     return "MAPPING" if origin is dict else "LIST" if origin in (list, tuple) else "VALUE"

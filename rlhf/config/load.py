@@ -24,7 +24,7 @@ from rlhf.common.plugins import load_plugins, resolve_code_references
 from rlhf.common.ranges import convert_to_type, shortened_repr
 from rlhf.common.text import first_secret_key
 from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
-from rlhf.config.help import ConfigSection, class_with_fields_in, sections_of
+from rlhf.config.help import ConfigSection, class_with_fields_in, keys_of_class, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import check_no_old_names
 
@@ -221,12 +221,16 @@ def _check_keys(
                 continue
             raise UserError(f"unknown key {name!r}{_suggest_keys(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
-            raise UserError(f"{name}: has no value; remove the key to use its default")
+            required = any(known.name == key and known.required for known, _ in keys_of_class(cls))
+            advice = "give one" if required else "remove the key to use its default"
+            raise UserError(f"{name}: has no value; {advice}")
         section = option_classes.get(key) or class_with_fields_in(hints[key])
         if section is None or value is None:
             continue
         items = [(name, value)]
-        if isinstance(value, list) and typing.get_origin(hints[key]) is list:
+        if typing.get_origin(hints[key]) is list:
+            if not isinstance(value, list):  # `convert_to_type` reports it
+                continue
             items = [(f"{name}.{index}", item) for index, item in enumerate(value)]
         for path, item in items:
             if not isinstance(item, Mapping):
@@ -253,16 +257,18 @@ def _check_utf8(value: Any) -> None:
 def _suggest_keys(key: Any, known_keys: Iterable[str], sections: list[ConfigSection]) -> str:
     """Return a suggestion for an unknown key, as the end of an error message.
 
-    The suggestion contains the dotted keys whose last part is ``key``. If there are none, it is the
-    most similar key. If no key is similar, it is the list of known keys.
+    The suggestion contains the dotted keys whose last part is ``key``, first those with the fewest
+    parts. If there are none, it is the most similar key. If no key is similar, it is the list of
+    known keys.
     """
     paths = [row.name for section in sections for row in section.keys]
+    paths.sort(key=lambda path: path.count("."))
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
     if close := did_you_mean(str(key), known_keys):
         return close
-    leaves = {path.rpartition(".")[2]: path for path in paths}
+    leaves = {path.rpartition(".")[2]: path for path in reversed(paths)}
     match = closest_name(str(key), leaves, cutoff=0.75)
     if match:
         return f"; did you mean {leaves[match]!r}?"

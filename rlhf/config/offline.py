@@ -30,8 +30,8 @@ class TrainerOptions(TypedDict, total=False):
     """Number of epochs."""
     optim: str
     """Name of the optimizer."""
-    pad_to_multiple_of: int | None
-    """The number of tokens of a padded batch is a multiple of this number."""
+    pad_to_multiple_of: int | str | None
+    """The width of a padded batch is a multiple of this number; auto: of 1."""
     center_rewards_coefficient: float | None
     """Weight of the centering term of reward models."""
     disable_dropout: bool

@@ -38,6 +38,12 @@ def test_every_list_of_rewards_in_a_command_has_this_type():
             "rewards.0.name: has no value; remove the key to use its default",
         ),
         ({"weight": 1.0}, "rewards.0.kind is required"),
+        ({"kind": None}, "rewards.0.kind: has no value; give one"),
+        (
+            {"kind": "length", 1: 2},
+            "rewards.0.1 must be a valid string, got 1; YAML reads some texts as other values "
+            'unless they are in quotes: "no"',
+        ),
         (
             "length",
             "rewards.0: expected a mapping with kind, name, normalize, clip, threshold, weight; "
@@ -49,6 +55,11 @@ def test_a_mistake_is_named_with_its_key(spec, message):
     with pytest.raises(UserError) as error:
         build_config(ChatConfig, {"models": ["x"], "rewards": [spec]})
     assert str(error.value) == message
+
+
+def test_a_value_that_is_no_list_gets_the_hint_on_lists():
+    with pytest.raises(UserError, match=r"^rewards must be a valid list, got 'length'; write a li"):
+        build_config(ChatConfig, {"models": ["x"], "rewards": "length"})
 
 
 def test_settings_of_a_kind_are_kept_unchanged():

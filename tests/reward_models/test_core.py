@@ -334,7 +334,17 @@ def test_the_limits_of_a_score_can_be_a_tuple_or_one_sided(bounds):
         ({"kind": "lenght"}, "unknown kind 'lenght'; did you mean 'length'"),
         ({"kind": "length", "hihg": 3}, "no setting 'hihg'; did you mean 'high'"),
         ({"kind": "regex"}, "needs the setting 'pattern'"),
-        ({"pattern": "x"}, r"^reward\.kind is required$"),
+        ({"pattern": "x"}, r"^reward\.kind is required; known kinds: .*, length, "),
+        ([{"kind": "length"}, {}], r"^rewards\.1\.kind is required; known kinds: "),
+        (
+            {
+                "kind": "gate",
+                "reward": {"kind": "length"},
+                "condition": {"kind": "length", "clip": 1},
+            },
+            r"^gate\.condition\.clip must be \[LOW, HIGH\]",
+        ),
+        ({"kind": "function", "pathh": "x"}, "no setting 'pathh'; did you mean 'path'"),
         ({"kind": "regex", "pattern": "("}, "not a regular expression"),
         ({"kind": "function", "path": "no_such_module_here:f"}, "cannot import"),
         ({"kind": "function", "path": "math:sqroot"}, "did you mean"),

@@ -27,6 +27,7 @@ from rlhf.training.examples import ExampleEncoder
 from rlhf.training.methods import num_steps
 from rlhf.training.trl.callback import RunCallback
 from rlhf.training.trl.columns import KTOCollator, PairCollator, dpo_trainer_dataset
+from rlhf.training.trl.trainer import padding_multiple
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
     evaluations,
@@ -368,6 +369,20 @@ def test_a_damaged_best_checkpoint_of_trl_is_refused(tmp_path, echo_model, monke
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UserError, match=r"checkpoint-2/model.safetensors is damaged"):
         run_command("kto", tree | {"resume": True})
+
+
+@pytest.mark.parametrize(
+    ("option", "multiple"),
+    [(None, 1), ("auto", 1), ("Auto", 1), ("none", 1), ("null", 1), (8, 8), ("8", 8)],
+)
+def test_the_padding_multiple_is_read_as_trl_reads_it(option, multiple):
+    assert padding_multiple(option) == multiple
+
+
+@pytest.mark.parametrize("option", [0, -8, "0", "-8", "eight", "", 1.5])
+def test_another_padding_multiple_is_refused(option):
+    with pytest.raises(UserError, match="pad_to_multiple_of must be a positive integer or auto"):
+        padding_multiple(option)
 
 
 def test_the_collators_of_trl_hold_our_ids():

@@ -77,12 +77,11 @@ class PairCollator:
 
     Args:
         pad_id: Id of the padding token.
-        multiple: The width of a batch is padded to a multiple of this number. By default, it is the
-            length of the longest row.
+        multiple: The width of a batch is padded to a multiple of this number.
     """
 
-    def __init__(self, pad_id: int, multiple: int | None = None) -> None:
-        self.pad_id, self.multiple = pad_id, multiple or 1
+    def __init__(self, pad_id: int, multiple: int = 1) -> None:
+        self.pad_id, self.multiple = pad_id, multiple
 
     def __call__(self, examples: Sequence[Row]) -> dict[str, Tensor]:
         sides = ("chosen", "rejected")
@@ -104,12 +103,11 @@ class KTOCollator:
     Args:
         pad_id: Id of the padding token.
         max_length: Maximum number of tokens of a mismatched prompt and reply.
-        multiple: The width of a batch is padded to a multiple of this number. By default, it is the
-            length of the longest row.
+        multiple: The width of a batch is padded to a multiple of this number.
     """
 
-    def __init__(self, pad_id: int, max_length: int, multiple: int | None = None) -> None:
-        self.pad_id, self.max_length, self.multiple = pad_id, max_length, multiple or 1
+    def __init__(self, pad_id: int, max_length: int, multiple: int = 1) -> None:
+        self.pad_id, self.max_length, self.multiple = pad_id, max_length, multiple
 
     def __call__(self, examples: Sequence[Row]) -> dict[str, Tensor]:
         ids = [example["completion_tokens"] for example in examples]

@@ -77,7 +77,7 @@ def causal_trainer_spec(
     if command == "sft":
         return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_trainer_dataset, fixed=fixed)
     fixed["remove_unused_columns"] = False  # the collators need these columns
-    multiple = config.trainer.get("pad_to_multiple_of")
+    multiple = padding_multiple(config.trainer.get("pad_to_multiple_of"))
     arguments: dict[str, Any] = {}
     if unwrap_peft(model) is model:
         # Without an explicit reference, TRL loads it from disk and ignores the weights in memory.
@@ -89,6 +89,26 @@ def causal_trainer_spec(
         )
     arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, max_length, multiple)
     return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, kto_trainer_dataset, arguments, fixed=fixed)
+
+
+def padding_multiple(option: int | str | None) -> int:
+    """Return the number of which the width of a batch is a multiple.
+
+    Args:
+        option: Value of ``trainer.pad_to_multiple_of``, as TRL's configurations accept it. None and
+            "auto" mean 1, because TRL's "auto" is a larger number only on Neuron devices.
+
+    Raises:
+        UserError: The value is neither a positive integer, nor "auto", "none" or "null".
+    """
+    text = str(option).lower()
+    if text in ("none", "null", "auto"):
+        return 1
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(
+            f"trainer.pad_to_multiple_of must be a positive integer or auto, got {option!r}"
+        )
+    return int(text)
 
 
 def train_with_trainer(
