@@ -17,8 +17,8 @@ _ROWS_PER_STEP = 2
 def token_samples_html(run: RunRecord) -> str:
     """Return up to `_ROWS_PER_STEP` samples with recorded tokens for each step, as HTML.
 
-    The reader of the page selects the quantity that determines the color. Pointing at a token shows
-    all its quantities.
+    The reader of the page selects the quantity that determines the color of the tokens. Pointing at
+    a token shows all its quantities.
     """
     rows = [row for row in run.samples if has_recorded_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})

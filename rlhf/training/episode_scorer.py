@@ -1,4 +1,4 @@
-"""Score finished episodes while other episodes are still played."""
+"""Score finished episodes while other episodes are still being played."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rlhf.rollout.batch import Rollout
 class EpisodeScorer:
     """Scores episodes in a thread, in the order in which they end.
 
-    Only rewards with ``waits`` and ``independent`` are computed here: for them, the thread waits
-    for another program instead of using the processor, and the score of an episode is the same
-    whether other episodes are scored with it or not. The thread scores all episodes that have ended
-    since its last call together, because a judge answers several requests at once.
+    Only rewards with ``waits`` and ``independent`` are computed in the thread: they wait for
+    another program instead of using the processor, and the score of an episode is the same whether
+    other episodes are scored with it or not. Each call of a reward scores all episodes that have
+    ended since the start of the previous call, because a judge answers several requests at once.
 
     Args:
         rewards: The rewards of the episodes; None is ignored.
@@ -40,12 +40,12 @@ class EpisodeScorer:
         self._ended.put(None)  # the thread ends after the queued episodes
 
     def submit(self, rollout: Rollout) -> None:
-        """Score an episode that has ended. Its conversation must not change any more."""
+        """Queue an episode that has ended. Its conversation must not change any more."""
         if self._rewards:
             self._ended.put(rollout)
 
     def score(self, reward: Reward, rollouts: Sequence[Rollout]) -> Scores:
-        """Return the scores of submitted episodes, and wait for them.
+        """Wait for the scores of submitted episodes, and return them.
 
         If the reward is not computed in the thread, it is computed now, on all episodes at once.
         Otherwise, the thread ends, so no further episodes can be submitted, and an error of a

@@ -112,7 +112,8 @@ class ProcessEnvironment(gym.Env):
     def _receive(self) -> Any:
         """Return the next result of the process, or raise its error.
 
-        An error other than UserError is an Exception whose class has the name of the original one.
+        An error other than UserError is raised as an Exception of a new class, which has the name
+        of the original class.
         """
         try:
             is_result, content = self._connection.recv()
@@ -172,8 +173,8 @@ def _ignore_stop_signals() -> None:
     """Ignore the signals that stop a run.
 
     Ctrl-C, a closed terminal and a scheduler send a signal to all processes of a run, but only the
-    run decides when to stop. The handler is a function, because the programs that the environment
-    starts would inherit SIG_IGN.
+    main process decides when the run stops. The handler is a function, because the programs that
+    the environment starts would inherit SIG_IGN.
     """
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 

@@ -73,13 +73,14 @@ class EnvironmentWorkers(Protocol):
             wait: Whether to wait for a result if none has arrived and a call is running.
 
         Raises:
-            UserError: A call failed and ``EnvironmentCaller.errors`` is "raise".
+            UserError: A call raised a UserError, or it failed and ``EnvironmentCaller.errors`` is
+                "raise".
         """
         ...
 
     @property
     def num_undelivered_calls(self) -> int:
-        """Number of calls whose results were not delivered."""
+        """Number of calls whose results have not been delivered yet."""
         ...
 
     def discard_running_calls(self) -> Sequence[gym.Env]:
@@ -97,7 +98,7 @@ class EnvironmentWorkers(Protocol):
     def limit_side_effects_of_calls(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager in which calls are submitted.
 
-        While it is active, the side effects of foreign code in other threads are limited.
+        While it is active, the side effects of third-party code in other threads are limited.
         """
         ...
 
@@ -129,7 +130,7 @@ class LockstepWorkers:
 
     @property
     def num_undelivered_calls(self) -> int:
-        """Number of calls whose results were not delivered."""
+        """Number of calls whose results have not been delivered yet."""
         return len(self._results)
 
     def discard_running_calls(self) -> Sequence[gym.Env]:
@@ -168,7 +169,7 @@ class _EnvironmentThread:
         return user_code.user_code_location_of_thread(self._thread.ident)
 
     def enqueue(self, task: Callable[[], None]) -> None:
-        """Run a task after the earlier tasks."""
+        """Queue a task, which the thread runs after the earlier tasks."""
         self._tasks.put(task)
 
     def end_after_queued_tasks(self) -> None:
@@ -185,7 +186,7 @@ class _Outcome:
 
 
 def _run_for_outcome(run: Callable[[], Any]) -> _Outcome:
-    """Run foreign code; return its result or the exception that it raised."""
+    """Run third-party code; return its result or the exception that it raised."""
     try:
         with ensure_ordinary_exceptions():
             return _Outcome(run())
@@ -253,7 +254,7 @@ class ThreadedWorkers:
     def _run(self, call: EnvironmentCall) -> _Outcome:
         """Run a call in the thread of its environment.
 
-        The outcome of a call that took longer than the time limit is a TimeoutError.
+        The outcome of a call that succeeds after the time limit is a TimeoutError.
         """
         start, limit = time.monotonic(), self.caller.timeout
         outcome = _run_for_outcome(call.run)
@@ -305,7 +306,8 @@ class ThreadedWorkers:
                 arrived = (
                     self._results.get(timeout=patience) if wait else self._results.get_nowait()
                 )
-                # A result that arrives after the time limit was already delivered as a failure.
+                # The result is ignored if the call was discarded, or if it has exceeded the time
+                # limit, so that a TimeoutError was delivered.
                 if self._running.get(id(arrived[0].env), (None,))[0] is arrived[0]:
                     del self._running[id(arrived[0].env)]
                     return arrived
@@ -326,8 +328,8 @@ class ThreadedWorkers:
     def _abandon_busy_environment(self, env: gym.Env) -> None:
         """Discard an environment whose thread is busy.
 
-        The environment is closed when its call returns. If it runs in a process, the process is
-        killed.
+        The environment is closed when its call returns. If it runs in its own process, the process
+        is killed instead.
         """
         self._running.pop(id(env), None)
         thread = self._threads.pop(id(env))
@@ -339,7 +341,7 @@ class ThreadedWorkers:
 
     @property
     def num_undelivered_calls(self) -> int:
-        """Number of calls whose results were not delivered."""
+        """Number of calls whose results have not been delivered yet."""
         return len(self._running)
 
     def discard_running_calls(self) -> Sequence[gym.Env]:
@@ -370,8 +372,8 @@ class ThreadedWorkers:
     def limit_side_effects_of_calls(self) -> Iterator[None]:
         """Return a context manager that limits the side effects of all threads.
 
-        Standard output is redirected, and no environment can end the process. The state of the
-        process is restored at the end.
+        Standard output is redirected to standard error, ``os._exit`` raises an exception, and the
+        state of the process is restored at the end.
         """
         with (
             output_to_stderr(),

@@ -245,7 +245,7 @@ def _gold_fall_is_significant(
 def _cluster_means(
     gains: np.ndarray, codes: np.ndarray, row_mask: np.ndarray
 ) -> dict[Hashable, float]:
-    """Return cluster -> mean gain in its rows of `row_mask`, for the clusters with such rows."""
+    """Return the mean gain of each cluster over its rows in `row_mask`, if it has such rows."""
     names, means = unit_means(gains[row_mask], codes[row_mask].tolist())
     return dict(zip(names, means.tolist(), strict=True))
 
