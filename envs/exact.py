@@ -36,7 +36,8 @@ NON_STATE_ATTRIBUTES = (
     "spec",
     "metadata",
 )
-"""Attributes that have no influence on the rest of an episode."""
+"""Attributes that are not compared as state: they have no influence on the rest of an episode, or
+are random generators, whose draws are scripted."""
 GENERATOR_TYPES = (random.Random, np.random.Generator, np.random.RandomState)
 TRIAL_SEEDS = 10
 """Number of seeds with which `reset` is called to detect draws that do not use `np_random`."""
@@ -47,7 +48,7 @@ class NotEnumerableError(Exception):
 
 
 class _UndecidedDraw(BaseException):
-    """Raised by a draw after the end of the script.
+    """Raised by a draw with several outcomes for which the script of the generator has none.
 
     The class derives from BaseException, so that `except Exception` in an environment does not
     catch it. `outcomes` are the possible outcomes of the draw.
@@ -111,7 +112,7 @@ class ScriptedGenerator:
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
         """Return placeholders of uniform draws in [0, 1).
 
-        Each comparison with a placeholder is a choice.
+        Each comparison of a placeholder with a number is a choice between two outcomes.
         """
         return _draw_array(size, lambda: _UniformPlaceholder(self), dtype=object)
 
@@ -260,7 +261,10 @@ def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> fl
 
 
 class _Solver:
-    """Exact solver for one environment, with a cache of values by the belief over states."""
+    """Exact solver for one environment.
+
+    It caches the value of each belief, which is a distribution over the states.
+    """
 
     def __init__(self, env: Env, max_steps: int, price: float) -> None:
         self.budget, self.price = max_steps, price
@@ -487,6 +491,6 @@ def _pickle_mutable_attributes(env: Env, names: Iterable[str] | None = None) -> 
         if name not in NON_STATE_ATTRIBUTES and not isinstance(value, IMMUTABLE_TYPES):
             try:
                 pickles[name] = pickle.dumps(value)
-            except Exception:  # third-party objects may raise anything; they are copied
-                continue
+            except Exception:  # third-party objects may raise anything
+                continue  # an attribute without a pickle is copied, not shared
     return pickles

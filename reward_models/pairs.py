@@ -32,7 +32,7 @@ class Pair:
 
     @property
     def prompt_json(self) -> str:
-        """Roles and contents of the prompt as JSON text, by which a report clusters intervals."""
+        """Roles and contents of the prompt as JSON text, which reports use as cluster of a pair."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property
@@ -83,7 +83,8 @@ def to_pair(row: Mapping[str, Any], *, source_column: str | None = None) -> Pair
 
     Args:
         row: The row.
-        source_column: Name of the column with the origin of the row; by default, it is unknown.
+        source_column: Name of the column with the origin of the row. By default, the pair has no
+            source.
 
     Raises:
         UserError: A column is missing, a reply has no messages, or there is no prompt.

@@ -233,7 +233,10 @@ def _has_working_directory() -> bool:
 
 
 def _discard_output_that_cannot_be_written() -> None:
-    """Redirect standard output, which is flushed at exit, to nothing if it cannot be written."""
+    """Redirect standard output to the null device if it cannot be written.
+
+    Python flushes it when the process ends.
+    """
     try:
         sys.stdout.flush()
     except OSError:
@@ -241,7 +244,7 @@ def _discard_output_that_cannot_be_written() -> None:
 
 
 def _is_in_user_code(error: BaseException) -> bool:
-    """Return whether an error was raised in a plug-in, or in code that a plug-in called."""
+    """Return whether an error was raised in code of the user, or in code that it called."""
     files, location = loaded_user_files(), user_code_location(error)
     frames = traceback.extract_tb(error.__traceback__)
     return any(frame.filename in files for frame in frames) or (

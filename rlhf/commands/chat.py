@@ -1,4 +1,4 @@
-"""Implements `rlhf chat`, which talks to models in the terminal or on a local page."""
+"""Implements `rlhf chat`, with which a user talks to models in the terminal or on a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def chat(config: ChatConfig) -> Iterator[str]:
-    """Talk until the user ends the chat; yield the address of the page if there is one."""
+    """Run a chat until the user ends it; yield the address of the page if there is one."""
     if config.interface == "page":
         from rlhf.web import require_web_packages
 

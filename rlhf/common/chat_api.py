@@ -1,4 +1,4 @@
-"""Requests to the chat completions of an OpenAI-compatible server."""
+"""Requests to the endpoint for chat completions of an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def chat_completion_function(
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return a function from the JSON of a request to the JSON of the response.
 
-    Every exception of the function, such as a timeout or a response that is not JSON, concerns only
-    its request. The API key is read from the environment variable `API_KEY_VARIABLE`.
+    The function raises an exception if a request fails, for example after a timeout or if the
+    response is not JSON. Further requests can be sent afterwards. The API key is read from the
+    environment variable `API_KEY_VARIABLE`.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.

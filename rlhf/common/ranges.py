@@ -143,7 +143,7 @@ def shortened_repr(value: Any) -> str:
 
 
 def _check_no_boolean_is_number(hint: Any, value: Any, key: str) -> None:
-    """Raise UserError if plain data have a boolean for a number, which pydantic would convert."""
+    """Raise UserError if a boolean is in the place of a number; pydantic would convert it."""
     members = [
         typing.get_args(member)[0] if typing.get_origin(member) is Annotated else member
         for member in (typing.get_args(hint) if _is_union(hint) else (hint,))

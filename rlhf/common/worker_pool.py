@@ -1,7 +1,8 @@
 """Apply a function to tasks in worker processes.
 
-The workers are new Python processes, not forks: a fork would copy the locks of the threads of this
-process in any state. They do not import the user's script, so a script without a main guard works.
+The workers are new Python processes, not forks: a fork would copy locks that other threads of this
+process hold, and nothing would release the copies. They do not import the user's script, so a
+script without a main guard works.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ _THREAD_LIMITS = {
 }
 """Environment variables of workers: every worker computes in one thread."""
 _GARBAGE_THRESHOLD = 100_000
-"""Number of new objects after which a worker looks for garbage."""
+"""Number of new objects after which a worker starts a garbage collection."""
 
 
 class WorkerPool:
-    """Processes that apply one function to tasks. It is a context manager that ends the processes.
+    """Processes that apply one function to tasks.
+
+    The pool is a context manager, which ends the processes.
 
     Args:
         count: Number of worker processes. With fewer than two, the function runs in this process.
@@ -95,7 +98,7 @@ class WorkerPool:
             yield pending.popleft().result()
 
     def close(self) -> None:
-        """End all processes, also while they work."""
+        """End all processes, even if they are working on a task."""
         for worker in self._workers:
             worker.kill()
         if self._function is None:

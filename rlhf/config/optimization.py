@@ -156,8 +156,8 @@ def _check_optimizer(options: NativeOptions) -> None:
 
 
 def _check_losses(options: DPOOptions) -> None:
-    # Without sigmoid, no preference is trained. If a name were repeated, only one of its
-    # weights would be used.
+    # Without sigmoid, the loss does not depend on the rejected replies. If a name were repeated,
+    # only its last weight would be used.
     if tuple(options.loss_type) not in (("sigmoid",), ("sigmoid", "sft"), ("sft", "sigmoid")):
         raise UserError(
             f"trainer.loss_type: the native engine has [sigmoid] and [sigmoid, sft], got "

@@ -50,8 +50,8 @@ class ServerLimits:
     """Maximum number of tokens of a prompt with its completion. If the context length of the model
     is smaller, it is the limit."""
     completions: PositiveInt = 128
-    """Maximum number of completions of one request: the number of its prompts times n. The number
-    is also limited to rollout.parallel + limits.queue."""
+    """Maximum number of completions of one request, which has ``n`` completions for each of its
+    prompts. The number is also limited to rollout.parallel + limits.queue."""
     conversations: PositiveInt = 256
     """Maximum number of conversations of one request for scores."""
     body_bytes: PositiveInt = 4 * 2**20

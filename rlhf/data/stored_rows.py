@@ -1,4 +1,4 @@
-"""Load datasets of any size as rows on the disk, with the results of `rlhf.data.load.load`."""
+"""Load datasets of any size as rows on the disk, with the same results as `rlhf.data.load.load`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class StoredRows(Sequence[dict[str, Any]]):
         )
 
     def prompt_keys(self) -> np.ndarray:
-        """Return the prompt key of every row, [N] of 32 bytes."""
+        """Return the prompt keys of the rows, an array [N] of strings of 32 bytes."""
         keys = np.empty(len(self), "S32")
         for number, store in enumerate(self.stores):
             of_store = self.source == number

@@ -22,8 +22,8 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""Environment and decoding of an evaluation. Methods are compared only within one setting, except
-with the random or expert policy as the baseline."""
+"""Environment and decoding of an evaluation. Methods are compared only within one setting. The
+random and the expert policy have no decoding, so they are compared with every decoding."""
 ValuesByUnit = dict[Hashable, list[float]]
 """Independent unit -> values of the metric, one for each episode of the unit."""
 MethodValues = dict[Setting, dict[int, ValuesByUnit]]
@@ -87,10 +87,10 @@ class MethodEvaluation:
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     """Return the evaluations that are compared, each with its method and training seed.
 
-    `rlhf evaluate` can evaluate the models of several runs in one run directory. The method of
-    such an evaluation is named after the policy, not after the directory. The evaluation replaces
-    the final evaluation of a training run with the same method name. Evaluations without episodes
-    are omitted.
+    One run of `rlhf evaluate` can evaluate the models of several training runs. The method of such
+    an evaluation is named after the policy, not after the directory. The evaluation replaces the
+    final evaluation of a training run with the same method name, training seed and setting.
+    Evaluations without episodes are omitted.
     """
     return _evaluations_and_omission_notes(runs)[0]
 
@@ -103,8 +103,8 @@ def _evaluations_and_omission_notes(
     There are no notes on untrained policies, or on evaluations of training runs that those of `rlhf
     evaluate` replace; see `method_evaluations`.
     """
-    # Runs of `rlhf evaluate` with named policies come first: their evaluations replace those of
-    # training runs, and the table has the same order.
+    # Runs of `rlhf evaluate` with named policies come first, so that their evaluations replace
+    # those of training runs. The table of a comparison lists the methods in this order.
     ordered = sorted(runs, key=lambda run: not _methods_named_after_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
     paths = [_path_for_method_name(run, evaluation) for run, evaluation in pairs]
@@ -137,7 +137,7 @@ class MetricValuesByMethod:
     methods: dict[str, MethodValues]
     """Name of the method -> its values."""
     notes: list[str]
-    """Notes on omitted or repeated episodes."""
+    """Notes on omitted evaluations, and on omitted or repeated episodes."""
     binary_values_by_env: Mapping[str, tuple[float, float] | None]
     """Environment -> the two possible values of a binary metric, see `binary_values`; None for
     other metrics."""
@@ -212,7 +212,7 @@ def training_seed(run: RunRecord) -> int:
     """Return the training seed of a run.
 
     The seed is the last number in the run's path that follows "seed", as in `seed3`. If there is no
-    such number, it is the key `seed` of the configuration, and 0 if there is no such key.
+    such number, it is the value of `seed` in the configuration, or 0 if there is none.
     """
     numbers = _SEED_PART.findall(str(run.directory.resolve()))
     return int(numbers[-1]) if numbers else int(run.config.get("seed") or 0)
@@ -221,8 +221,7 @@ def training_seed(run: RunRecord) -> int:
 def _methods_named_after_policies(run: RunRecord) -> bool:
     """Return whether the methods of a run are named after the policies that it evaluated.
 
-    This applies to runs of `rlhf evaluate`: the configuration lists policies, or the run evaluated
-    several policies.
+    They are if the configuration lists policies, or if the run evaluated several trained policies.
     """
     trained = {e.summary_field("policy") for e in run.evaluations if not e.has_untrained_policy} - {
         ""

@@ -99,7 +99,10 @@ class ModelSource:
 
     @property
     def local_inputs(self) -> list[Path]:
-        """Existing folders that the export reads: the model, its runs, and their initial models."""
+        """Existing folders that the export reads.
+
+        They are those of the model, its runs, their initial models, and the base of an adapter.
+        """
         folders = [self.folder, *(stage.record.directory for stage in self.stages)]
         starts = [_model_path(stage.record.config) for stage in self.stages]
         if self.is_adapter:
@@ -171,7 +174,8 @@ def _is_model(folder: Path) -> bool:
 def _run_directory_of_model(model: Path) -> Path | None:
     """Return the directory of the run that wrote a model; None if no run wrote it.
 
-    A config.yaml in a parent folder is not enough: it can be the file of another run.
+    The model must be `final` or in `checkpoints`, because a config.yaml in another parent folder
+    can be that of another run.
     """
     folder = model.absolute()
     run = folder.parent if folder.name == "final" else folder.parent.parent

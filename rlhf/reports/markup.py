@@ -26,7 +26,8 @@ _RANGE_COLUMNS = frozenset({"range"})
 """Columns whose text cells contain numbers."""
 
 _MIN_WIDE_COLUMNS = 9
-"""If a table of one row has at least this many columns, its plain cells are in the caption."""
+"""If a table of one row has at least this many columns, its cells that are empty, text or a mean of
+equal values are in the caption."""
 
 _NUMERAL = re.compile(r"[\d.]+%?")
 
@@ -94,10 +95,10 @@ class Table:
     def _is_shown_in_caption(self, column: int) -> bool:
         """Return whether a column is shown in the caption instead of the table.
 
-        A column of a table with several rows is shown in the caption if all its cells are equal. A
-        column of a wide table with one row is shown there if its cell is empty, text or a mean of
-        equal values. A column with a numeric name is a point of a curve, as in a performance
-        profile, and stays in the table.
+        A column of a table with several rows is shown in the caption if all its cells are equal.
+        Except for the first, a column of a wide table with one row is shown there if its cell is
+        empty, text or a mean of equal values. A column with a numeric name is a point of a curve,
+        as in a performance profile, and stays in the table.
         """
         if _NUMERAL.fullmatch(self.columns[column]):
             return False

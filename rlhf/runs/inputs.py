@@ -25,7 +25,7 @@ PATH_KEYS = frozenset(
 """Configuration keys whose value may be the path of a local file or folder, or a list of paths."""
 GAME_FOLDER_KEY = "env.kwargs.folder"
 """Key of the folder to which an environment writes compiled games. Its content may change during a
-run. In the settings of a study, dotted keys end with this key."""
+run. In the settings of a study, this key has a prefix."""
 FULL_READ_BYTES = 64 * 2**20
 """Maximum size in bytes of a file that is read completely. For larger files, only blocks at equal
 distances are read."""
@@ -95,7 +95,8 @@ def fingerprint(path: Path) -> str:
     The digest of a folder includes the relative paths and the contents of its files. It excludes
     hidden files and folders, and run directories below the folder, which change while a run writes.
     The digest of a folder with an adapter also includes the base model, if the base model is in a
-    local folder. The digest does not change if both folders are moved together.
+    local folder. If both folders are moved together, the digest does not change, provided that the
+    base is beside or in the folder of the adapter.
     """
     if path.is_file():
         return _file_fingerprint(path)
@@ -134,7 +135,10 @@ def _cached_fingerprint(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _adapter_base_folder(folder: Path) -> Path | None:
-    """Return the local folder, outside ``folder``, with the base model of an adapter, or None."""
+    """Return the local folder with the base model of an adapter, or None.
+
+    It is None too if the recorded path is relative to ``folder``.
+    """
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None

@@ -24,7 +24,7 @@ class EngineThread:
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def start(self, function: Callable[[], T]) -> Future[T]:
-        """Run a function after the earlier ones; return its future result."""
+        """Queue a function, which runs after the earlier ones; return the future of its result."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -41,7 +41,7 @@ class EngineThread:
         return self.start(function).result()
 
     def close(self) -> None:
-        """End the thread after the functions that were started. This method does not wait."""
+        """End the thread after all queued functions have run. This method does not wait."""
         self._functions.put(None)
 
     def _run(self) -> None:

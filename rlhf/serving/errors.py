@@ -56,7 +56,7 @@ class ApiError(Exception):
 
 
 def unknown_model_error(name: str, known: Sequence[str], *, place: str = "this server") -> ApiError:
-    """Return the error for a name that is not among the names of the models of a place."""
+    """Return the error for the name of a model that a server or a route, ``place``, lacks."""
     return ApiError(
         404,
         f"the model {shortened_repr(name)} is not among those of {place}: {', '.join(known)}",
@@ -87,7 +87,7 @@ def timeout_error(seconds: float) -> ApiError:
 
 
 def refusal_response(status: int, reason: str) -> JSONResponse:
-    """Return the response of a request that the access rules refuse.
+    """Return the response to a request that the access rules refuse.
 
     For status 401, a hint on the header of the key replaces ``reason``.
     """

@@ -62,7 +62,8 @@ def skew_corrected_t_bounds(
 
     Each bound is that of Student's t interval or that of Hall's (1992) cubic transformation,
     whichever is farther from the mean. The transformation shifts the bounds toward the long tail,
-    because the coverage of Student's t interval alone is only 83 to 90% for skewed values. Let n be
+    because the coverage of Student's 95% interval alone is only 83 to 90% for the mean of a few
+    strongly skewed values. Let n be
     the number of degrees of freedom plus one. The sample skewness underestimates the skewness of
     the population, so it is multiplied by 1.25 + 6 / n. The distance from the mean to a bound is
     limited to 2 + 5 / n times the distance for Student's t interval.

@@ -64,8 +64,8 @@ def open_listener(host: str = LOOPBACK_HOST, port: int = 0) -> Listener:
     """Listen on an address.
 
     Args:
-        host: Name or address of a network interface. The caller decides whether other machines may
-            reach the address (`is_loopback`).
+        host: Host name or address of a network interface of this machine. The caller decides
+            whether other machines may reach the address (`is_loopback`).
         port: Number of the port; 0 chooses a free one.
 
     Raises:

@@ -55,7 +55,7 @@ def read_evaluations(folders: Sequence[str]) -> list[Evaluation]:
 
 
 def _results_of_evaluation(evaluation: Evaluation) -> Iterator[Result]:
-    """Yield the metrics of an evaluation of a policy, of a reward on pairs, or of labeled texts."""
+    """Yield the metrics of an evaluation: of a policy, a reward on pairs, or a classifier."""
     summary = evaluation.summary
     parts = [str(summary.get("env") or evaluation.name)]
     if decoding := summary.get("decoding"):

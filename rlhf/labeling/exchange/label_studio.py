@@ -1,6 +1,7 @@
 """Convert labels to and from the JSON of Label Studio (tasks with annotations).
 
-A task is an item. The controls of its project are in `PROJECT_CONFIGS`.
+A task corresponds to an item, and an annotation to a label. The controls of its project are in
+`PROJECT_CONFIGS`.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ PROJECT_CONFIGS: Mapping[LabelMode, str] = {
 def to_label_studio(rows: Iterable[Row], count_problem: CountProblem) -> list[dict[str, Any]]:
     """Return one task for each item, with one annotation for each label.
 
-    Label Studio assigns imported annotations to the user who imports them. The key `annotator`
-    keeps the id of the annotator, and the key `gold` the known answer of a check item.
+    A label with tied ranks is counted and has no annotation. Label Studio assigns imported
+    annotations to the user who imports them. The key `annotator` keeps the id of the annotator, and
+    the key `gold` the known answer of a check item.
     """
     tasks = []
     for number, labels in enumerate(labels_by_item(rows), start=1):
@@ -99,7 +101,8 @@ def _task_data(row: Row) -> dict[str, Any]:
 def _ranker_entry(name: str, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Return the entry of a reply in the list of a ranker.
 
-    The entry shows one text; the key `messages` keeps several messages.
+    Label Studio shows the text of the entry. If the reply has several messages, the key `messages`
+    contains them.
     """
     entry = {"id": name, "title": name, "body": "\n".join(turn["content"] for turn in messages)}
     return entry if len(messages) == 1 else {**entry, "messages": list(messages)}
@@ -134,7 +137,7 @@ def _results(row: Row) -> list[dict[str, Any]] | None:
                 return [_control_result("tie", "prompt", "choices", {"choices": ["tie"]})]
             side = {"a": "left", "b": "right"}[row["winner"]]
             results = [
-                # Of the two targets, the validator of Label Studio's SDK accepts the first.
+                # The validator of Label Studio's SDK accepts only the first of the two targets.
                 _control_result("preference", "response_a", "pairwise", {"selected": side})
             ]
             if row.get("margin"):
@@ -189,7 +192,8 @@ def _label(
 ) -> ForeignLabel | None:
     """Return the label of an annotation.
 
-    The result is None if the controls have other names, or the answer is missing or incomplete.
+    The result is None if the controls have other names, or if the answer is missing or incomplete
+    and the item was not skipped.
     """
 
     def field(name: str) -> Any:

@@ -44,7 +44,7 @@ class ShardedModules:
     other times, the parameters of the modules are `DTensor` objects with the rows of this process.
 
     Args:
-        modules: Name -> module. Modules whose weights are not loaded are filled.
+        modules: Name -> module. Weights that are not loaded are read from ``deferred``.
         decoders: The decoders of the modules, whose blocks are sharded separately.
         replicated: Parameters that are not sharded, such as adapters. FSDP does not sum their
             gradients over the processes. Parameters with fewer rows than processes, or of another
@@ -81,9 +81,11 @@ class ShardedModules:
         self.units: list[Any] = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
         for unit in self.units:
             unit.set_gradient_divide_factor(1.0)
-            # Gloo's average, and NCCL's products before a sum, would round differently.
+            # A plain sum: FSDP would otherwise average with Gloo, and multiply before the sum with
+            # NCCL, which round differently.
             unit.set_force_sum_reduction_for_comms(True)
-            # Tokens may be routed to other experts in other processes.
+            # An expert may have tokens in some processes only, so the gradients of parameters
+            # without tokens are reduced too.
             unit.set_reduce_scatter_unused_params(_has_expert_modules(unit), recurse=False)
         if deferred is not None:
             for name, module in modules.items():

@@ -49,7 +49,8 @@ class EnvironmentCall:
     run: Callable[[], Any]
     """Function that calls the environment."""
     receive: Callable[[Any], None]
-    """Function that receives the result, or None if the call failed and failures are counted."""
+    """Function that is called with the result, or with None if the call failed and failures are
+    counted."""
 
 
 class EnvironmentWorkers(Protocol):

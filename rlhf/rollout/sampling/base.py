@@ -144,7 +144,8 @@ class IncrementalEngine(RolloutEngine, Protocol):
     def new_tokens(self, episode_id: int, start: int) -> NewTokens:
         """Return the tokens, from index `start`, of the unfinished completion of an episode.
 
-        The result is empty if there are no such tokens, also if the request is still queued.
+        The result is empty if there are no such tokens, for example because the request is still
+        queued.
         """
         ...
 
@@ -167,13 +168,13 @@ class EngineBase:
         raise NotImplementedError
 
     def release(self, episode_id: int) -> None:
-        """Free the memory of an episode, and cancel its unfinished request; by default, nothing."""
+        """Free the memory of an episode, and cancel its request; by default, do nothing."""
 
     def reset(self) -> None:
         """Release all episodes; by default, do nothing."""
 
     def metrics(self) -> dict[str, float]:
-        """Return metrics of the last step to log; by default, there are none."""
+        """Return the metrics of the last step, which are logged; by default, there are none."""
         return {}
 
     def close(self) -> None:
